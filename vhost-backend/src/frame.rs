@@ -1,0 +1,319 @@
+//! A burst of frames on their way from one port to others.
+//!
+//! A frame is a private copy of its first [`SNAPSHOT`] bytes plus a list of [`Segment`]s that still lie where the
+//! sender put them (guest memory, or a worker's own receive buffer). Decisions are made on the snapshot, the snapshot
+//! is what is sent, and the rest is copied once, from the sender's memory into the receiver's. A guest that rewrites
+//! its buffer after the check gains nothing.
+//!
+//! Segments are raw and stay valid only while their source is held: the function that fills a burst lends it to a
+//! closure and clears it before it lets go of the memory, so safe code never sees a stale one.
+
+use crate::net_header::NetHeader;
+
+/// Most frames in one burst; egress sets are bit masks of one word.
+pub const BURST: usize = 64;
+/// Bytes at the head of each frame that are copied out before anybody looks at them.
+pub const SNAPSHOT: usize = 128;
+/// Segments that all frames of one burst may have together, beyond the first of each frame.
+pub const SEGMENTS: usize = 2048;
+/// Longest frame that any port may bring: a 64 KiB GSO frame with its Ethernet header and two VLAN tags.
+pub const MAX_FRAME: usize = 65535 + 14 + 8;
+
+/// A piece of a frame in the sender's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    ptr: *const u8,
+    len: u32,
+}
+
+impl Segment {
+    /// A piece of no bytes.
+    pub const EMPTY: Self = Self { ptr: std::ptr::null(), len: 0 };
+
+    /// Describes `len` bytes at `ptr`.
+    ///
+    /// # Safety
+    /// The bytes must stay mapped and readable for as long as the burst that holds this segment is not cleared.
+    /// They may change under the reader (guest memory does).
+    #[inline]
+    pub unsafe fn new(ptr: *const u8, len: u32) -> Self {
+        Self { ptr, len }
+    }
+
+    /// Start of the bytes; only for copying out.
+    #[inline]
+    pub fn ptr(&self) -> *const u8 {
+        self.ptr
+    }
+
+    /// Bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether there is nothing in it.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// The first bytes of a frame, private to the worker.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Snapshot(pub [u8; SNAPSHOT]);
+
+/// One frame: lengths, offload metadata, and where the bytes beyond the snapshot are.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    /// Bytes of the whole frame, from the Ethernet header on: always the snapshot's and the segments' together.
+    pub(crate) len: u32,
+    /// Bytes that are in the snapshot.
+    pub(crate) head_len: u16,
+    /// Further segments in the burst's list, beyond `tail`.
+    pub(crate) more: u16,
+    /// Index of the first of them.
+    pub(crate) more_at: u16,
+    /// Offload metadata of the sender.
+    pub(crate) header: NetHeader,
+    /// The first piece beyond the snapshot.
+    pub(crate) tail: Segment,
+}
+
+impl Frame {
+    const EMPTY: Self = Self {
+        len: 0,
+        head_len: 0,
+        more: 0,
+        more_at: 0,
+        header: NetHeader {
+            flags: 0,
+            gso_type: 0,
+            hdr_len: 0,
+            gso_size: 0,
+            csum_start: 0,
+            csum_offset: 0,
+            num_buffers: 0,
+        },
+        tail: Segment::EMPTY,
+    };
+}
+
+/// Up to [`BURST`] frames. Made once by a worker and used again and again.
+pub struct Burst {
+    pub(crate) len: usize,
+    pub(crate) snapshots: Box<[Snapshot; BURST]>,
+    pub(crate) frames: Box<[Frame; BURST]>,
+    pub(crate) segments: Box<[Segment]>,
+    pub(crate) segments_used: usize,
+}
+
+impl Default for Burst {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Burst {
+    /// An empty burst with all its memory.
+    pub fn new() -> Self {
+        Self {
+            len: 0,
+            snapshots: Box::new([Snapshot([0; SNAPSHOT]); BURST]),
+            frames: Box::new([Frame::EMPTY; BURST]),
+            segments: vec![Segment::EMPTY; SEGMENTS].into_boxed_slice(),
+            segments_used: 0,
+        }
+    }
+
+    /// Number of frames.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no frame.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether another frame fits, whatever its number of segments.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.len == BURST
+    }
+
+    /// A mask with a bit for each frame.
+    #[inline]
+    pub fn all(&self) -> u64 {
+        if self.len == BURST { u64::MAX } else { (1 << self.len) - 1 }
+    }
+
+    /// Bytes of frame `i`, from the Ethernet header on.
+    ///
+    /// # Panics
+    /// This and the following: if there is no frame `i`.
+    #[inline]
+    pub fn frame_len(&self, i: usize) -> usize {
+        self.frames[..self.len][i].len as usize
+    }
+
+    /// Offload metadata of frame `i`, as its sender gave it or as [`Burst::set_header`] put it right.
+    #[inline]
+    pub fn header(&self, i: usize) -> &NetHeader {
+        &self.frames[..self.len][i].header
+    }
+
+    /// Replaces the offload metadata of frame `i`.
+    #[inline]
+    pub fn set_header(&mut self, i: usize, header: NetHeader) {
+        self.frames[..self.len][i].header = header;
+    }
+
+    /// The first `head_len` bytes of frame `i`.
+    #[inline]
+    pub fn head(&self, i: usize) -> &[u8] {
+        let len = usize::from(self.frames[i].head_len).min(SNAPSHOT);
+        &self.snapshots[i].0[..len]
+    }
+
+    /// The first `head_len` bytes of frame `i`, to rewrite.
+    #[inline]
+    pub fn head_mut(&mut self, i: usize) -> &mut [u8] {
+        let len = usize::from(self.frames[i].head_len).min(SNAPSHOT);
+        &mut self.snapshots[i].0[..len]
+    }
+
+    /// The whole snapshot of frame `i`; bytes beyond the frame's end are left over from earlier frames.
+    #[inline]
+    pub fn snapshot(&self, i: usize) -> &[u8; SNAPSHOT] {
+        &self.snapshots[i].0
+    }
+
+    /// The pieces of frame `i` beyond its snapshot, in order.
+    #[inline]
+    pub fn tail(&self, i: usize) -> impl Iterator<Item = Segment> + '_ {
+        let frame = &self.frames[i];
+        let at = usize::from(frame.more_at);
+        std::iter::once(frame.tail)
+            .filter(|s| !s.is_empty())
+            .chain(self.segments[at..at + usize::from(frame.more)].iter().copied())
+    }
+
+    /// Appends a frame whose bytes are in one piece, copying the snapshot. Returns false when the burst is full or
+    /// the frame is empty or longer than [`MAX_FRAME`].
+    ///
+    /// # Safety
+    /// As for [`Segment::new`], over all of `len` bytes.
+    #[inline]
+    pub unsafe fn push_raw(&mut self, header: NetHeader, ptr: *const u8, len: usize) -> bool {
+        if self.is_full() || len == 0 || len > MAX_FRAME {
+            return false;
+        }
+        let head_len = len.min(SNAPSHOT);
+        // SAFETY: the caller vouches for `len` bytes at `ptr`; the snapshot is SNAPSHOT bytes of our own.
+        unsafe { std::ptr::copy_nonoverlapping(ptr, self.snapshots[self.len].0.as_mut_ptr(), head_len) };
+        // SAFETY: the rest of what the caller vouches for.
+        let tail = unsafe { Segment::new(ptr.add(head_len), (len - head_len) as u32) };
+        self.frames[self.len] =
+            Frame { len: len as u32, head_len: head_len as u16, more: 0, more_at: 0, header, tail };
+        self.len += 1;
+        true
+    }
+
+    /// Copies frame `i` whole into `to` and returns its length, or `None` if `to` is too short.
+    /// What comes from guest memory may change meanwhile; the copy is what counts from then on.
+    pub fn linearise(&self, i: usize, to: &mut [u8]) -> Option<usize> {
+        if self.frame_len(i) > to.len() {
+            return None;
+        }
+        let head = self.head(i);
+        to[..head.len()].copy_from_slice(head);
+        let mut at = head.len();
+        for segment in self.tail(i) {
+            let room = to.get_mut(at..at + segment.len())?;
+            // SAFETY: a segment in a burst is readable (contract of `Segment::new`), and `room` is as long as it.
+            unsafe { std::ptr::copy_nonoverlapping(segment.ptr(), room.as_mut_ptr(), room.len()) };
+            at += segment.len();
+        }
+        Some(at)
+    }
+
+    /// Fills the (empty) burst with frames that lie in slices of the caller's, lends it to `consume`, and clears it.
+    /// This is the safe way in, for frames that the switch made itself.
+    pub fn with_slices<'a, R>(
+        &mut self,
+        fill: impl FnOnce(&mut Filler<'_, 'a>),
+        consume: impl FnOnce(&mut Burst) -> R,
+    ) -> R {
+        self.clear();
+        fill(&mut Filler { burst: self, _slices: std::marker::PhantomData });
+        let result = consume(self);
+        self.clear();
+        result
+    }
+
+    /// Forgets all frames and segments.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.len = 0;
+        self.segments_used = 0;
+    }
+}
+
+/// Appends frames made of slices that outlive the burst's use; see [`Burst::with_slices`].
+pub struct Filler<'b, 'a> {
+    burst: &'b mut Burst,
+    _slices: std::marker::PhantomData<&'a [u8]>,
+}
+
+impl<'a> Filler<'_, 'a> {
+    /// Appends a frame of `head` (copied at once, at most [`SNAPSHOT`] bytes) followed by `rest` (read when sent).
+    /// False, and nothing appended, if the burst is full, the head too long, or the frame empty or too long.
+    pub fn push(&mut self, header: NetHeader, head: &[u8], rest: &'a [u8]) -> bool {
+        let burst = &mut *self.burst;
+        let len = head.len() + rest.len();
+        if burst.is_full() || head.len() > SNAPSHOT || len == 0 || len > MAX_FRAME {
+            return false;
+        }
+        burst.snapshots[burst.len].0[..head.len()].copy_from_slice(head);
+        // SAFETY: `rest` is borrowed for 'a, which outlives the closures of `with_slices`; the burst is cleared there.
+        let tail = unsafe { Segment::new(rest.as_ptr(), rest.len() as u32) };
+        burst.frames[burst.len] =
+            Frame { len: len as u32, head_len: head.len() as u16, more: 0, more_at: 0, header, tail };
+        burst.len += 1;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_come_back_whole_and_the_burst_is_empty_afterwards() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(3000).collect();
+        let mut burst = Burst::new();
+        burst.with_slices(
+            |filler| {
+                assert!(filler.push(NetHeader::default(), &bytes[..100], &bytes[100..]));
+                assert!(
+                    !filler.push(NetHeader::default(), &bytes[..SNAPSHOT + 1], &[]),
+                    "head longer than a snapshot"
+                );
+                assert!(!filler.push(NetHeader::default(), &[], &[]), "empty");
+            },
+            |burst| {
+                assert_eq!((burst.len(), burst.frame_len(0), burst.all()), (1, 3000, 1));
+                assert_eq!(burst.head(0), &bytes[..100]);
+                let mut to = vec![0; 4000];
+                assert_eq!(burst.linearise(0, &mut to), Some(3000));
+                assert_eq!(&to[..3000], &bytes[..]);
+                assert_eq!(burst.linearise(0, &mut to[..2999]), None);
+            },
+        );
+        assert!(burst.is_empty());
+    }
+}

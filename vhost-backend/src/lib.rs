@@ -1,0 +1,7 @@
+//! vhost-user sessions, guest memory and virtio rings for a userspace switch.
+//!
+//! Nothing in this crate knows what an IP address is. From the bottom up:
+//! [`net_header`] and [`frame`] say what a frame is.
+
+pub mod frame;
+pub mod net_header;
