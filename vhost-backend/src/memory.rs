@@ -1,0 +1,415 @@
+//! Guest memory: the regions that a frontend shares, mapped, and the translation of addresses into them.
+//!
+//! A [`GuestMap`] never changes. A session's control thread builds a new one from the old (mappings are shared, so a
+//! new region does not touch the others), gives it to the rings, and drops the old one: workers only borrow, so the
+//! unmapping never falls to them. Two kinds of addresses lead in: guest physical ones (descriptors) and the
+//! frontend's virtual ones (ring addresses), see "Memory region description" of the vhost-user specification.
+//!
+//! The other side is not trusted: it may send any numbers, any file, and shrink the file later ([`crate::sigbus`]).
+//! No Rust reference to guest memory ever exists, only raw pointers.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    ptr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+
+use crate::sigbus::{self, Guarded};
+
+/// Most regions of one guest: what QEMU's vhost-user asks for, and what we announce (`GET_MAX_MEM_SLOTS`).
+pub const MAX_SLOTS: usize = 509;
+/// Most bytes that one guest may share; one frontend must not use up the address space of all.
+pub const MAX_MEMORY: u64 = 8 << 40;
+/// What guest addresses, frontend addresses and file offsets of a region must be multiples of.
+const REGION_ALIGN: u64 = 4096;
+
+/// Why a region cannot be shared or taken back. Addresses are guest physical ones unless the text says otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// A region of no bytes.
+    #[error("memory region at {gpa:#x} is empty")]
+    Empty {
+        /// Guest physical address.
+        gpa: u64,
+    },
+    /// One of the sums address + size or offset + size does not fit 64 bits.
+    #[error("memory region at {gpa:#x} of {size:#x} bytes runs beyond the end of the address space")]
+    Overflow {
+        /// Guest physical address.
+        gpa: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// Guest address, frontend address or file offset is not a multiple of 4 KiB.
+    #[error("memory region at {gpa:#x}: {what} {value:#x} is not a multiple of {REGION_ALIGN}")]
+    Unaligned {
+        /// Guest physical address.
+        gpa: u64,
+        /// Which of the values.
+        what: &'static str,
+        /// The value.
+        value: u64,
+    },
+    /// Two regions claim the same guest addresses.
+    #[error("memory region at {gpa:#x} of {size:#x} bytes overlaps the one at {other:#x}")]
+    Overlap {
+        /// Guest physical address of the new region.
+        gpa: u64,
+        /// Bytes of the new region.
+        size: u64,
+        /// Guest physical address of the one that is there.
+        other: u64,
+    },
+    /// More than [`MAX_SLOTS`] regions.
+    #[error("more than {MAX_SLOTS} memory regions")]
+    TooMany,
+    /// More than [`MAX_MEMORY`] bytes together.
+    #[error(
+        "memory region at {gpa:#x} of {size:#x} bytes makes the guest's memory larger than {MAX_MEMORY:#x} bytes"
+    )]
+    TooLarge {
+        /// Guest physical address.
+        gpa: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// The file ends before the region does.
+    #[error("memory region at {gpa:#x} needs {needed:#x} bytes of a file that has only {size:#x}")]
+    FileTooShort {
+        /// Guest physical address.
+        gpa: u64,
+        /// Offset and size of the region together.
+        needed: u64,
+        /// Bytes of the file.
+        size: u64,
+    },
+    /// A file whose pages may block or cannot be guarded.
+    #[error(
+        "memory region at {gpa:#x} is backed by {what}; use a memfd, or a file on tmpfs, hugetlbfs or a local disk"
+    )]
+    UnsuitableFile {
+        /// Guest physical address.
+        gpa: u64,
+        /// What it is instead.
+        what: String,
+    },
+    /// The kernel refused.
+    #[error("memory region at {gpa:#x}: {call}: {source}")]
+    Kernel {
+        /// Guest physical address.
+        gpa: u64,
+        /// Which call failed.
+        call: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The region to take away is not there.
+    #[error("no memory region at {gpa:#x} of {size:#x} bytes with frontend address {user_addr:#x}")]
+    NoSuchRegion {
+        /// Guest physical address.
+        gpa: u64,
+        /// Bytes.
+        size: u64,
+        /// Address in the frontend.
+        user_addr: u64,
+    },
+}
+
+/// What translation needs of a region: apart from the rest, so that it is dense.
+#[derive(Clone, Copy)]
+struct Range {
+    gpa: u64,
+    size: u64,
+    host: *mut u8,
+}
+
+/// The rest: what identifies a region, and what keeps its memory mapped.
+#[derive(Clone)]
+struct Slot {
+    user_addr: u64,
+    mapping: Arc<Mapping>,
+}
+
+/// The memory of a guest, as it was at one moment. Regions are sorted by guest address and do not overlap.
+pub struct GuestMap {
+    ranges: Vec<Range>,
+    slots: Vec<Slot>,
+    /// The value of `sigbus::faults` for which `poisoned` holds.
+    faults_seen: AtomicU32,
+    poisoned: AtomicBool,
+}
+
+// SAFETY: the raw pointers lead to mappings that `slots` keeps, which are good in any thread; the map does not read or
+// write through them itself, and does not change.
+unsafe impl Send for GuestMap {}
+// SAFETY: as above.
+unsafe impl Sync for GuestMap {}
+
+impl GuestMap {
+    /// A guest without memory.
+    pub fn empty() -> Self {
+        Self::from_parts(Vec::new(), Vec::new())
+    }
+
+    fn from_parts(ranges: Vec<Range>, slots: Vec<Slot>) -> Self {
+        // Stale at once if a fault has ever been seen: the first question then looks at every mapping.
+        Self { ranges, slots, faults_seen: AtomicU32::new(0), poisoned: AtomicBool::new(false) }
+    }
+
+    /// This memory and one region more: `size` bytes at guest address `gpa`, which the frontend sees at `user_addr`
+    /// and which begin at byte `mmap_offset` of `file`. The file may be closed afterwards.
+    ///
+    /// # Errors
+    /// Any [`MemoryError`]; nothing is mapped then.
+    pub fn with_region(
+        &self,
+        gpa: u64,
+        size: u64,
+        user_addr: u64,
+        mmap_offset: u64,
+        file: &File,
+    ) -> Result<Self, MemoryError> {
+        if size == 0 {
+            return Err(MemoryError::Empty { gpa });
+        }
+        let overflow = || MemoryError::Overflow { gpa, size };
+        let end = gpa.checked_add(size).ok_or_else(overflow)?;
+        user_addr.checked_add(size).ok_or_else(overflow)?;
+        let needed = mmap_offset.checked_add(size).ok_or_else(overflow)?;
+        for (what, value) in
+            [("guest address", gpa), ("frontend address", user_addr), ("offset in the file", mmap_offset)]
+        {
+            if !value.is_multiple_of(REGION_ALIGN) {
+                return Err(MemoryError::Unaligned { gpa, what, value });
+            }
+        }
+        if self.ranges.len() >= MAX_SLOTS {
+            return Err(MemoryError::TooMany);
+        }
+        if size > MAX_MEMORY - self.size() {
+            return Err(MemoryError::TooLarge { gpa, size });
+        }
+        let at = self.ranges.partition_point(|r| r.gpa < gpa);
+        let before = at.checked_sub(1).map(|i| &self.ranges[i]).filter(|r| r.gpa + r.size > gpa);
+        let after = self.ranges.get(at).filter(|r| r.gpa < end);
+        if let Some(other) = before.or(after) {
+            return Err(MemoryError::Overlap { gpa, size, other: other.gpa });
+        }
+        let (mapping, host) = Mapping::new(gpa, size, mmap_offset, needed, file)?;
+        let (mut ranges, mut slots) = (self.ranges.clone(), self.slots.clone());
+        ranges.insert(at, Range { gpa, size, host });
+        slots.insert(at, Slot { user_addr, mapping: Arc::new(mapping) });
+        Ok(Self::from_parts(ranges, slots))
+    }
+
+    /// This memory without the region that has exactly this guest address, size and frontend address.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchRegion`].
+    pub fn without_region(&self, gpa: u64, size: u64, user_addr: u64) -> Result<Self, MemoryError> {
+        let at = self
+            .ranges
+            .iter()
+            .zip(&self.slots)
+            .position(|(r, s)| (r.gpa, r.size, s.user_addr) == (gpa, size, user_addr))
+            .ok_or(MemoryError::NoSuchRegion { gpa, size, user_addr })?;
+        let (mut ranges, mut slots) = (self.ranges.clone(), self.slots.clone());
+        ranges.remove(at);
+        slots.remove(at);
+        Ok(Self::from_parts(ranges, slots))
+    }
+
+    /// Where guest address `gpa` is in this process, and how many bytes of its region follow from there on (at least
+    /// one). `hint` remembers the last region between calls and may hold anything.
+    ///
+    /// The pointer is good while the map lives. What it points to may change at any time.
+    #[inline]
+    pub fn translate(&self, gpa: u64, hint: &mut u32) -> Option<(*mut u8, u64)> {
+        if let Some(range) = self.ranges.get(*hint as usize) {
+            let offset = gpa.wrapping_sub(range.gpa);
+            if offset < range.size {
+                return Some((range.host.wrapping_add(offset as usize), range.size - offset));
+            }
+        }
+        self.translate_elsewhere(gpa, hint)
+    }
+
+    #[cold]
+    fn translate_elsewhere(&self, gpa: u64, hint: &mut u32) -> Option<(*mut u8, u64)> {
+        let at = self.ranges.partition_point(|r| r.gpa <= gpa).checked_sub(1)?;
+        let range = &self.ranges[at];
+        let offset = gpa - range.gpa;
+        if offset >= range.size {
+            return None;
+        }
+        *hint = at as u32;
+        Some((range.host.wrapping_add(offset as usize), range.size - offset))
+    }
+
+    /// Where `len` bytes at the frontend's own address `user_addr` are in this process, if they lie in one region.
+    pub fn user_range(&self, user_addr: u64, len: u64) -> Option<*mut u8> {
+        self.ranges.iter().zip(&self.slots).find_map(|(range, slot)| {
+            let offset = user_addr.checked_sub(slot.user_addr)?;
+            let rest = range.size.checked_sub(offset)?;
+            (len <= rest && rest > 0).then(|| range.host.wrapping_add(offset as usize))
+        })
+    }
+
+    /// Whether the frontend took memory away that was then touched: part of a region is now private zero pages.
+    #[inline]
+    pub fn poisoned(&self) -> bool {
+        let faults = sigbus::faults();
+        if faults == self.faults_seen.load(Ordering::Acquire) {
+            return self.poisoned.load(Ordering::Relaxed);
+        }
+        self.look_for_poison(faults)
+    }
+
+    #[cold]
+    fn look_for_poison(&self, faults: u32) -> bool {
+        let poisoned = self.slots.iter().any(|s| s.mapping.guard.poisoned());
+        if poisoned {
+            // Never unset: a mapping stays poisoned as long as it lives.
+            self.poisoned.store(true, Ordering::Relaxed);
+        }
+        self.faults_seen.store(faults, Ordering::Release);
+        poisoned
+    }
+
+    /// Number of regions.
+    pub fn regions(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// Bytes of all regions.
+    pub fn size(&self) -> u64 {
+        self.ranges.iter().map(|r| r.size).sum()
+    }
+}
+
+impl std::fmt::Debug for GuestMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries(self.ranges.iter().zip(&self.slots).map(|(r, s)| {
+                format!("guest {:#x}+{:#x} frontend {:#x} here {:p}", r.gpa, r.size, s.user_addr, r.host)
+            }))
+            .finish()
+    }
+}
+
+/// A piece of a file in our address space: whole pages, so often more than the region.
+struct Mapping {
+    base: *mut libc::c_void,
+    len: usize,
+    guard: std::mem::ManuallyDrop<Guarded>,
+}
+
+// SAFETY: a mapping may be used and unmapped from any thread; this type does not touch what is in it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the pages that hold bytes `offset` to `needed` of the file; returns also where byte `offset` is.
+    fn new(
+        gpa: u64,
+        size: u64,
+        offset: u64,
+        needed: u64,
+        file: &File,
+    ) -> Result<(Self, *mut u8), MemoryError> {
+        let kernel = |call, source| MemoryError::Kernel { gpa, call, source };
+        let metadata = file.metadata().map_err(|e| kernel("fstat", e))?;
+        if !metadata.is_file() {
+            return Err(MemoryError::UnsuitableFile {
+                gpa,
+                what: "something that is not a regular file".into(),
+            });
+        }
+        if metadata.len() < needed {
+            return Err(MemoryError::FileTooShort { gpa, needed, size: metadata.len() });
+        }
+        let page = page_size(gpa, file)?;
+        // hugetlbfs takes only offsets and lengths in its own pages.
+        let start = offset / page * page;
+        let len = (needed - start)
+            .checked_next_multiple_of(page)
+            .and_then(|len| usize::try_from(len).ok())
+            .ok_or(MemoryError::Overflow { gpa, size })?;
+        // SAFETY: a new mapping at an address of the kernel's choice; nothing of ours is replaced.
+        let base = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                start as libc::off_t,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(kernel("mmap", io::Error::last_os_error()));
+        }
+        // SAFETY: advice on the mapping just made. A failure costs only larger core files.
+        unsafe { libc::madvise(base, len, libc::MADV_DONTDUMP) };
+        // SAFETY: the mapping is ours, all its users have raw pointers, and `drop` takes the guard away first.
+        let guard = match unsafe { Guarded::new(base as usize, len, page as usize) } {
+            Ok(guard) => guard,
+            Err(e) => {
+                // SAFETY: nobody has seen the mapping yet.
+                unsafe { libc::munmap(base, len) };
+                return Err(kernel("sigaction", e));
+            }
+        };
+        let host = base.cast::<u8>().wrapping_add((offset - start) as usize);
+        Ok((Self { base, len, guard: std::mem::ManuallyDrop::new(guard) }, host))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here; from now on no fault in the range is answered, and none can happen.
+        unsafe { std::mem::ManuallyDrop::drop(&mut self.guard) };
+        // SAFETY: our mapping, and the last map that referred to it is gone.
+        unsafe { libc::munmap(self.base, self.len) };
+    }
+}
+
+/// The size of the pages that `file` is mapped in.
+///
+/// File systems that ask another process or machine for a page (FUSE, NFS) are refused: whoever is behind it could
+/// stop a worker for good by not answering. The list is of what cannot.
+fn page_size(gpa: u64, file: &File) -> Result<u64, MemoryError> {
+    const HUGETLBFS: i64 = 0x958458f6;
+    const LOCAL: [(i64, &str); 6] = [
+        (0x01021994, "tmpfs, memfd"),
+        (0x858458f6, "ramfs"),
+        (0xef53, "ext4"),
+        (0x58465342, "xfs"),
+        (0x9123683e, "btrfs"),
+        (0xf2f52010, "f2fs"),
+    ];
+    // SAFETY: an all-zero statfs is a valid value.
+    let mut stat = unsafe { std::mem::zeroed::<libc::statfs>() };
+    // SAFETY: an open descriptor and a buffer of ours.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) } != 0 {
+        return Err(MemoryError::Kernel { gpa, call: "fstatfs", source: io::Error::last_os_error() });
+    }
+    // The width of these fields differs between C libraries.
+    #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+    let (kind, block) = (stat.f_type as i64 & 0xffff_ffff, stat.f_bsize as u64);
+    if kind == HUGETLBFS {
+        return Ok(block.max(REGION_ALIGN));
+    }
+    if LOCAL.iter().any(|(local, _)| *local == kind) {
+        // SAFETY: no memory involved.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        return Ok(u64::try_from(page).unwrap_or(REGION_ALIGN).max(REGION_ALIGN));
+    }
+    Err(MemoryError::UnsuitableFile { gpa, what: format!("a file system of type {kind:#x}") })
+}
