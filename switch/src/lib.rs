@@ -1,1 +1,4 @@
 //! placeholder
+pub mod drops;
+pub mod l2;
+pub mod stats;

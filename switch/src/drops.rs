@@ -1,0 +1,72 @@
+//! Every reason for which a frame is dropped, in the one place that names them all.
+#![forbid(unsafe_code)]
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Why a frame was dropped. Counted per port and direction: what came in is counted where it came from,
+        /// what could not go out is counted at the port it should have left by.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum DropReason {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl DropReason {
+            /// All reasons, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The name in statistics, JSON and documentation.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Received: shorter than an Ethernet header, or a chain with nothing behind its virtio-net header.
+    Runt = "runt",
+    /// Received: longer than any frame may be (64 KiB and headers).
+    Oversized = "oversized",
+    /// Received: checksum or segmentation metadata that does not fit the frame.
+    BadOffload = "bad_offload",
+    /// Received: the source address is a group address or zero.
+    BadSource = "bad_source",
+    /// Received: to one of the addresses 01-80-C2-00-00-0X, which no bridge forwards (IEEE 802.1Q, 8.6.3).
+    ReservedMulticast = "reserved_multicast",
+    /// Received: the destination is at the port that the frame came from.
+    SamePort = "same_port",
+    /// Received: to be flooded, but the bridge has no other port.
+    NoOtherPort = "no_other_port",
+    /// To send: the port is down or its guest has no receive ring running.
+    LinkDown = "link_down",
+    /// To send: the guest had no receive buffer left.
+    NoBuffers = "no_buffers",
+    /// To send: longer than the guest's receive buffers, which are not mergeable.
+    BufferTooSmall = "buffer_too_small",
+    /// To send: longer than the port's MTU, and no segmentation covers it.
+    MtuExceeded = "mtu_exceeded",
+    /// To send: the device's queue was full.
+    DeviceFull = "device_full",
+    /// To send: the kernel refused the frame.
+    DeviceRefused = "device_refused",
+    /// To send: the frame's offloads could not be finished in software.
+    OffloadFailed = "offload_failed",
+}
+
+/// Number of reasons.
+pub const REASONS: usize = DropReason::ALL.len();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_follow_the_list_and_names_are_unique() {
+        let mut names: Vec<_> = DropReason::ALL.iter().map(|r| r.name()).collect();
+        assert!(DropReason::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), REASONS);
+    }
+}

@@ -1,0 +1,97 @@
+//! Counters: one writer each, summed by whoever reads.
+//!
+//! Every port has a set per worker, on cache lines of its own; a worker adds with a plain load and store, which is
+//! sound because nobody else writes that set, and atomic because the control thread reads meanwhile.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+
+use crate::drops::{DropReason, REASONS};
+
+/// A number that one thread adds to and others read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; only the owning thread may.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// The present value.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One direction of a port.
+#[derive(Debug)]
+pub struct Direction {
+    /// Frames; a GSO frame counts as one.
+    pub packets: Counter,
+    /// Bytes from the Ethernet header on.
+    pub bytes: Counter,
+    drops: [Counter; REASONS],
+}
+
+impl Default for Direction {
+    fn default() -> Self {
+        Self {
+            packets: Counter::default(),
+            bytes: Counter::default(),
+            drops: std::array::from_fn(|_| Counter::default()),
+        }
+    }
+}
+
+impl Direction {
+    /// Counts `n` frames dropped for `reason`.
+    #[inline]
+    pub fn drop(&self, reason: DropReason, n: u64) {
+        if n > 0 {
+            self.drops[reason as usize].add(n);
+        }
+    }
+}
+
+/// What one worker counted for one port. `rx` is what came in by the port, `tx` what left by it.
+#[derive(Debug, Default)]
+pub struct PortCounters {
+    /// Into the switch.
+    pub rx: Direction,
+    /// Out of the switch.
+    pub tx: Direction,
+}
+
+/// A direction's sums over all workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Frames.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Drops by reason; reasons that never happened are left out.
+    pub drops: BTreeMap<&'static str, u64>,
+}
+
+/// Sums one direction over the workers' sets.
+pub fn total(sets: &[CachePadded<PortCounters>], side: impl Fn(&PortCounters) -> &Direction) -> Totals {
+    let mut totals = Totals::default();
+    for set in sets {
+        let direction = side(set);
+        totals.packets += direction.packets.get();
+        totals.bytes += direction.bytes.get();
+        for &reason in DropReason::ALL {
+            let n = direction.drops[reason as usize].get();
+            if n > 0 {
+                *totals.drops.entry(reason.name()).or_default() += n;
+            }
+        }
+    }
+    totals
+}

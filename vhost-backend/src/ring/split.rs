@@ -1,0 +1,864 @@
+//! The split virtqueue, device side (virtio 1.3, section 2.7).
+//!
+//! A burst is handled in several passes (ring heads, descriptors, headers, copies), each of which asks for the cache
+//! lines of the next: a pass of its own per packet would wait for memory three times a packet. Buffers are always
+//! returned in the order in which they were taken, so a ring can be taken over from its used index alone.
+
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::copy::{copy_upto_128, prefetch_read, prefetch_write};
+use super::{Delivered, RingFault, RingSetup, Served};
+use crate::frame::{BURST, Burst, Frame, MAX_FRAME, SNAPSHOT, Segment};
+use crate::memory::GuestMap;
+use crate::net_header::{LEGACY_NET_HEADER_LEN, NET_HEADER_LEN, NetHeader};
+
+const F_NEXT: u16 = 1;
+const F_WRITE: u16 = 2;
+const F_INDIRECT: u16 = 4;
+/// `used.flags`: do not kick.
+const USED_F_NO_NOTIFY: u16 = 1;
+/// `avail.flags`: do not interrupt.
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
+/// Largest split ring of the specification.
+const MAX_SIZE: u16 = 32768;
+
+/// A descriptor as it lies in guest memory, little-endian (we run on little-endian machines only; see `lib.rs`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Descriptor {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+/// An element of the used ring.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct UsedElem {
+    id: u32,
+    len: u32,
+}
+
+/// A running split ring. Pointers go into guest memory, which `map` keeps mapped.
+pub struct Ring {
+    desc: *const Descriptor,
+    /// flags, idx, ring[size], used_event
+    avail: *const u16,
+    /// flags, idx, ring[size] of `UsedElem`, avail_event
+    used: *mut u16,
+    size: u16,
+    /// Next entry of the available ring to take.
+    next_avail: u16,
+    /// Next entry of the used ring to fill; published up to here when no burst is at work.
+    next_used: u16,
+    /// Chains taken by `fetch` and not yet given back by `complete`.
+    taken: u16,
+    heads: [u16; BURST],
+    header_len: u8,
+    mergeable: bool,
+    indirect: bool,
+    event_idx: bool,
+    /// Whether the guest may ask for checksum or segmentation; otherwise its header is not even read.
+    offloads: bool,
+    hint: u32,
+    map: Arc<GuestMap>,
+    fault: Option<RingFault>,
+    kick: Option<Arc<EventFd>>,
+    call: Option<EventFd>,
+    err: Option<EventFd>,
+    setup_addresses: Addresses,
+}
+
+/// Where the frontend says the ring is.
+#[derive(Clone, Copy)]
+struct Addresses {
+    desc: u64,
+    avail: u64,
+    used: u64,
+}
+
+// SAFETY: the pointers lead into guest memory, which belongs to no thread; `map` keeps it mapped wherever the ring goes.
+unsafe impl Send for Ring {}
+
+fn has(features: u64, bit: u32) -> bool {
+    features >> bit & 1 == 1
+}
+
+impl Ring {
+    /// Checks the setup and takes the ring over at its used index.
+    ///
+    /// # Errors
+    /// Bad size, or addresses that are misaligned or not wholly within one region of guest memory.
+    pub fn new(setup: RingSetup) -> Result<Self, RingFault> {
+        if !setup.size.is_power_of_two() || setup.size > MAX_SIZE {
+            return Err(RingFault::BadSize);
+        }
+        let modern = has(setup.features, VIRTIO_F_VERSION_1);
+        let mergeable = has(setup.features, VIRTIO_NET_F_MRG_RXBUF);
+        let mut ring = Self {
+            desc: ptr::null(),
+            avail: ptr::null(),
+            used: ptr::null_mut(),
+            size: setup.size,
+            next_avail: setup.base,
+            next_used: setup.base,
+            taken: 0,
+            heads: [0; BURST],
+            header_len: if modern || mergeable { NET_HEADER_LEN } else { LEGACY_NET_HEADER_LEN } as u8,
+            mergeable,
+            indirect: has(setup.features, VIRTIO_RING_F_INDIRECT_DESC),
+            event_idx: has(setup.features, VIRTIO_RING_F_EVENT_IDX),
+            offloads: [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6]
+                .iter()
+                .any(|&bit| has(setup.features, bit)),
+            hint: 0,
+            map: setup.map.clone(),
+            fault: None,
+            kick: setup.kick,
+            call: setup.call,
+            err: setup.err,
+            setup_addresses: Addresses { desc: setup.desc, avail: setup.avail, used: setup.used },
+        };
+        ring.set_map(setup.map)?;
+        // All that was taken was given back in order, so the used index says where the ring stands, also after a
+        // crash of ours when the frontend's base is only a guess.
+        // SAFETY: `set_map` has checked that the used ring is mapped and aligned.
+        ring.next_used = unsafe { ring.used_idx().load(Ordering::Acquire) };
+        ring.next_avail = ring.next_used;
+        ring.disarm();
+        Ok(ring)
+    }
+
+    /// Where the ring stands (vhost-user: the answer to GET_VRING_BASE).
+    pub fn next_avail(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// Moves the ring to another memory map, in which its addresses must be valid again.
+    ///
+    /// # Errors
+    /// The addresses are not in the new map; the ring then keeps the old one and is broken.
+    pub fn set_map(&mut self, map: Arc<GuestMap>) -> Result<(), RingFault> {
+        let size = u64::from(self.size);
+        let at = self.setup_addresses;
+        if at.desc % 16 != 0 || at.avail % 2 != 0 || at.used % 4 != 0 {
+            self.fault = Some(RingFault::RingMisaligned);
+            return Err(RingFault::RingMisaligned);
+        }
+        let found = (
+            map.user_range(at.desc, 16 * size),
+            map.user_range(at.avail, 6 + 2 * size),
+            map.user_range(at.used, 6 + 8 * size),
+        );
+        let (Some(desc), Some(avail), Some(used)) = found else {
+            self.fault = Some(RingFault::RingNotMapped);
+            return Err(RingFault::RingNotMapped);
+        };
+        // A frontend may place a region at an odd offset: what counts is where it is mapped here.
+        if desc.align_offset(8) != 0 || avail.align_offset(2) != 0 || used.align_offset(4) != 0 {
+            self.fault = Some(RingFault::RingMisaligned);
+            return Err(RingFault::RingMisaligned);
+        }
+        self.desc = desc.cast();
+        self.avail = avail.cast();
+        self.used = used.cast();
+        self.map = map;
+        self.hint = 0;
+        Ok(())
+    }
+
+    /// Replaces the descriptor by which the guest is interrupted.
+    pub fn set_call(&mut self, call: Option<EventFd>) {
+        self.call = call;
+    }
+
+    /// Replaces the descriptor by which the guest kicks.
+    pub fn set_kick(&mut self, kick: Option<Arc<EventFd>>) {
+        self.kick = kick;
+    }
+
+    /// Replaces the descriptor by which a fault is told.
+    pub fn set_err(&mut self, err: Option<EventFd>) {
+        self.err = err;
+    }
+
+    /// The descriptor by which the guest kicks.
+    pub fn kick(&self) -> Option<&Arc<EventFd>> {
+        self.kick.as_ref()
+    }
+
+    /// Why the ring is out of service, if it is.
+    pub fn fault(&self) -> Option<RingFault> {
+        self.fault
+    }
+
+    /// Tells the frontend that the ring broke.
+    pub(crate) fn report_fault(&self) {
+        if let Some(err) = &self.err {
+            let _ = err.write(1);
+        }
+    }
+
+    // ---- indexes and notifications ------------------------------------------------------------------------------
+
+    #[inline]
+    fn mask(&self) -> u16 {
+        self.size - 1
+    }
+
+    /// # Safety
+    /// The used ring must be mapped (`set_map` succeeded).
+    #[inline]
+    unsafe fn used_idx(&self) -> &AtomicU16 {
+        // SAFETY: mapped and aligned per `set_map`; an atomic may change under us.
+        unsafe { AtomicU16::from_ptr(self.used.add(1)) }
+    }
+
+    #[inline]
+    fn avail_idx(&self) -> u16 {
+        // SAFETY: mapped and aligned per `set_map`. Acquire: what the guest wrote before its index is visible.
+        unsafe { AtomicU16::from_ptr(self.avail.add(1).cast_mut()).load(Ordering::Acquire) }
+    }
+
+    /// Chains that the guest has made available; breaks the ring if the index is impossible.
+    #[inline]
+    fn pending(&mut self) -> usize {
+        let pending = self.avail_idx().wrapping_sub(self.next_avail);
+        if pending > self.size {
+            self.fault = Some(RingFault::AvailIndexJump);
+            return 0;
+        }
+        usize::from(pending)
+    }
+
+    /// The head at available index `index`.
+    #[inline]
+    fn head(&self, index: u16) -> u16 {
+        // SAFETY: the index is masked; the ring is mapped and aligned. Relaxed reads of a racing guest are single loads.
+        unsafe {
+            AtomicU16::from_ptr(self.avail.add(2 + usize::from(index & self.mask())).cast_mut())
+                .load(Ordering::Relaxed)
+        }
+    }
+
+    #[inline]
+    fn write_used(&self, index: u16, head: u16, len: u32) {
+        // SAFETY: the index is masked; the used ring's elements begin 4 bytes in and are 4-aligned.
+        unsafe {
+            self.used
+                .add(2)
+                .cast::<UsedElem>()
+                .add(usize::from(index & self.mask()))
+                .write_volatile(UsedElem { id: u32::from(head), len });
+        }
+    }
+
+    /// Publishes the used ring up to `next_used` and interrupts the guest if it wants that.
+    #[inline]
+    fn publish(&mut self, count: u16) {
+        let new = self.next_used.wrapping_add(count);
+        let old = self.next_used;
+        self.next_used = new;
+        // SAFETY: mapped per `set_map`. Release: elements and buffers are visible before the index.
+        unsafe { self.used_idx().store(new, Ordering::Release) };
+        let Some(call) = &self.call else { return };
+        // The guest writes its wish and then looks at our index; we do it the other way round.
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            let event = self.head_event();
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            // SAFETY: `avail.flags`, mapped and aligned.
+            let flags = unsafe { AtomicU16::from_ptr(self.avail.cast_mut()).load(Ordering::Relaxed) };
+            flags & AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
+            let _ = call.write(1);
+        }
+    }
+
+    /// `used_event`, behind the available ring.
+    #[inline]
+    fn head_event(&self) -> u16 {
+        // SAFETY: `set_map` checked 6 + 2 * size bytes of the available ring.
+        unsafe {
+            AtomicU16::from_ptr(self.avail.add(2 + usize::from(self.size)).cast_mut()).load(Ordering::Relaxed)
+        }
+    }
+
+    fn store_used_flags(&self, flags: u16) {
+        // SAFETY: `used.flags`, mapped and aligned.
+        unsafe { AtomicU16::from_ptr(self.used).store(flags, Ordering::Relaxed) };
+    }
+
+    fn store_avail_event(&self, index: u16) {
+        // SAFETY: behind the used ring's elements; `set_map` checked 6 + 8 * size bytes.
+        unsafe {
+            AtomicU16::from_ptr(self.used.add(2 + 4 * usize::from(self.size))).store(index, Ordering::Relaxed)
+        };
+    }
+
+    /// Asks for a kick at the next buffer; true if there are buffers already.
+    pub(crate) fn arm(&mut self) -> bool {
+        if self.event_idx {
+            self.store_avail_event(self.next_avail);
+        } else {
+            self.store_used_flags(0);
+        }
+        // Our wish must be visible before we look; otherwise a buffer added meanwhile is neither seen nor kicked.
+        fence(Ordering::SeqCst);
+        self.avail_idx() != self.next_avail
+    }
+
+    /// Asks for no kicks. With EVENT_IDX the stale `avail_event` does that by itself.
+    pub(crate) fn disarm(&mut self) {
+        if !self.event_idx {
+            self.store_used_flags(USED_F_NO_NOTIFY);
+        }
+    }
+
+    // ---- descriptors --------------------------------------------------------------------------------------------
+
+    /// Reads descriptor `index` of the table at `table`, once.
+    ///
+    /// # Safety
+    /// The table must hold more than `index` descriptors.
+    #[inline]
+    unsafe fn read(table: *const Descriptor, index: u16) -> Descriptor {
+        // SAFETY: per contract; volatile since the guest may write meanwhile.
+        unsafe { table.add(usize::from(index)).read_volatile() }
+    }
+
+    /// Where `len` bytes at `addr` lie, if they lie within one region.
+    #[inline]
+    fn whole(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+        let (ptr, room) = self.map.translate(addr, &mut self.hint)?;
+        (u64::from(len) <= room).then_some(ptr)
+    }
+
+    /// Walks the chain at `head` and gives every piece to `piece` (a buffer that crosses regions comes in several).
+    fn walk(
+        &mut self,
+        head: u16,
+        write: bool,
+        mut piece: impl FnMut(*mut u8, u32) -> Result<(), RingFault>,
+    ) -> Result<(), RingFault> {
+        let mut table = self.desc;
+        let mut table_len = self.size;
+        let mut index = head;
+        let mut budget = u32::from(self.size);
+        let mut in_indirect = false;
+        loop {
+            if index >= table_len {
+                return Err(RingFault::BadDescriptor);
+            }
+            if budget == 0 {
+                return Err(RingFault::ChainTooLong);
+            }
+            budget -= 1;
+            // SAFETY: `index` is below the table's length; the table is mapped (checked below or by `set_map`).
+            let desc = unsafe { Self::read(table, index) };
+            if desc.flags & F_INDIRECT != 0 {
+                // Section 2.7.5.3.1: no nesting, not together with NEXT; a table is at most as long as the queue.
+                let count = desc.len / 16;
+                if !self.indirect
+                    || in_indirect
+                    || desc.flags & F_NEXT != 0
+                    || desc.len % 16 != 0
+                    || count == 0
+                    || count > u32::from(self.size)
+                {
+                    return Err(RingFault::BadIndirect);
+                }
+                let at = self.whole(desc.addr, desc.len).ok_or(RingFault::BufferNotMapped)?;
+                if at.align_offset(8) != 0 {
+                    return Err(RingFault::BadIndirect);
+                }
+                (table, table_len, index, in_indirect) = (at.cast(), count as u16, 0, true);
+                budget = count;
+                continue;
+            }
+            if (desc.flags & F_WRITE != 0) != write {
+                return Err(RingFault::WrongDirection);
+            }
+            let (mut addr, mut left) = (desc.addr, desc.len);
+            while left > 0 {
+                let (ptr, room) =
+                    self.map.translate(addr, &mut self.hint).ok_or(RingFault::BufferNotMapped)?;
+                let len = u64::from(left).min(room) as u32;
+                if len == 0 {
+                    return Err(RingFault::BufferNotMapped);
+                }
+                piece(ptr, len)?;
+                addr = addr.wrapping_add(u64::from(len));
+                left -= len;
+            }
+            if desc.flags & F_NEXT == 0 {
+                return Ok(());
+            }
+            index = desc.next;
+        }
+    }
+
+    #[cold]
+    fn broken<T: Default>(&mut self, fault: RingFault) -> T {
+        self.fault = Some(fault);
+        T::default()
+    }
+
+    // ---- from the guest -----------------------------------------------------------------------------------------
+
+    /// Fills the (empty) burst with what the guest sent. Every chain taken must be given back by [`Ring::complete`]
+    /// once the burst is cleared.
+    pub(crate) fn fetch(&mut self, burst: &mut Burst) -> Served {
+        burst.clear();
+        let count = self.pending().min(BURST);
+        if count == 0 {
+            return Served::default();
+        }
+        for i in 0..count {
+            let head = self.head(self.next_avail.wrapping_add(i as u16));
+            if head >= self.size {
+                return self.broken(RingFault::BadDescriptor);
+            }
+            self.heads[i] = head;
+            // SAFETY: within the table.
+            prefetch_read(unsafe { self.desc.add(usize::from(head)) });
+        }
+
+        // A buffer in one piece, as nearly all small frames are; a null pointer where a chain has to be walked.
+        let mut pieces = [(ptr::null::<u8>(), 0u32); BURST];
+        let header_len = u32::from(self.header_len);
+        for i in 0..count {
+            // SAFETY: heads are below the size.
+            let desc = unsafe { Self::read(self.desc, self.heads[i]) };
+            if desc.flags == 0 && desc.len > header_len && desc.len as usize <= MAX_FRAME {
+                let Some(at) = self.whole(desc.addr, desc.len) else { continue };
+                pieces[i] = (at, desc.len);
+                prefetch_read(at);
+                prefetch_read(at.wrapping_add(64));
+                prefetch_read(at.wrapping_add(128));
+            }
+        }
+
+        let mut served = Served::default();
+        let mut taken = 0;
+        for i in 0..count {
+            let (at, len) = pieces[i];
+            if !at.is_null() {
+                // SAFETY: `whole` has found `len` bytes at `at`, and `len` exceeds the header.
+                unsafe { self.push_whole(burst, at, len) };
+            } else if burst.segments_used + 64 > burst.segments.len() && !burst.is_empty() {
+                // Room for a whole chain may be short: the rest of the ring makes the next burst.
+                break;
+            } else if let Err(fault) = self.push_chain(burst, self.heads[i], &mut served) {
+                if matches!(fault, RingFault::ChainTooLong) && burst.segments_used > 0 {
+                    break;
+                }
+                self.fault = Some(fault);
+                break;
+            }
+            taken += 1;
+        }
+        if self.map.poisoned() {
+            self.fault = Some(RingFault::MemoryGone);
+        }
+        if self.fault.is_some() {
+            // Nothing of a broken ring is forwarded, and nothing is given back.
+            burst.clear();
+            return Served::default();
+        }
+        self.taken = taken;
+        self.next_avail = self.next_avail.wrapping_add(taken);
+        served.frames = burst.len();
+        served
+    }
+
+    /// Appends a frame that lies, header first, in one piece.
+    ///
+    /// # Safety
+    /// `len` bytes at `at` are mapped, and `len` is larger than the header.
+    #[inline(always)]
+    unsafe fn push_whole(&self, burst: &mut Burst, at: *const u8, len: u32) {
+        let header_len = usize::from(self.header_len);
+        let data = at.wrapping_add(header_len);
+        let len = len as usize - header_len;
+        let slot = burst.len;
+        debug_assert!(slot < BURST);
+        let to = burst.snapshots[slot].0.as_mut_ptr();
+        // SAFETY: the snapshot holds 128 bytes; `len` bytes at `data` are mapped.
+        let (head_len, header) = unsafe {
+            let head_len = if len >= SNAPSHOT {
+                copy_upto_128(data, to, SNAPSHOT);
+                SNAPSHOT
+            } else {
+                copy_upto_128(data, to, len);
+                len
+            };
+            (head_len, self.read_header(at))
+        };
+        // SAFETY: the rest of the mapped bytes; the burst is cleared before the ring is let go (`RingCell::serve`).
+        let tail = unsafe { Segment::new(data.wrapping_add(head_len), (len - head_len) as u32) };
+        burst.frames[slot] =
+            Frame { len: len as u32, head_len: head_len as u16, more: 0, more_at: 0, header, tail };
+        burst.len = slot + 1;
+    }
+
+    /// # Safety
+    /// At least 10 bytes at `at` are mapped.
+    #[inline(always)]
+    unsafe fn read_header(&self, at: *const u8) -> NetHeader {
+        if !self.offloads {
+            return NetHeader::default();
+        }
+        // SAFETY: per contract. The last two bytes (`num_buffers`) mean nothing on this way.
+        let bytes = unsafe { at.cast::<[u8; LEGACY_NET_HEADER_LEN]>().read_unaligned() };
+        let mut full = [0; NET_HEADER_LEN];
+        full[..LEGACY_NET_HEADER_LEN].copy_from_slice(&bytes);
+        NetHeader::from_bytes(&full)
+    }
+
+    /// Appends the frame of a chain of several pieces.
+    fn push_chain(&mut self, burst: &mut Burst, head: u16, served: &mut Served) -> Result<(), RingFault> {
+        let header_len = usize::from(self.header_len);
+        let mut header = [0u8; NET_HEADER_LEN];
+        let mut header_have = 0;
+        let mut head_have = 0;
+        let mut len = 0usize;
+        let mut tail = Segment::EMPTY;
+        let more_at = burst.segments_used;
+        let mut more = 0usize;
+        let slot = burst.len;
+        if slot == BURST {
+            return Err(RingFault::ChainTooLong);
+        }
+        let snapshot = burst.snapshots[slot].0.as_mut_ptr();
+        let segments = &mut burst.segments;
+        self.walk(head, false, |ptr, piece_len| {
+            let (mut ptr, mut left) = (ptr.cast_const(), piece_len as usize);
+            if header_have < header_len {
+                let n = left.min(header_len - header_have);
+                // SAFETY: `walk` gives mapped bytes; `header` has room for `header_len`.
+                unsafe { copy_upto_128(ptr, header.as_mut_ptr().add(header_have), n) };
+                header_have += n;
+                ptr = ptr.wrapping_add(n);
+                left -= n;
+            }
+            len = len.saturating_add(left);
+            if head_have < SNAPSHOT && left > 0 {
+                let n = left.min(SNAPSHOT - head_have);
+                // SAFETY: mapped bytes; the snapshot has room for what is missing.
+                unsafe { copy_upto_128(ptr, snapshot.add(head_have), n) };
+                head_have += n;
+                ptr = ptr.wrapping_add(n);
+                left -= n;
+            }
+            if left > 0 {
+                // SAFETY: mapped bytes; the burst is cleared before the ring is let go (`RingCell::serve`).
+                let segment = unsafe { Segment::new(ptr, left as u32) };
+                if tail.is_empty() {
+                    tail = segment;
+                } else {
+                    *segments.get_mut(more_at + more).ok_or(RingFault::ChainTooLong)? = segment;
+                    more += 1;
+                }
+            }
+            Ok(())
+        })?;
+        if header_have < header_len {
+            return Err(RingFault::HeaderTooShort);
+        }
+        if len == 0 {
+            served.empty += 1;
+            return Ok(());
+        }
+        if len > MAX_FRAME {
+            served.oversized += 1;
+            return Ok(());
+        }
+        header[LEGACY_NET_HEADER_LEN..].fill(0);
+        let header = if self.offloads { NetHeader::from_bytes(&header) } else { NetHeader::default() };
+        burst.frames[slot] = Frame {
+            len: len as u32,
+            head_len: head_have as u16,
+            more: more as u16,
+            more_at: more_at as u16,
+            header,
+            tail,
+        };
+        burst.segments_used = more_at + more;
+        burst.len = slot + 1;
+        Ok(())
+    }
+
+    /// Gives back what `fetch` took.
+    #[inline]
+    pub(crate) fn complete(&mut self) {
+        let count = std::mem::take(&mut self.taken);
+        if count == 0 || self.fault.is_some() {
+            return;
+        }
+        for i in 0..count {
+            self.write_used(self.next_used.wrapping_add(i), self.heads[usize::from(i)], 0);
+        }
+        self.publish(count);
+    }
+
+    // ---- to the guest -------------------------------------------------------------------------------------------
+
+    /// Copies the frames of `mask` into the guest's buffers and publishes them, all at once.
+    pub(crate) fn deliver(&mut self, burst: &Burst, mask: u64) -> Delivered {
+        let mut delivered = Delivered::default();
+        let pending = self.pending();
+        if self.fault.is_some() {
+            delivered.stopped = mask;
+            return delivered;
+        }
+        let mut room = Room { used: 0, pending: pending as u16 };
+        let mut left = mask & burst.all();
+        while left != 0 {
+            let fast = self.deliver_fast(burst, left, &mut room);
+            delivered.sent |= fast;
+            left &= !fast;
+            if left == 0 {
+                break;
+            }
+            // The lowest frame left needs more than one piece, or there is no buffer for it.
+            let i = left.trailing_zeros() as usize;
+            let bit = 1u64 << i;
+            match self.deliver_pieces(burst, i, &mut room) {
+                Ok(Placed::Whole) => delivered.sent |= bit,
+                Ok(Placed::NoBuffers) => delivered.no_buffers |= bit,
+                Ok(Placed::TooSmall) => delivered.too_small |= bit,
+                Err(fault) => {
+                    self.fault = Some(fault);
+                    break;
+                }
+            }
+            left &= !bit;
+            if room.used == room.pending && delivered.no_buffers & bit != 0 {
+                delivered.no_buffers |= left;
+                break;
+            }
+        }
+        if self.map.poisoned() {
+            self.fault = Some(RingFault::MemoryGone);
+        }
+        if self.fault.is_some() {
+            return Delivered { stopped: mask, ..Delivered::default() };
+        }
+        if room.used > 0 {
+            self.next_avail = self.next_avail.wrapping_add(room.used);
+            self.publish(room.used);
+        }
+        delivered
+    }
+
+    /// Delivers frames in order for as long as each fits into one buffer in one piece; the mask of those delivered.
+    #[inline]
+    fn deliver_fast(&mut self, burst: &Burst, mask: u64, room: &mut Room) -> u64 {
+        let header_len = usize::from(self.header_len);
+        let count = mask.count_ones().min(u32::from(room.pending - room.used)) as usize;
+        let first = self.next_avail.wrapping_add(room.used);
+        let mut heads = [0u16; BURST];
+        for (i, slot) in heads[..count].iter_mut().enumerate() {
+            let head = self.head(first.wrapping_add(i as u16));
+            if head >= self.size {
+                self.fault = Some(RingFault::BadDescriptor);
+                return 0;
+            }
+            *slot = head;
+            // SAFETY: within the table.
+            prefetch_read(unsafe { self.desc.add(usize::from(head)) });
+        }
+
+        let mut targets = [(ptr::null_mut::<u8>(), 0u8); BURST];
+        let mut ready = 0;
+        let mut left = mask;
+        for i in 0..count {
+            let frame = left.trailing_zeros() as usize;
+            let len = burst.frames[frame].len as usize;
+            // SAFETY: heads are below the size.
+            let desc = unsafe { Self::read(self.desc, heads[i]) };
+            if desc.flags != F_WRITE || (desc.len as usize) < header_len + len {
+                break;
+            }
+            let Some(to) = self.whole(desc.addr, desc.len) else { break };
+            prefetch_write(to);
+            prefetch_write(to.wrapping_add(64));
+            targets[i] = (to, frame as u8);
+            left &= left - 1;
+            ready += 1;
+        }
+
+        let mut done = 0u64;
+        for (i, &(to, index)) in targets[..ready].iter().enumerate() {
+            let index = usize::from(index);
+            let frame = &burst.frames[index];
+            let mut header = frame.header;
+            header.num_buffers = 1;
+            let bytes = header.to_bytes();
+            let data = to.wrapping_add(header_len);
+            // SAFETY: `whole` found header and frame's room at `to`; the snapshot has `head_len` bytes; segments are
+            // readable while the burst holds them, and together with the snapshot they are `len` bytes.
+            unsafe {
+                if header_len == NET_HEADER_LEN {
+                    to.cast::<[u8; NET_HEADER_LEN]>().write_unaligned(bytes);
+                } else {
+                    copy_upto_128(bytes.as_ptr(), to, LEGACY_NET_HEADER_LEN);
+                }
+                let head_len = usize::from(frame.head_len);
+                copy_upto_128(burst.snapshots[index].0.as_ptr(), data, head_len);
+                if !frame.tail.is_empty() {
+                    let mut at = data.wrapping_add(head_len);
+                    for segment in burst.tail(index) {
+                        ptr::copy_nonoverlapping(segment.ptr(), at, segment.len());
+                        at = at.wrapping_add(segment.len());
+                    }
+                }
+            }
+            let used = self.next_used.wrapping_add(room.used).wrapping_add(i as u16);
+            self.write_used(used, heads[i], frame.len + header_len as u32);
+            done |= 1 << index;
+        }
+        room.used += ready as u16;
+        done
+    }
+
+    /// Delivers one frame into a chain of several pieces, or into several buffers if they are mergeable.
+    fn deliver_pieces(&mut self, burst: &Burst, i: usize, room: &mut Room) -> Result<Placed, RingFault> {
+        let header_len = usize::from(self.header_len);
+        let frame = &burst.frames[i];
+        let mut source = Source::new(burst, i);
+        let mut left = frame.len as usize;
+        let mut header_at = ptr::null_mut::<u8>();
+        let mut buffers = 0u16;
+        let start = room.used;
+        while left > 0 || buffers == 0 {
+            if room.used == room.pending {
+                room.used = start;
+                return Ok(Placed::NoBuffers);
+            }
+            let head = self.head(self.next_avail.wrapping_add(room.used));
+            if head >= self.size {
+                return Err(RingFault::BadDescriptor);
+            }
+            let mut written = 0usize;
+            let first = buffers == 0;
+            let mut skip = if first { header_len } else { 0 };
+            self.walk(head, true, |ptr, len| {
+                let (mut to, mut room) = (ptr, len as usize);
+                if skip > 0 {
+                    // As Linux's vhost does: the header lies in one piece.
+                    if room < skip {
+                        return Err(RingFault::HeaderTooShort);
+                    }
+                    header_at = to;
+                    (to, room) = (to.wrapping_add(skip), room - skip);
+                    written += std::mem::take(&mut skip);
+                }
+                let n = room.min(left);
+                // SAFETY: `walk` gives `room` mapped bytes at `to`; the source has `left` bytes left.
+                unsafe { source.copy_to(to, n) };
+                left -= n;
+                written += n;
+                Ok(())
+            })?;
+            if skip > 0 || (written == 0 && !first) {
+                return Err(RingFault::HeaderTooShort);
+            }
+            self.write_used(self.next_used.wrapping_add(room.used), head, written as u32);
+            room.used += 1;
+            buffers += 1;
+            if left > 0 && !self.mergeable {
+                room.used = start;
+                return Ok(Placed::TooSmall);
+            }
+        }
+        let mut header = frame.header;
+        header.num_buffers = buffers;
+        // SAFETY: `header_at` is the start of the first buffer, in which the header fits in one piece.
+        unsafe { copy_upto_128(header.to_bytes().as_ptr(), header_at, header_len) };
+        Ok(Placed::Whole)
+    }
+}
+
+/// How far a delivery has got in the available ring.
+struct Room {
+    /// Chains filled and not yet published.
+    used: u16,
+    /// Chains that the guest has made available.
+    pending: u16,
+}
+
+/// What became of one frame.
+enum Placed {
+    Whole,
+    NoBuffers,
+    TooSmall,
+}
+
+/// The bytes of a frame, read in order.
+struct Source<'a> {
+    burst: &'a Burst,
+    ptr: *const u8,
+    room: usize,
+    more_at: usize,
+    more: usize,
+    tail: Segment,
+}
+
+impl<'a> Source<'a> {
+    fn new(burst: &'a Burst, i: usize) -> Self {
+        let frame = &burst.frames[i];
+        Self {
+            burst,
+            ptr: burst.snapshots[i].0.as_ptr(),
+            room: usize::from(frame.head_len),
+            more_at: usize::from(frame.more_at),
+            more: usize::from(frame.more),
+            tail: frame.tail,
+        }
+    }
+
+    /// Copies the next `len` bytes to `to`.
+    ///
+    /// # Safety
+    /// `len` bytes at `to` are writable; a frame that runs out of bytes copies fewer.
+    unsafe fn copy_to(&mut self, mut to: *mut u8, mut len: usize) {
+        while len > 0 {
+            if self.room == 0 {
+                let next = if !self.tail.is_empty() {
+                    std::mem::replace(&mut self.tail, Segment::EMPTY)
+                } else if self.more > 0 {
+                    let next = self.burst.segments[self.more_at];
+                    self.more_at += 1;
+                    self.more -= 1;
+                    next
+                } else {
+                    return;
+                };
+                self.ptr = next.ptr();
+                self.room = next.len();
+                continue;
+            }
+            let n = len.min(self.room);
+            // SAFETY: `n` bytes are left at `ptr` (snapshot or a segment of the burst) and writable at `to`.
+            unsafe { ptr::copy_nonoverlapping(self.ptr, to, n) };
+            self.ptr = self.ptr.wrapping_add(n);
+            self.room -= n;
+            to = to.wrapping_add(n);
+            len -= n;
+        }
+    }
+}
