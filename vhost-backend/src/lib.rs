@@ -1,9 +1,15 @@
 //! vhost-user sessions, guest memory and virtio rings for a userspace switch.
 //!
 //! Nothing in this crate knows what an IP address is. From the bottom up:
-//! [`net_header`] and [`frame`] say what a frame is; [`memory`] maps what a guest shares, guarded by [`sigbus`].
+//! [`net_header`] and [`frame`] say what a frame is; [`memory`] maps what a guest shares, guarded by [`sigbus`];
+//! [`ring`] moves frames between it and the switch.
+
+// Virtio is little-endian, and the rings read guest memory in place.
+#[cfg(target_endian = "big")]
+compile_error!("vhost-backend supports little-endian machines only");
 
 pub mod frame;
 pub mod memory;
 pub mod net_header;
+pub mod ring;
 pub mod sigbus;
