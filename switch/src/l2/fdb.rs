@@ -39,6 +39,24 @@ impl Key {
         Self(word & Self::ADDRESS | u64::from(vlan & 0xfff) << 48 | Self::USED)
     }
 
+    /// A multicast or broadcast address.
+    #[inline]
+    pub fn is_group(self) -> bool {
+        self.0 & 1 == 1
+    }
+
+    /// The address 00:00:00:00:00:00, which nobody has.
+    #[inline]
+    pub fn is_zero(self) -> bool {
+        self.0 & Self::ADDRESS == 0
+    }
+
+    /// One of 01-80-C2-00-00-00 to 0F, which bridges do not forward (IEEE 802.1Q, table 8-1).
+    #[inline]
+    pub fn is_reserved(self) -> bool {
+        self.0 & (Self::ADDRESS & !(0x0f << 40)) == u64::from_le_bytes([1, 0x80, 0xc2, 0, 0, 0, 0, 0])
+    }
+
     /// The address.
     pub fn mac(self) -> [u8; 6] {
         let b = self.0.to_le_bytes();

@@ -1,0 +1,275 @@
+//! What a packet meets, in order: the sentence that a newcomer reads first.
+//!
+//! A burst of frames that one port received becomes, for each port of the bridge, the set of frames that leave by it.
+//! Everything is decided on the snapshots (private copies of the first bytes); nothing here does I/O.
+#![forbid(unsafe_code)]
+
+use vhost_backend::frame::Burst;
+
+use crate::drops::DropReason;
+use crate::l2::fdb::{Fdb, Key, Learned};
+use crate::packet;
+use crate::stats::Direction;
+
+/// Ports that one switch can have; port numbers are below it.
+pub const MAX_PORTS: usize = 1024;
+/// Ethernet header: two addresses and the type.
+const ETHERNET_HEADER: usize = 14;
+/// A frame of the usual MTU of 1500 with its header: longer ones have their MTU looked at port by port.
+const USUAL_FRAME: usize = 1500 + ETHERNET_HEADER;
+/// Ethernet types of VLAN tags, as they stand in the frame.
+const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
+
+/// Where frames come from: a port and what its bridge knows.
+pub struct Ingress<'a> {
+    /// The port's number.
+    pub port: u16,
+    /// The bridge's table.
+    pub fdb: &'a Fdb,
+    /// All ports of the bridge, this one included.
+    pub members: &'a [u16],
+}
+
+/// Which frames of a burst leave by which port. Made once by a worker, used again and again.
+pub struct Verdict {
+    masks: Box<[u64; MAX_PORTS]>,
+    touched: Vec<u16>,
+    /// Frames with offload metadata, which not every receiver takes.
+    pub offloads: u64,
+    /// Frames longer than [`USUAL_FRAME`].
+    pub long: u64,
+    /// Bytes of all frames of the burst, whatever became of them.
+    pub bytes: u64,
+}
+
+impl Default for Verdict {
+    fn default() -> Self {
+        Self {
+            masks: Box::new([0; MAX_PORTS]),
+            touched: Vec::with_capacity(MAX_PORTS),
+            offloads: 0,
+            long: 0,
+            bytes: 0,
+        }
+    }
+}
+
+impl Verdict {
+    fn reset(&mut self) {
+        self.touched.clear();
+        (self.offloads, self.long, self.bytes) = (0, 0, 0);
+    }
+
+    #[inline]
+    fn send(&mut self, frames: u64, port: u16) {
+        let mask = &mut self.masks[usize::from(port) % MAX_PORTS];
+        if *mask == 0 {
+            // Capacity for every port is there: this never allocates.
+            self.touched.push(port);
+        }
+        *mask |= frames;
+    }
+
+    /// Takes out, one after the other, each port that frames leave by, with the mask of these frames.
+    #[inline]
+    pub fn take(&mut self) -> Option<(u16, u64)> {
+        let port = self.touched.pop()?;
+        Some((port, std::mem::take(&mut self.masks[usize::from(port) % MAX_PORTS])))
+    }
+}
+
+/// What is to be done with a frame.
+#[derive(Clone, Copy)]
+enum Way {
+    Port(u16),
+    Flood,
+    Drop(DropReason),
+}
+
+/// Decides for every frame of the burst. `now` is the tables' clock; `counted` takes what came in and was dropped.
+#[inline]
+pub fn classify(burst: &mut Burst, from: &Ingress<'_>, now: u32, counted: &Direction, verdict: &mut Verdict) {
+    verdict.reset();
+    let mut flood = 0u64;
+    // Frames of a burst mostly come from and go to the same station: its way is looked up once.
+    let mut last: Option<(Key, Key, Way)> = None;
+    let mut run = (0u16, 0u64);
+    for i in 0..burst.len() {
+        let bit = 1u64 << i;
+        let len = burst.frame_len(i);
+        verdict.bytes += len as u64;
+        verdict.long |= u64::from(len > USUAL_FRAME) << i;
+        if burst.head(i).len() < ETHERNET_HEADER {
+            counted.drop(DropReason::Runt, 1);
+            continue;
+        }
+        if !burst.header(i).is_plain() {
+            match packet::validate(burst.head(i), len, *burst.header(i)) {
+                Ok(header) => burst.set_header(i, header),
+                Err(_) => {
+                    counted.drop(DropReason::BadOffload, 1);
+                    continue;
+                }
+            }
+            verdict.offloads |= u64::from(!burst.header(i).is_plain()) << i;
+        }
+        let (destination, source) = addresses(burst.snapshot(i), burst.head(i).len());
+        let way = match last {
+            Some((to, by, way)) if to == destination && by == source => way,
+            _ => {
+                let way = look_up(destination, source, from, now);
+                last = Some((destination, source, way));
+                way
+            }
+        };
+        match way {
+            Way::Port(port) if port == run.0 => run.1 |= bit,
+            Way::Port(port) => {
+                if run.1 != 0 {
+                    verdict.send(run.1, run.0);
+                }
+                run = (port, bit);
+            }
+            Way::Flood => flood |= bit,
+            Way::Drop(reason) => counted.drop(reason, 1),
+        }
+    }
+    if run.1 != 0 {
+        verdict.send(run.1, run.0);
+    }
+    if flood != 0 {
+        flood_to_all(flood, from, counted, verdict);
+    }
+    counted.packets.add(burst.len() as u64);
+    counted.bytes.add(verdict.bytes);
+}
+
+/// Destination and source with the VLAN of the outermost tag, as the table wants them.
+#[inline]
+fn addresses(snapshot: &[u8; vhost_backend::frame::SNAPSHOT], len: usize) -> (Key, Key) {
+    let word = |at: usize| u64::from_le_bytes(snapshot[at..at + 8].try_into().unwrap_or_default());
+    let mut vlan = 0;
+    if TAGS.contains(&[snapshot[12], snapshot[13]]) && len >= ETHERNET_HEADER + 4 {
+        vlan = u16::from_be_bytes([snapshot[14], snapshot[15]]) & 0xfff;
+    }
+    (Key::from_word(word(0), vlan), Key::from_word(word(6), vlan))
+}
+
+/// Learns the source and finds the destination.
+#[inline]
+fn look_up(destination: Key, source: Key, from: &Ingress<'_>, now: u32) -> Way {
+    if source.is_group() || source.is_zero() {
+        return Way::Drop(DropReason::BadSource);
+    }
+    if destination.is_reserved() {
+        return Way::Drop(DropReason::ReservedMulticast);
+    }
+    // Whether or not there was room, and even where the operator has fixed the address elsewhere, the frame goes on.
+    let _: Learned = from.fdb.learn(source, from.port, now);
+    if destination.is_group() {
+        return Way::Flood;
+    }
+    match from.fdb.lookup(destination, now) {
+        Some(port) if port == from.port => Way::Drop(DropReason::SamePort),
+        Some(port) => Way::Port(port),
+        None => Way::Flood,
+    }
+}
+
+#[cold]
+fn flood_to_all(frames: u64, from: &Ingress<'_>, counted: &Direction, verdict: &mut Verdict) {
+    let mut anybody = false;
+    for &port in from.members.iter().filter(|&&port| port != from.port) {
+        verdict.send(frames, port);
+        anybody = true;
+    }
+    if !anybody {
+        counted.drop(DropReason::NoOtherPort, u64::from(frames.count_ones()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use vhost_backend::net_header::NetHeader;
+
+    use super::*;
+    use crate::stats::{PortCounters, total};
+
+    const A: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const B: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+    fn frame(to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
+        [&to[..], &from, &[0x08, 0x00], &[0; 46]].concat()
+    }
+
+    /// Runs frames through port 1 of a bridge with the ports 1, 2 and 3; port by port, which frames leave.
+    fn run(fdb: &Fdb, frames: &[Vec<u8>]) -> (BTreeMap<u16, u64>, BTreeMap<&'static str, u64>) {
+        let counters = [crossbeam_utils::CachePadded::new(PortCounters::default())];
+        let mut verdict = Verdict::default();
+        let mut ways = BTreeMap::new();
+        Burst::new().with_slices(
+            |filler| {
+                for frame in frames {
+                    assert!(filler.push(NetHeader::default(), frame, &[]));
+                }
+            },
+            |burst| {
+                let from = Ingress { port: 1, fdb, members: &[1, 2, 3] };
+                classify(burst, &from, 5, &counters[0].rx, &mut verdict);
+                while let Some((port, mask)) = verdict.take() {
+                    ways.insert(port, mask);
+                }
+            },
+        );
+        let totals = total(&counters, |c| &c.rx);
+        assert_eq!(totals.packets, frames.len() as u64);
+        (ways, totals.drops)
+    }
+
+    #[test]
+    fn unknown_and_group_destinations_go_to_all_other_ports() {
+        let fdb = Fdb::new(10, 300, 8);
+        let (ways, drops) = run(&fdb, &[frame(B, A), frame([0xff; 6], A), frame([1, 0, 0x5e, 0, 0, 1], A)]);
+        assert_eq!((ways, drops), (BTreeMap::from([(2, 0b111), (3, 0b111)]), BTreeMap::new()));
+        assert_eq!(fdb.lookup(Key::new(A, 0), 5), Some(1), "the source is learned");
+    }
+
+    #[test]
+    fn known_destinations_go_to_their_port_alone_and_never_back() {
+        let fdb = Fdb::new(10, 300, 8);
+        fdb.learn(Key::new(B, 0), 3, 5);
+        let (ways, drops) = run(&fdb, &[frame(B, A), frame(A, A), frame([0xff; 6], A), frame(B, A)]);
+        assert_eq!(ways, BTreeMap::from([(2, 0b100), (3, 0b1101)]));
+        assert_eq!(drops, BTreeMap::from([("same_port", 1)]));
+    }
+
+    #[test]
+    fn what_must_not_be_forwarded_is_dropped_by_name() {
+        let fdb = Fdb::new(10, 300, 8);
+        let mut bad = frame(B, A);
+        bad.truncate(13);
+        let (ways, drops) = run(&fdb, &[
+            bad,
+            frame([1, 0x80, 0xc2, 0, 0, 0x0e], A),
+            frame(B, [3, 0, 0, 0, 0, 1]),
+            frame(B, [0; 6]),
+        ]);
+        assert!(ways.is_empty());
+        assert_eq!(drops, BTreeMap::from([("runt", 1), ("reserved_multicast", 1), ("bad_source", 2)]));
+        let (ways, _) = run(&fdb, &[frame([1, 0x80, 0xc2, 0, 0, 0x10], A)]);
+        assert_eq!(ways.len(), 2, "the block of reserved addresses ends at 0F");
+    }
+
+    #[test]
+    fn tagged_frames_are_learned_in_their_vlan() {
+        let fdb = Fdb::new(10, 300, 8);
+        fdb.learn(Key::new(B, 7), 3, 5);
+        let tagged = |vlan: u8| [&B[..], &A, &[0x81, 0, 0x20, vlan, 8, 0], &[0; 46]].concat();
+        let (ways, _) = run(&fdb, &[tagged(7), tagged(8)]);
+        assert_eq!(ways, BTreeMap::from([(2, 0b10), (3, 0b11)]));
+        assert_eq!(fdb.lookup(Key::new(A, 7), 5), Some(1));
+        assert_eq!(fdb.lookup(Key::new(A, 0), 5), None);
+    }
+}
