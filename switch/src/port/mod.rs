@@ -1,0 +1,335 @@
+//! Ports: where frames come in and go out.
+//!
+//! Three kinds behind one face: a vhost-user device, a TAP device whose descriptor shunt holds, and a network device
+//! that somebody else made. [`Port::receive`] lends a burst to the pipeline, [`Port::send`] takes the frames that are
+//! to leave, after the checks and conversions that only the receiver's side can know: MTU and offloads.
+
+pub mod link;
+pub mod netdev;
+pub mod netns;
+pub mod tap;
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use crossbeam_utils::CachePadded;
+use vhost_backend::device::Device;
+use vhost_backend::frame::Burst;
+use vhost_backend::net_header::NetHeader;
+use vhost_backend::ring::Served;
+use vhost_backend::ring::cell::Armed;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::drops::DropReason;
+use crate::packet::offload::{Capabilities, Finisher};
+use crate::packet::fits;
+use crate::pipeline::Verdict;
+use crate::stats::{Direction, PortCounters, Totals, total};
+use netdev::Netdev;
+use tap::{ReceiveBuffer, Sent, Tap};
+
+/// What a port is attached to.
+pub enum Attachment {
+    /// A guest's vhost-user device.
+    Vhost(Arc<Device>),
+    /// A TAP device of ours.
+    Tap(Tap),
+    /// Somebody else's network device.
+    Netdev(Netdev),
+}
+
+/// Bytes that one worker needs to receive from and to send to any port.
+pub struct Scratch {
+    /// Frames of devices are read into it.
+    pub buffer: ReceiveBuffer,
+    /// Offloads are finished in it.
+    pub finisher: Finisher,
+}
+
+/// A port of the switch.
+pub struct Port {
+    number: u16,
+    name: String,
+    attachment: Attachment,
+    mtu: AtomicU16,
+    counters: Box<[CachePadded<PortCounters>]>,
+}
+
+/// A queue that cannot be read any more; its device is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+impl Port {
+    /// A port with a set of counters for each of `workers` workers.
+    pub fn new(number: u16, name: String, attachment: Attachment, mtu: u16, workers: usize) -> Self {
+        let counters = (0..workers).map(|_| CachePadded::default()).collect();
+        Self { number, name, attachment, mtu: AtomicU16::new(mtu), counters }
+    }
+
+    /// The number by which tables know it.
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// The name by which people know it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is attached to.
+    pub fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+
+    /// Bytes that a frame to this port may have behind its Ethernet header.
+    #[inline]
+    pub fn mtu(&self) -> u16 {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    /// Changes the MTU; the caller has checked it and told the device.
+    pub fn set_mtu(&self, mtu: u16) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Receive queues (queue pairs of a guest, queues of a device), running or not.
+    pub fn queues(&self) -> usize {
+        match &self.attachment {
+            Attachment::Vhost(device) => device.queue_pairs(),
+            Attachment::Tap(tap) => tap.queues(),
+            Attachment::Netdev(netdev) => netdev.queues(),
+        }
+    }
+
+    /// What came in, all workers together.
+    pub fn received(&self) -> Totals {
+        total(&self.counters, |set| &set.rx)
+    }
+
+    /// What went out, all workers together.
+    pub fn transmitted(&self) -> Totals {
+        total(&self.counters, |set| &set.tx)
+    }
+
+    /// The receiving side's counters of one worker.
+    #[inline]
+    pub fn rx_counters(&self, worker: usize) -> &Direction {
+        &self.counters[worker].rx
+    }
+
+    /// Lends what `queue` has received to `forward`, up to a burst. Returns how many frames that were.
+    ///
+    /// # Errors
+    /// The device is gone and the queue must not be polled any more.
+    #[inline]
+    pub fn receive(
+        &self,
+        queue: usize,
+        worker: usize,
+        buffer: &mut ReceiveBuffer,
+        burst: &mut Burst,
+        forward: impl FnOnce(&mut Burst),
+    ) -> Result<usize, Gone> {
+        match &self.attachment {
+            Attachment::Vhost(device) => {
+                let served = device.from_guest(queue).serve(burst, forward);
+                if served.empty + served.oversized > 0 {
+                    self.count_unusable(worker, served);
+                }
+                Ok(served.frames)
+            }
+            Attachment::Tap(tap) => tap.receive(queue, buffer, burst, forward).map_err(|_| Gone),
+            Attachment::Netdev(netdev) => netdev.receive(queue, buffer, burst, forward).map_err(|_| Gone),
+        }
+    }
+
+    #[cold]
+    fn count_unusable(&self, worker: usize, served: Served) {
+        let rx = &self.counters[worker].rx;
+        rx.drop(DropReason::Runt, served.empty as u64);
+        rx.drop(DropReason::Oversized, served.oversized as u64);
+    }
+
+    /// Sends the frames of `mask`, in their order. `key` chooses the queue: the same key, the same queue.
+    #[inline]
+    pub fn send(
+        &self,
+        burst: &Burst,
+        mask: u64,
+        verdict: &Verdict,
+        key: usize,
+        worker: usize,
+        finisher: &mut Finisher,
+    ) {
+        let tx = &self.counters[worker].tx;
+        let mut mask = mask;
+        let mtu = self.mtu();
+        let suspects = if mtu < 1500 { mask } else { mask & verdict.long };
+        if suspects != 0 {
+            let refused = too_long(burst, suspects, mtu);
+            tx.drop(DropReason::MtuExceeded, u64::from(refused.count_ones()));
+            mask &= !refused;
+        }
+        if mask & verdict.offloads != 0 {
+            self.send_offloads(burst, mask, key, tx, finisher);
+        } else if mask != 0 {
+            self.place(burst, mask, key, tx);
+        }
+    }
+
+    /// Like `send` where some frames have offloads: what the receiver did not negotiate is finished in software.
+    fn send_offloads(&self, burst: &Burst, mask: u64, key: usize, tx: &Direction, finisher: &mut Finisher) {
+        let capabilities = self.capabilities();
+        let accepted = |i: usize, header: &NetHeader| mask >> i & 1 == 0 || capabilities.accepts(header);
+        let mut from = 0;
+        while from < burst.len() {
+            // As far as the receiver takes everything as it is, at once.
+            let end = (from..burst.len()).find(|&i| !accepted(i, burst.header(i))).unwrap_or(burst.len());
+            let run = mask & (burst.all() >> from << from) & low_bits(end);
+            if run != 0 {
+                self.place(burst, run, key, tx);
+            }
+            if end < burst.len()
+                && !finisher.finish(burst, end, capabilities, |done| self.place(done, done.all(), key, tx))
+            {
+                tx.drop(DropReason::OffloadFailed, 1);
+            }
+            from = end + 1;
+        }
+    }
+
+    /// What the receiver takes. Devices of the kernel take everything: their far end does what is missing.
+    fn capabilities(&self) -> Capabilities {
+        match &self.attachment {
+            Attachment::Vhost(device) => Capabilities::from_virtio_features(device.features()),
+            Attachment::Tap(_) | Attachment::Netdev(_) => Capabilities::ALL,
+        }
+    }
+
+    /// Hands frames to the receiver as they are, and counts.
+    #[inline]
+    fn place(&self, burst: &Burst, mask: u64, key: usize, tx: &Direction) {
+        let sent = match &self.attachment {
+            Attachment::Vhost(device) => {
+                let Some(pair) = device.steer(key) else {
+                    return tx.drop(DropReason::LinkDown, u64::from(mask.count_ones()));
+                };
+                let delivered = device.to_guest(pair).deliver(burst, mask);
+                if delivered.sent != mask {
+                    let count = |frames: u64| u64::from(frames.count_ones());
+                    tx.drop(DropReason::NoBuffers, count(delivered.no_buffers));
+                    tx.drop(DropReason::BufferTooSmall, count(delivered.too_small));
+                    tx.drop(DropReason::LinkDown, count(delivered.stopped));
+                }
+                delivered.sent
+            }
+            Attachment::Tap(tap) => count_device(tap.send(key % tap.queues(), burst, mask), tx),
+            Attachment::Netdev(netdev) => count_device(netdev.send(key % netdev.queues(), burst, mask), tx),
+        };
+        if sent != 0 {
+            tx.packets.add(u64::from(sent.count_ones()));
+            tx.bytes.add(bytes(burst, sent));
+        }
+    }
+
+    /// Prepares `queue` for a sleeping worker: will something wake it when frames come?
+    pub fn arm(&self, queue: usize) -> Armed {
+        match &self.attachment {
+            Attachment::Vhost(device) => device.from_guest(queue).arm(),
+            Attachment::Tap(_) | Attachment::Netdev(_) => Armed::Kick,
+        }
+    }
+
+    /// Undoes [`Port::arm`].
+    pub fn disarm(&self, queue: usize) {
+        if let Attachment::Vhost(device) = &self.attachment {
+            device.from_guest(queue).disarm();
+        }
+    }
+
+    /// Changes when [`Port::wake_descriptor`] does.
+    #[inline]
+    pub fn wake_generation(&self, queue: usize) -> u32 {
+        match &self.attachment {
+            Attachment::Vhost(device) => device.from_guest(queue).generation(),
+            Attachment::Tap(_) | Attachment::Netdev(_) => 0,
+        }
+    }
+
+    /// A descriptor that becomes readable when frames come to an armed `queue`.
+    pub fn wake_descriptor(&self, queue: usize) -> Option<WakeDescriptor> {
+        match &self.attachment {
+            Attachment::Vhost(device) => device.from_guest(queue).kick().map(WakeDescriptor::Kick),
+            Attachment::Tap(tap) => tap.queue_fd(queue).try_clone_to_owned().ok().map(WakeDescriptor::Device),
+            Attachment::Netdev(netdev) => {
+                netdev.queue_fd(queue).try_clone_to_owned().ok().map(WakeDescriptor::Device)
+            }
+        }
+    }
+}
+
+/// A descriptor for a worker's epoll, kept open for as long as it is registered there.
+pub enum WakeDescriptor {
+    /// A guest's kick.
+    Kick(Arc<EventFd>),
+    /// A device's queue.
+    Device(OwnedFd),
+}
+
+impl AsRawFd for WakeDescriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Kick(kick) => kick.as_raw_fd(),
+            Self::Device(queue) => queue.as_raw_fd(),
+        }
+    }
+}
+
+/// Bits below `n`, for `n` up to 64.
+#[inline]
+fn low_bits(n: usize) -> u64 {
+    if n >= 64 { u64::MAX } else { (1 << n) - 1 }
+}
+
+/// The frames of `mask` that do not fit the MTU.
+#[cold]
+fn too_long(burst: &Burst, mask: u64, mtu: u16) -> u64 {
+    let mut refused = 0;
+    for i in Bits(mask) {
+        if !fits(burst.head(i), burst.frame_len(i), burst.header(i), mtu) {
+            refused |= 1 << i;
+        }
+    }
+    refused
+}
+
+#[inline]
+fn bytes(burst: &Burst, mask: u64) -> u64 {
+    Bits(mask).map(|i| burst.frame_len(i) as u64).sum()
+}
+
+fn count_device(sent: Sent, tx: &Direction) -> u64 {
+    let count = |frames: u64| u64::from(frames.count_ones());
+    tx.drop(DropReason::DeviceFull, count(sent.full));
+    tx.drop(DropReason::LinkDown, count(sent.down));
+    tx.drop(DropReason::DeviceRefused, count(sent.refused));
+    sent.sent
+}
+
+/// The numbers of the bits that are set, lowest first.
+struct Bits(u64);
+
+impl Iterator for Bits {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        if self.0 == 0 {
+            return None;
+        }
+        let i = self.0.trailing_zeros() as usize;
+        self.0 &= self.0 - 1;
+        Some(i)
+    }
+}

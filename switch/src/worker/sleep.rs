@@ -1,0 +1,89 @@
+//! How a worker sleeps without missing a packet.
+//!
+//! Guests are asked to kick, then every ring is looked at once more: a frame that came between the last poll and the
+//! request would be neither seen nor kicked for. Only then the worker waits in epoll, on the guests' kicks, on the
+//! devices and on its own wake descriptor. All are edge-triggered, so nothing has to be read to silence them.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use vhost_backend::ring::cell::Armed;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::poll::Slot;
+
+/// A worker's epoll instance.
+pub(super) struct Sleeper {
+    epoll: Epoll,
+    events: Vec<EpollEvent>,
+}
+
+impl Sleeper {
+    pub(super) fn new(wake: &EventFd) -> io::Result<Self> {
+        let sleeper = Self { epoll: Epoll::new()?, events: vec![EpollEvent::default(); 64] };
+        sleeper.add(wake.as_raw_fd())?;
+        Ok(sleeper)
+    }
+
+    fn add(&self, fd: RawFd) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
+        self.epoll.ctl(ControlOperation::Add, fd, event)
+    }
+
+    /// Sleeps until there may be work; returns at once if there is.
+    #[cold]
+    pub(super) fn sleep(&mut self, slots: &mut [Slot]) {
+        let mut may_sleep = true;
+        for slot in slots.iter_mut().filter(|slot| !slot.is_retired()) {
+            may_sleep &= self.prepare(slot);
+        }
+        if may_sleep {
+            // An interrupted wait is a spurious wake-up like any other.
+            let _ = self.epoll.wait(-1, &mut self.events);
+        }
+        for slot in slots {
+            slot.hurry();
+        }
+    }
+
+    /// Sees to it that frames of this queue end the sleep; false if there are some already, or must be polled for.
+    fn prepare(&self, slot: &mut Slot) -> bool {
+        let generation = slot.port.wake_generation(slot.queue);
+        if slot.registered.as_ref().is_none_or(|(registered, _)| *registered != generation) {
+            self.forget(slot);
+            let descriptor = slot.port.wake_descriptor(slot.queue);
+            let failed = descriptor.as_ref().is_some_and(|fd| self.add(fd.as_raw_fd()).is_err());
+            slot.registered = Some((generation, descriptor));
+            slot.armed = false;
+            if failed {
+                // Without its descriptor in epoll this queue is served by polling.
+                slot.registered = None;
+                return false;
+            }
+        }
+        if slot.armed {
+            return true;
+        }
+        match slot.port.arm(slot.queue) {
+            Armed::Idle => true,
+            Armed::Kick => {
+                slot.armed = true;
+                true
+            }
+            Armed::Work => {
+                slot.armed = true;
+                false
+            }
+            Armed::MustPoll => false,
+        }
+    }
+
+    /// Takes a queue's descriptor out of epoll, before it is closed here: the guest's side keeps it open.
+    pub(super) fn forget(&self, slot: &mut Slot) {
+        if let Some((_, Some(descriptor))) = slot.registered.take() {
+            let _ = self.epoll.ctl(ControlOperation::Delete, descriptor.as_raw_fd(), EpollEvent::default());
+        }
+    }
+}
