@@ -54,6 +54,18 @@ reasons! {
     OffloadFailed = "offload_failed",
 }
 
+impl DropReason {
+    /// Whether it is a fault of the sender, the guest or the device, and neither a decision of the switch nor lack
+    /// of room: such drops are summed as errors.
+    pub fn is_fault(self) -> bool {
+        use DropReason::*;
+        matches!(
+            self,
+            Runt | Oversized | BadOffload | BadSource | BufferTooSmall | DeviceRefused | OffloadFailed
+        )
+    }
+}
+
 /// Number of reasons.
 pub const REASONS: usize = DropReason::ALL.len();
 

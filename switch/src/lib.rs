@@ -1,4 +1,7 @@
 //! placeholder
+pub mod config;
+pub mod control;
 pub mod drops;
 pub mod l2;
+pub mod refusal;
 pub mod stats;

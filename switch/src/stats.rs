@@ -79,6 +79,14 @@ pub struct Totals {
     pub drops: BTreeMap<&'static str, u64>,
 }
 
+impl Totals {
+    /// Drops whose reason is a fault.
+    pub fn errors(&self) -> u64 {
+        let faults = DropReason::ALL.iter().filter(|reason| reason.is_fault());
+        faults.filter_map(|reason| self.drops.get(reason.name())).sum()
+    }
+}
+
 /// Sums one direction over the workers' sets.
 pub fn total(sets: &[CachePadded<PortCounters>], side: impl Fn(&PortCounters) -> &Direction) -> Totals {
     let mut totals = Totals::default();

@@ -1,0 +1,3 @@
+//! The control socket: what can be asked, and the server that answers.
+
+pub mod api;
