@@ -4,10 +4,15 @@
 //! that somebody else made. [`Port::receive`] lends a burst to the pipeline, [`Port::send`] takes the frames that are
 //! to leave, after the checks and conversions that only the receiver's side can know: MTU and offloads.
 
+pub mod device;
+mod host_stack;
 pub mod link;
 pub mod netdev;
+mod netlink;
 pub mod netns;
+mod packet_socket;
 pub mod tap;
+mod watch;
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;

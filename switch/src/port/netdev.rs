@@ -1,0 +1,183 @@
+//! Netdev ports: shunt attaches to the kernel's side of a device that exists, through packet sockets.
+//!
+//! A TAP has two ends. When QEMU holds the descriptor, this is the other one; a veth or a NIC is reached the same way.
+//! While attached the device belongs to the switch: the host's own stack is kept out of it (see [`super::host_stack`])
+//! and comes back, with its addresses and routes, when the port goes.
+//!
+//! Frames are batched by `recvmmsg` and `sendmmsg`. Mapped rings (`PACKET_RX_RING`) were weighed against them: a
+//! version 2 ring has slots of one size, so slots for 64 KiB GSO frames (what guests send most bytes in) make small
+//! frames thrash the cache, and version 3 holds frames back until a block is full or a timer of at least a
+//! millisecond runs out.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+};
+
+use nix::libc;
+use vhost_backend::frame::Burst;
+
+pub use super::device::{OpenError, ReceiveBuffer, Sent};
+pub use super::packet_socket::Missed;
+use super::{
+    device::{NET_ADMIN, check_name},
+    host_stack::HostStack,
+    link::{Changed, LinkInfo, LinkState},
+    netlink::Netlink,
+    netns::Netns,
+    packet_socket::PacketSocket,
+    watch::Watch,
+};
+
+/// Most queues: the kernel's fanout groups have 256 members.
+const MAX_QUEUES: u16 = 256;
+/// `ARPHRD_ETHER`.
+const ETHERNET: u16 = 1;
+
+/// A netdev port's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetdevConfig {
+    /// Name of a device that exists.
+    pub device: String,
+    /// Queues, 1 to 256: received frames are shared among them by flow.
+    pub queues: u16,
+    /// Network namespace of the device: a name in `/run/netns`, or a path when it contains a `/`.
+    pub netns: Option<PathBuf>,
+}
+
+/// An attached device with its queues. Dropping it gives the device back to the host's stack.
+pub struct Netdev {
+    name: String,
+    queues: Box<[PacketSocket]>,
+    watch: Watch,
+    /// After the sockets: the host's stack returns when nobody listens any more.
+    _host_stack: HostStack,
+}
+
+impl Netdev {
+    /// Attaches to the device, takes the host's stack off it and sets it up. Blocks for some milliseconds. When it
+    /// fails, the device is as before.
+    pub fn open(config: &NetdevConfig) -> Result<Self, OpenError> {
+        check_name(&config.device)?;
+        if !(1..=MAX_QUEUES).contains(&config.queues) {
+            return Err(OpenError::Invalid {
+                field: "queues",
+                value: config.queues.to_string(),
+                rule: "a netdev port has 1 to 256 queues".into(),
+            });
+        }
+        let netns = Netns::open(config.netns.as_deref())?;
+        let name = &config.device;
+        let failed = |e: io::Error| OpenError::system(format!("attach to device {name}"), NET_ADMIN, e);
+        let (netlink, link) = netns.run(|| {
+            let mut netlink = Netlink::open(0).map_err(failed)?;
+            let link = netlink.link_by_name(name).map_err(failed)?.ok_or_else(|| OpenError::Missing {
+                what: format!("device {name}"),
+                hint: "a netdev port attaches to a device that is there; `ip link` lists them",
+            })?;
+            check_existing(&link, &mut netlink)?;
+            Ok::<_, OpenError>((netlink, link))
+        })??;
+        // Sockets first: they tell at once whether we may, before anything about the device is changed.
+        let queues = netns
+            .run(|| {
+                (0..config.queues).map(|_| PacketSocket::bind(link.index)).collect::<io::Result<Box<[_]>>>()
+            })?
+            .map_err(|e| {
+                OpenError::system(format!("attach to device {name}"), "CAP_NET_RAW and CAP_NET_ADMIN", e)
+            })?;
+        let index = link.index;
+        let host_stack = HostStack::take(netns, netlink, link)?;
+        let watch = Watch::start(host_stack.netns(), index)?;
+        PacketSocket::share(&queues).map_err(failed)?;
+        for queue in &queues {
+            queue.listen().map_err(failed)?;
+        }
+        Ok(Self { name: config.device.clone(), queues, watch, _host_stack: host_stack })
+    }
+
+    /// Number of queues.
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// The descriptor of `queue`, to wait for frames on.
+    pub fn queue_fd(&self, queue: usize) -> BorrowedFd<'_> {
+        self.queues[queue].as_fd()
+    }
+
+    /// Name of the device.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device's own MAC address, as last seen.
+    pub fn mac(&self) -> [u8; 6] {
+        self.watch.cell().mac()
+    }
+
+    /// The device's MTU, as last seen; others may change it at any time.
+    pub fn mtu(&self) -> u32 {
+        self.watch.cell().mtu()
+    }
+
+    /// The link as last seen; never waits.
+    pub fn link(&self) -> LinkState {
+        self.watch.cell().state()
+    }
+
+    /// Has `changed` called, on the watcher's thread, after link state, MTU or MAC changed.
+    pub fn on_change(&self, changed: Changed) {
+        self.watch.cell().on_change(Some(changed));
+    }
+
+    /// Frames of `queue` that were lost before they could be read. A system call: not for the packet path.
+    pub fn missed(&self, queue: usize) -> Missed {
+        self.queues[queue].missed()
+    }
+
+    /// Reads up to a burst of frames from `queue`, lends it to `f` if there is any, and clears it.
+    /// Returns the number of frames.
+    ///
+    /// # Errors
+    /// The queue is dead, usually because the device was removed (ENODEV): do not poll it any more.
+    pub fn receive(
+        &self,
+        queue: usize,
+        buffer: &mut ReceiveBuffer,
+        burst: &mut Burst,
+        f: impl FnOnce(&mut Burst),
+    ) -> io::Result<usize> {
+        burst.clear();
+        // SAFETY: `buffer` stays borrowed until the burst is cleared, here or (after an error or a panic in `f`)
+        // at the start of the next receive function.
+        unsafe { self.queues[queue].fill(buffer, burst) }?;
+        let frames = burst.len();
+        if frames > 0 {
+            f(burst);
+            burst.clear();
+        }
+        Ok(frames)
+    }
+
+    /// Sends the frames of `mask`, each with its header as it stands in the burst, from `queue`.
+    pub fn send(&self, queue: usize, burst: &Burst, mask: u64) -> Sent {
+        self.queues[queue].send(burst, mask)
+    }
+}
+
+fn check_existing(link: &LinkInfo, netlink: &mut Netlink) -> Result<(), OpenError> {
+    let unfit = |why: String| Err(OpenError::Unfit { device: link.name.clone(), why });
+    if link.hardware != ETHERNET || link.flags & libc::IFF_LOOPBACK as u32 != 0 {
+        return unfit("is no Ethernet device".into());
+    }
+    if let Some(master) = link.master {
+        let master = match netlink.link_by_index(master) {
+            Ok(Some(master)) => master.name,
+            _ => format!("the device with index {master}"),
+        };
+        return unfit(format!("belongs to {master}: release it first (ip link set {} nomaster)", link.name));
+    }
+    Ok(())
+}
