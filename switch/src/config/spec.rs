@@ -10,9 +10,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::mac::Mac;
 use super::name::{NAME_RULE, Name, is_device, is_netns};
 use crate::control::api;
+use crate::packet::ethernet::Mac;
 use crate::refusal::Refusal;
 
 /// Seconds after which a learned address is forgotten unless it is seen again, where nothing else is said
