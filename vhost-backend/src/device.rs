@@ -1,0 +1,424 @@
+//! A vhost-user port's device side: its socket, its control thread, and the rings that workers use.
+//!
+//! Each port has one thread, which sleeps in `poll` but for the moments when its frontend says something. Reading a
+//! message blocks, so a frontend that sends half of one stops only this thread, and [`Device::stop`] frees it by
+//! shutting the connection down. One frontend is served at a time. When it leaves, for whatever reason, the rings
+//! stop and the guest's memory is let go, and the port waits for the next one.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::net::UnixStream,
+    },
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{MsgFlags, recv};
+use tracing::info;
+use vhost::vhost_user::{BackendReqHandler, Error, message::FrontendReq};
+
+use crate::{
+    ring::RingCell,
+    session::Session,
+    shared::Shared,
+    sigbus,
+    socket::{self, Listener},
+};
+
+/// Most queue pairs of a port: vring indexes have eight bits in some messages.
+pub const MAX_QUEUE_PAIRS: u16 = 128;
+/// The control thread only passes on what it reads.
+const STACK: usize = 256 << 10;
+const FIRST_DELAY: Duration = Duration::from_millis(10);
+const LAST_DELAY: Duration = Duration::from_secs(1);
+
+/// Who makes the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// We listen and the VMM connects.
+    Server,
+    /// The VMM listens and we connect, again and again until it is there.
+    Client,
+}
+
+/// What a port is made of.
+#[derive(Clone, Debug)]
+pub struct DeviceConfig {
+    /// The port's name, for messages and as the thread's name.
+    pub name: String,
+    /// The socket: absolute, at most 107 bytes.
+    pub path: PathBuf,
+    /// Who makes it.
+    pub role: Role,
+    /// Receive and transmit queue pairs that a guest may use, 1 to [`MAX_QUEUE_PAIRS`].
+    pub queue_pairs: u16,
+    /// The port's MTU. The protocol does not carry it (guests learn theirs from their VMM, QEMU: `host_mtu`); it is
+    /// kept for [`Device::mtu`].
+    pub mtu: Option<u16>,
+}
+
+/// How a port is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// No frontend is connected.
+    Connecting,
+    /// A frontend is connected, but the guest uses no queue pair.
+    Down,
+    /// At least one queue pair is in use.
+    Up,
+    /// The guest or its frontend broke a ring or took memory away; the port carries nothing until they start anew.
+    Broken,
+}
+
+/// Why a port cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// Relative paths depend on where the daemon was started.
+    #[error("socket path {} is not absolute", .0.display())]
+    RelativePath(PathBuf),
+    /// Longer than the kernel takes.
+    #[error("socket path {} has {len} bytes; at most 107 are possible", .path.display())]
+    LongPath {
+        /// The path.
+        path: PathBuf,
+        /// Its bytes.
+        len: usize,
+    },
+    /// The directory is missing.
+    #[error("cannot make socket {}: there is no directory {}", .path.display(), .directory.display())]
+    NoDirectory {
+        /// The path.
+        path: PathBuf,
+        /// The part of it that is missing.
+        directory: PathBuf,
+    },
+    /// Something else is there, and it may be precious.
+    #[error("{} exists and is not a socket; remove it or choose another path", .0.display())]
+    NotASocket(PathBuf),
+    /// Somebody listens there.
+    #[error("socket {} is in use by a running process", .0.display())]
+    InUse(PathBuf),
+    /// The kernel refused.
+    #[error("cannot {what} socket {}: {source}", .path.display())]
+    Socket {
+        /// The path.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Too few or too many queue pairs.
+    #[error("{0} queue pairs are not possible; choose 1 to {MAX_QUEUE_PAIRS}")]
+    QueuePairs(u16),
+    /// No thread, no event descriptor, or no signal handler.
+    #[error("cannot start the control thread: {0}")]
+    Thread(io::Error),
+}
+
+/// What [`Device::stop`] and the control thread tell each other.
+#[derive(Default)]
+struct Control {
+    stopping: bool,
+    /// The connection that is being served.
+    connection: Option<UnixStream>,
+}
+
+/// A port's device side. It stops when it is dropped.
+pub struct Device {
+    shared: Arc<Shared>,
+    control: Arc<Mutex<Control>>,
+    wake: UnixStream,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    mtu: Option<u16>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Device {
+    /// Makes the port's socket (in the server role) and starts its control thread. `changed` is called after every
+    /// change of a ring or of [`Device::state`], from the control thread; it must not block and not stop the device.
+    ///
+    /// # Errors
+    /// [`DeviceError`]; nothing is left behind then.
+    pub fn start(
+        config: DeviceConfig,
+        changed: Arc<dyn Fn() + Send + Sync>,
+    ) -> Result<Arc<Self>, DeviceError> {
+        if config.queue_pairs == 0 || config.queue_pairs > MAX_QUEUE_PAIRS {
+            return Err(DeviceError::QueuePairs(config.queue_pairs));
+        }
+        sigbus::install().map_err(DeviceError::Thread)?;
+        let listener = match config.role {
+            Role::Server => Some(Listener::bind(&config.path)?),
+            Role::Client => {
+                socket::check_path(&config.path)?;
+                None
+            }
+        };
+        // Its end is what wakes: it cannot be missed, and stays.
+        let (wake, woken) = UnixStream::pair().map_err(DeviceError::Thread)?;
+        let shared = Arc::new(Shared::new(config.queue_pairs, changed));
+        let control = Arc::new(Mutex::new(Control::default()));
+        let thread_name = config.name.replace('\0', "");
+        let mtu = config.mtu;
+        let port = Port { config, listener, shared: shared.clone(), control: control.clone(), woken };
+        port.shared.waiting(port.expecting());
+        let thread = thread::Builder::new()
+            .name(thread_name)
+            .stack_size(STACK)
+            .spawn(move || port.run())
+            .map_err(DeviceError::Thread)?;
+        Ok(Arc::new(Self { shared, control, wake, thread: Mutex::new(Some(thread)), mtu }))
+    }
+
+    /// Queue pairs that a guest may use.
+    pub fn queue_pairs(&self) -> usize {
+        self.shared.rings().len() / 2
+    }
+
+    /// The MTU that the port was given.
+    pub fn mtu(&self) -> Option<u16> {
+        self.mtu
+    }
+
+    /// The guest's transmit queue of a pair (vring 2i+1).
+    ///
+    /// # Panics
+    /// This and the next: if `pair` is not below [`Device::queue_pairs`].
+    #[inline]
+    pub fn from_guest(&self, pair: usize) -> &RingCell {
+        &self.shared.rings()[2 * pair + 1]
+    }
+
+    /// The guest's receive queue of a pair (vring 2i).
+    #[inline]
+    pub fn to_guest(&self, pair: usize) -> &RingCell {
+        &self.shared.rings()[2 * pair]
+    }
+
+    /// Which pair's receive queue takes a frame: the same for the same key as long as the same queues run. `None` if
+    /// none runs. A queue may stop at any time; what is delivered to it then is refused there.
+    #[inline]
+    pub fn steer(&self, key: usize) -> Option<usize> {
+        self.shared.steer(key)
+    }
+
+    /// The features that are negotiated at the moment; 0 if there are none.
+    #[inline]
+    pub fn features(&self) -> u64 {
+        self.shared.features()
+    }
+
+    /// How the port is doing, and a sentence about it for people.
+    pub fn state(&self) -> (State, String) {
+        self.shared.state()
+    }
+
+    /// Ends the control thread and everything with it: when this returns the rings are stopped, the guest's memory
+    /// is let go, and the socket is closed and removed. Further calls do nothing.
+    pub fn stop(&self) {
+        {
+            let mut control = lock(&self.control);
+            control.stopping = true;
+            let _ = self.wake.shutdown(std::net::Shutdown::Both);
+            if let Some(connection) = &control.connection {
+                let _ = connection.shutdown(std::net::Shutdown::Both);
+            }
+        }
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
+            // A panic of the control thread has been reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A delay that doubles from 10 ms to 1 s.
+struct Backoff(Duration);
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let delay = self.0;
+        self.0 = (delay * 2).min(LAST_DELAY);
+        delay
+    }
+}
+
+/// What the control thread owns.
+struct Port {
+    config: DeviceConfig,
+    listener: Option<Listener>,
+    shared: Arc<Shared>,
+    control: Arc<Mutex<Control>>,
+    woken: UnixStream,
+}
+
+impl Port {
+    fn expecting(&self) -> String {
+        let path = self.config.path.display();
+        match self.config.role {
+            Role::Server => format!("waiting for a VMM at {path}"),
+            Role::Client => format!("connecting to {path}"),
+        }
+    }
+
+    fn run(self) {
+        let name = &self.config.name;
+        let mut backoff = Backoff(FIRST_DELAY);
+        while !self.stopping() {
+            let stream = match self.next_stream() {
+                Ok(Some(stream)) => stream,
+                Ok(None) => continue,
+                Err(e) => {
+                    self.shared.waiting(format!("{}: {e}; trying again", self.expecting()));
+                    self.pause(backoff.next());
+                    continue;
+                }
+            };
+            let peer = socket::peer(&stream);
+            info!(port = name, "{peer} connected");
+            let began = Instant::now();
+            let end = self.serve(stream);
+            info!(port = name, "{peer} disconnected: {end}");
+            if self.stopping() {
+                break;
+            }
+            self.shared.waiting(format!("{}; the last one left: {end}", self.expecting()));
+            if began.elapsed() >= LAST_DELAY {
+                backoff = Backoff(FIRST_DELAY);
+            }
+            // A frontend that comes and goes for ever must not keep a processor busy.
+            self.pause(backoff.next());
+        }
+        drop(self.listener);
+        self.shared.waiting("stopped".into());
+    }
+
+    fn stopping(&self) -> bool {
+        lock(&self.control).stopping
+    }
+
+    fn pause(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while !self.stopping() {
+            let left = until.saturating_duration_since(Instant::now());
+            // An error of poll would come back at once: then the thread sleeps on without being woken.
+            if left.is_zero() {
+                return;
+            }
+            if socket::wait(None, self.woken.as_fd(), Some(left.max(Duration::from_millis(1)))).is_err() {
+                thread::sleep(left);
+            }
+        }
+    }
+
+    /// The next frontend's connection. `None`: look whether to stop, and come again.
+    fn next_stream(&self) -> io::Result<Option<UnixStream>> {
+        match &self.listener {
+            None => socket::connect_to(&self.config.path).map(Some),
+            Some(listener) => match socket::wait(Some(listener.as_fd()), self.woken.as_fd(), None)? {
+                (true, false) => listener.accept(),
+                _ => Ok(None),
+            },
+        }
+    }
+
+    /// Serves one connection to its end, and says why it ended.
+    fn serve(&self, stream: UnixStream) -> String {
+        {
+            let mut control = lock(&self.control);
+            match stream.try_clone() {
+                _ if control.stopping => return "the port is being removed".into(),
+                Ok(clone) => control.connection = Some(clone),
+                Err(e) => return format!("no descriptor for the connection: {e}"),
+            }
+        }
+        self.shared.connected();
+        let session = Arc::new(Mutex::new(Session::new(&self.config.name, self.shared.clone())));
+        let end = self.converse(stream, &session);
+        lock(&session).end();
+        lock(&self.control).connection = None;
+        if self.stopping() { "the port is being removed".into() } else { end }
+    }
+
+    fn converse(&self, stream: UnixStream, session: &Arc<Mutex<Session>>) -> String {
+        let mut connection = match stream.try_clone() {
+            Ok(connection) => connection,
+            Err(e) => return format!("no descriptor for the connection: {e}"),
+        };
+        let mut handler = BackendReqHandler::from_stream(stream, session.clone());
+        loop {
+            match socket::wait(Some(connection.as_fd()), self.woken.as_fd(), None) {
+                Ok((_, true)) => return String::new(),
+                Ok((false, false)) => continue,
+                Ok((true, false)) => {}
+                Err(e) => return format!("poll: {e}"),
+            }
+            let result = match early_enable(&mut connection, session) {
+                Some(result) => result,
+                None => handler.handle_request(),
+            };
+            match result {
+                Ok(()) => {}
+                Err(Error::Disconnected) => return "closed by the other side".into(),
+                Err(Error::PartialMessage) => return "closed in the midst of a message".into(),
+                Err(e) => return lock(session).take_failure().unwrap_or_else(|| e.to_string()),
+            }
+        }
+    }
+}
+
+/// Handles a SET_VRING_ENABLE that comes before SET_FEATURES, as QEMU sends it for multiqueue devices, before the guest
+/// has even started: the `vhost` crate would end the connection. `None` if the next message is anything else.
+fn early_enable(connection: &mut UnixStream, session: &Mutex<Session>) -> Option<Result<(), Error>> {
+    const MESSAGE: usize = 20;
+    const VERSION: u32 = 1;
+    const VERSION_AND_REPLY: u32 = 3 | REPLY;
+    const REPLY: u32 = 4;
+    const NEED_REPLY: u32 = 8;
+    let mut session = lock(session);
+    if session.protocol_features_negotiated() {
+        return None;
+    }
+    let mut message = [0; MESSAGE];
+    let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    let got = recv(connection.as_raw_fd(), &mut message, peek).ok()?;
+    let word =
+        |at: usize| u32::from_ne_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]]);
+    let [request, flags, size, index, enable] = [0, 4, 8, 12, 16].map(word);
+    let is_enable = got == MESSAGE
+        && request == FrontendReq::SET_VRING_ENABLE as u32
+        && flags & VERSION_AND_REPLY == VERSION
+        && size == 8
+        && enable <= 1;
+    if !is_enable {
+        return None;
+    }
+    if let Err(e) = connection.read_exact(&mut message) {
+        return Some(Err(Error::SocketError(e)));
+    }
+    let result = session.enable(index, enable == 1);
+    if flags & NEED_REPLY != 0 && session.replies() {
+        let status = u32::from(result.is_err());
+        let answer = [request, VERSION | REPLY, 8, status, 0].map(u32::to_ne_bytes).concat();
+        if let Err(e) = connection.write_all(&answer) {
+            return Some(Err(Error::SocketError(e)));
+        }
+    }
+    Some(result)
+}
