@@ -1,8 +1,20 @@
-//! placeholder
+//! shunt: a userspace L2/L3 switch for the virtual machines of secure containers.
+//!
+//! The modules in the order in which a packet meets them: [`worker`] polls, [`port`] receives and sends, [`pipeline`]
+//! decides with the tables of [`l2`], [`packet`] knows the bytes. Beside that way: [`switch`] owns what is configured
+//! and publishes it as [`tables`], [`config`] says what may be configured, [`control`] is how people get there.
+
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod drops;
 pub mod l2;
 pub mod packet;
+pub mod pipeline;
+pub mod port;
 pub mod refusal;
 pub mod stats;
+pub mod switch;
+pub mod tables;
+mod view;
+pub mod worker;

@@ -31,8 +31,9 @@ use crate::packet::offload::{Capabilities, Finisher};
 use crate::packet::fits;
 use crate::pipeline::Verdict;
 use crate::stats::{Direction, PortCounters, Totals, total};
+use device::{ReceiveBuffer, Sent};
 use netdev::Netdev;
-use tap::{ReceiveBuffer, Sent, Tap};
+use tap::Tap;
 
 /// What a port is attached to.
 pub enum Attachment {
@@ -45,6 +46,7 @@ pub enum Attachment {
 }
 
 /// Bytes that one worker needs to receive from and to send to any port.
+#[derive(Default)]
 pub struct Scratch {
     /// Frames of devices are read into it.
     pub buffer: ReceiveBuffer,
@@ -93,9 +95,31 @@ impl Port {
         self.mtu.load(Ordering::Relaxed)
     }
 
-    /// Changes the MTU; the caller has checked it and told the device.
-    pub fn set_mtu(&self, mtu: u16) {
+    /// Changes the MTU, of the device, too, where it is ours. A guest learns its MTU when it connects.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the device is somebody else's.
+    pub fn change_mtu(&self, mtu: u16) -> Result<(), String> {
+        match &self.attachment {
+            Attachment::Vhost(_) => {}
+            Attachment::Tap(tap) => tap.set_mtu(mtu).map_err(|error| error.to_string())?,
+            Attachment::Netdev(netdev) => {
+                let name = netdev.name();
+                return Err(format!("the mtu of netdev {name:?} is its owner's: change it with 'ip link set {name} mtu {mtu}'"));
+            }
+        }
         self.mtu.store(mtu, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes over what somebody else changed at the device.
+    pub fn follow_device(&self) {
+        let mtu = match &self.attachment {
+            Attachment::Vhost(_) => return,
+            Attachment::Tap(tap) => tap.mtu(),
+            Attachment::Netdev(netdev) => netdev.mtu(),
+        };
+        self.mtu.store(u16::try_from(mtu).unwrap_or(u16::MAX), Ordering::Relaxed);
     }
 
     /// Receive queues (queue pairs of a guest, queues of a device), running or not.

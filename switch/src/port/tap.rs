@@ -82,15 +82,7 @@ impl TapConfig {
         if !(1..=MAX_QUEUES).contains(&self.queues) {
             return invalid("queues", self.queues.to_string(), "a TAP device has 1 to 256 queues");
         }
-        if let Some(mtu) = self.mtu
-            && !(68..=9600).contains(&mtu)
-        {
-            return invalid(
-                "mtu",
-                mtu.to_string(),
-                "a port's MTU is 46 to 9600, and the kernel sets 68 to 65521 on a TAP device",
-            );
-        }
+        self.mtu.map_or(Ok(()), check_mtu)?;
         if let Some(mac) = self.mac
             && (mac[0] & 1 == 1 || mac == [0; 6])
         {
@@ -101,6 +93,14 @@ impl TapConfig {
     }
 }
 
+fn check_mtu(mtu: u16) -> Result<(), OpenError> {
+    if (68..=9600).contains(&mtu) {
+        return Ok(());
+    }
+    let rule = "a port's MTU is 46 to 9600, and the kernel sets 68 to 65521 on a TAP device";
+    Err(OpenError::Invalid { field: "mtu", value: mtu.to_string(), rule: rule.into() })
+}
+
 /// A TAP device with its queues.
 ///
 /// Queues are independent. `receive` and `send` may be called from any thread; frames of one queue keep their order
@@ -108,6 +108,8 @@ impl TapConfig {
 pub struct Tap {
     name: String,
     queues: Box<[File]>,
+    netns: Netns,
+    index: u32,
     watch: Watch,
 }
 
@@ -120,7 +122,7 @@ impl Tap {
         let (queues, mut netlink, link) = netns.run(|| attach(config))??;
         configure(config, &queues, &mut netlink, &link)?;
         let watch = Watch::start(&netns, link.index)?;
-        Ok(Self { name: config.device.clone(), queues, watch })
+        Ok(Self { name: config.device.clone(), queues, index: link.index, netns, watch })
     }
 
     /// Number of queues.
@@ -147,6 +149,18 @@ impl Tap {
     /// The device's MTU, as last seen; others may change it at any time.
     pub fn mtu(&self) -> u32 {
         self.watch.cell().mtu()
+    }
+
+    /// Changes the device's MTU.
+    ///
+    /// # Errors
+    /// The MTU is not one that TAP devices can have, or the device is gone.
+    pub fn set_mtu(&self, mtu: u16) -> Result<(), OpenError> {
+        check_mtu(mtu)?;
+        let doing = || format!("set the MTU of device {}", self.name);
+        let failed = |e| OpenError::system(doing(), NET_ADMIN, e);
+        let mut netlink = self.netns.run(|| Netlink::open(0))?.map_err(failed)?;
+        netlink.change_link(self.index, LinkChange { mtu: Some(mtu.into()), ..LinkChange::default() }).map_err(failed)
     }
 
     /// The link as last seen; never waits.

@@ -1,0 +1,551 @@
+//! The switch as the control thread owns it: bridges, ports, workers, and how a change reaches the packet path.
+//!
+//! Every change is checked first, then made, then published as a whole ([`crate::tables`]); when a method returns,
+//! all workers use the new state, and what was removed is closed. A change that fails leaves nothing behind.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use vhost_backend::device::{Device, DeviceConfig};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::clock;
+use crate::config::spec::Attachment as Asked;
+use crate::config::{BridgeSpec, Mac, Name, Poll, PortChange, PortSpec, Role, Workers};
+use crate::l2::fdb::{Entry, Fdb, Key, Learned};
+use crate::pipeline::MAX_PORTS;
+use crate::port::netdev::{Netdev, NetdevConfig};
+use crate::port::tap::{Tap, TapConfig};
+use crate::port::{Attachment, Port};
+use crate::refusal::Refusal;
+use crate::stats::Counter;
+use crate::tables::{BridgeTable, PortEntry, QueueId, Tables, assign};
+use crate::worker::{Handle, Shared, Worker};
+
+/// How a switch is to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many workers, or on which processors.
+    pub workers: Workers,
+    /// Whether they ever sleep.
+    pub poll: Poll,
+}
+
+/// MTU of a guest's port when none is asked for.
+const USUAL_MTU: u16 = 1500;
+/// A worker that has not taken over a snapshot after this long is stuck, and the daemon says so.
+const ADOPTION: Duration = Duration::from_secs(5);
+
+/// A bridge and its table.
+pub(crate) struct Bridge {
+    pub(crate) spec: BridgeSpec,
+    pub(crate) fdb: Arc<Fdb>,
+}
+
+/// A port and what was asked for it.
+pub(crate) struct Member {
+    pub(crate) spec: PortSpec,
+    pub(crate) port: Arc<Port>,
+    /// Queues tied to a processor.
+    pub(crate) pins: BTreeMap<u16, u32>,
+}
+
+/// What a worker had counted when its counters were last reset.
+#[derive(Clone, Copy)]
+pub(crate) struct Baseline {
+    pub(crate) packets: u64,
+    pub(crate) batches: u64,
+    pub(crate) busy_cycles: u64,
+    pub(crate) cycles: u64,
+}
+
+/// The switch.
+pub struct Switch {
+    shared: Arc<Shared>,
+    pub(crate) workers: Vec<Arc<Handle>>,
+    pub(crate) baselines: Vec<Baseline>,
+    threads: Vec<JoinHandle<()>>,
+    pub(crate) bridges: BTreeMap<Name, Bridge>,
+    pub(crate) ports: BTreeMap<Name, Member>,
+    pub(crate) started: Instant,
+    pub(crate) poll: Poll,
+}
+
+impl Switch {
+    /// Starts the workers of a switch without bridges and ports.
+    ///
+    /// # Errors
+    /// A processor that this process may not use, or no thread or descriptor to be had.
+    pub fn start(options: Options) -> Result<Self, Refusal> {
+        vhost_backend::sigbus::install()
+            .map_err(|error| Refusal::new(format!("cannot install the guard against SIGBUS: {error}")))?;
+        let cores = choose_cores(&options.workers)?;
+        let shared = Arc::new(Shared {
+            tables: ArcSwap::from_pointee(Tables { ports: Vec::new(), queues: vec![Vec::new(); cores.len()] }),
+            generation: AtomicU64::new(0),
+            seconds: AtomicU32::new(clock::seconds()),
+            stop: AtomicBool::new(false),
+            busy: options.poll == Poll::Busy,
+        });
+        clock::cycles_per_us();
+        let mut switch = Self {
+            shared,
+            workers: Vec::new(),
+            baselines: Vec::new(),
+            threads: Vec::new(),
+            bridges: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            started: Instant::now(),
+            poll: options.poll,
+        };
+        for (id, &core) in cores.iter().enumerate() {
+            // If one does not start, dropping the switch ends the others.
+            switch.start_worker(id, core)?;
+        }
+        switch.reset_workers();
+        Ok(switch)
+    }
+
+    fn start_worker(&mut self, id: usize, core: usize) -> Result<(), Refusal> {
+        let refuse = |error: std::io::Error| Refusal::new(format!("cannot start worker {id} on core {core}: {error}"));
+        let handle = Arc::new(Handle {
+            id,
+            core,
+            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(refuse)?,
+            adopted: AtomicU64::new(0),
+            packets: Counter::default(),
+            batches: Counter::default(),
+            busy_cycles: Counter::default(),
+        });
+        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let (worker_handle, shared) = (handle.clone(), self.shared.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("shunt-w{id}"))
+            .spawn(move || {
+                // Made on its own thread and core, so that its memory is near it. Raw pointers in it never travel.
+                let made = pin(core).and_then(|()| Worker::new(worker_handle, shared));
+                match made {
+                    Ok(worker) => {
+                        let _ = ready.send(Ok(()));
+                        worker.run();
+                    }
+                    Err(error) => {
+                        let _ = ready.send(Err(error));
+                    }
+                }
+            })
+            .map_err(refuse)?;
+        self.threads.push(thread);
+        self.workers.push(handle);
+        match started.recv() {
+            Ok(result) => result.map_err(refuse),
+            Err(_) => Err(Refusal::new(format!("worker {id} ended before it began"))),
+        }
+    }
+
+    /// To be called about once a second: moves the tables' clock, forgets what has expired, follows the devices.
+    pub fn tick(&mut self) {
+        let now = clock::seconds();
+        self.shared.seconds.store(now, Ordering::Relaxed);
+        for bridge in self.bridges.values() {
+            bridge.fdb.expire(now);
+        }
+        for member in self.ports.values() {
+            member.port.follow_device();
+        }
+    }
+
+    pub(crate) fn now(&self) -> u32 {
+        self.shared.seconds.load(Ordering::Relaxed)
+    }
+
+    // ---- bridges ------------------------------------------------------------------------------------------------
+
+    /// Adds an empty bridge.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn add_bridge(&mut self, spec: BridgeSpec) -> Result<(), Refusal> {
+        if self.bridges.contains_key(&spec.name) {
+            return Err(Refusal::new(format!("bridge {:?} exists already", spec.name.as_str())));
+        }
+        let fdb = Arc::new(Fdb::new(spec.fdb_limit, spec.ageing, MAX_PORTS));
+        self.bridges.insert(spec.name, Bridge { spec, fdb });
+        Ok(())
+    }
+
+    /// Removes a bridge that has no ports.
+    ///
+    /// # Errors
+    /// No such bridge, or it still has ports.
+    pub fn del_bridge(&mut self, name: &str) -> Result<(), Refusal> {
+        self.find_bridge(name)?;
+        let ports = self.ports_of(name);
+        if !ports.is_empty() {
+            let list = ports.iter().map(|port| port.spec.name.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(Refusal::new(format!("bridge {name:?} still has ports: delete them first ({list})")));
+        }
+        self.bridges.retain(|bridge, _| bridge.as_str() != name);
+        Ok(())
+    }
+
+    pub(crate) fn find_bridge(&self, name: &str) -> Result<&Bridge, Refusal> {
+        self.bridges.iter().find(|(bridge, _)| bridge.as_str() == name).map(|(_, bridge)| bridge).ok_or_else(|| {
+            Refusal::new(format!(
+                "bridge {name:?} does not exist: 'shuntctl bridge list' shows those that do, 'shuntctl bridge add' makes one"
+            ))
+        })
+    }
+
+    pub(crate) fn ports_of(&self, bridge: &str) -> Vec<&Member> {
+        self.ports.values().filter(|member| member.spec.bridge.as_str() == bridge).collect()
+    }
+
+    // ---- ports --------------------------------------------------------------------------------------------------
+
+    /// Adds a port and starts what it is attached to.
+    ///
+    /// # Errors
+    /// The name, the socket or the device is taken, the bridge does not exist, all numbers are used, a pin names a
+    /// processor without a worker, or the socket or device cannot be opened.
+    pub fn add_port(&mut self, spec: PortSpec) -> Result<(), Refusal> {
+        if self.ports.contains_key(&spec.name) {
+            return Err(Refusal::new(format!("port {:?} exists already", spec.name.as_str())));
+        }
+        self.find_bridge(spec.bridge.as_str())?;
+        self.refuse_taken(&spec)?;
+        for &(_, core) in &spec.pins {
+            self.worker_on(core)?;
+        }
+        let number = self.free_number()?;
+        let (attachment, mtu) = self.attach(&spec)?;
+        let port = Port::new(number, spec.name.to_string(), attachment, mtu, self.workers.len());
+        let member = Member { pins: spec.pins.iter().copied().collect(), port: Arc::new(port), spec };
+        self.ports.insert(member.spec.name, member);
+        self.publish();
+        Ok(())
+    }
+
+    /// What another port has already must not be attached twice.
+    fn refuse_taken(&self, spec: &PortSpec) -> Result<(), Refusal> {
+        let taken = self.ports.values().find(|other| match (&other.spec.attachment, &spec.attachment) {
+            (Asked::VhostUser { path: a, .. }, Asked::VhostUser { path: b, .. }) => a == b,
+            (Asked::Tap { device: a, netns: m, .. }, Asked::Tap { device: b, netns: n, .. }) => a == b && m == n,
+            (Asked::Netdev { device: a }, Asked::Netdev { device: b }) => a == b,
+            (Asked::Tap { device: a, netns: None, .. }, Asked::Netdev { device: b })
+            | (Asked::Netdev { device: a }, Asked::Tap { device: b, netns: None, .. }) => a == b,
+            _ => false,
+        });
+        let Some(other) = taken else { return Ok(()) };
+        let what = match &spec.attachment {
+            Asked::VhostUser { path, .. } => format!("vhost_user {path:?}"),
+            Asked::Tap { device, .. } => format!("tap {device:?}"),
+            Asked::Netdev { device } => format!("netdev {device:?}"),
+        };
+        Err(Refusal::new(format!("{what} belongs to port {:?} already", other.spec.name.as_str())))
+    }
+
+    fn free_number(&self) -> Result<u16, Refusal> {
+        (0..MAX_PORTS as u16)
+            .find(|&number| self.ports.values().all(|member| member.port.number() != number))
+            .ok_or_else(|| Refusal::new(format!("there are {MAX_PORTS} ports already, which is the limit")))
+    }
+
+    fn attach(&self, spec: &PortSpec) -> Result<(Attachment, u16), Refusal> {
+        let workers = self.workers.clone();
+        let changed: Arc<dyn Fn() + Send + Sync> = Arc::new(move || workers.iter().for_each(|worker| worker.wake()));
+        match &spec.attachment {
+            Asked::VhostUser { path, role } => {
+                let config = DeviceConfig {
+                    name: spec.name.to_string(),
+                    path: path.clone(),
+                    role: match role {
+                        Role::Server => vhost_backend::device::Role::Server,
+                        Role::Client => vhost_backend::device::Role::Client,
+                    },
+                    queue_pairs: spec.queues,
+                    mtu: spec.mtu,
+                };
+                let device = Device::start(config, changed).map_err(|error| Refusal::new(error.to_string()))?;
+                Ok((Attachment::Vhost(device), spec.mtu.unwrap_or(USUAL_MTU)))
+            }
+            Asked::Tap { device, netns, persist } => {
+                let config = TapConfig {
+                    device: device.clone(),
+                    queues: spec.queues,
+                    mtu: spec.mtu,
+                    mac: spec.mac.map(|mac| mac.0),
+                    netns: netns.as_ref().map(PathBuf::from),
+                    persist: *persist,
+                };
+                let tap = Tap::open(&config).map_err(|error| Refusal::new(error.to_string()))?;
+                tap.on_change(changed);
+                let mtu = tap.mtu().min(u32::from(u16::MAX)) as u16;
+                Ok((Attachment::Tap(tap), mtu))
+            }
+            Asked::Netdev { device } => {
+                let config = NetdevConfig { device: device.clone(), queues: spec.queues, netns: None };
+                let netdev = Netdev::open(&config).map_err(|error| Refusal::new(error.to_string()))?;
+                netdev.on_change(changed);
+                let mtu = netdev.mtu().min(u32::from(u16::MAX)) as u16;
+                Ok((Attachment::Netdev(netdev), mtu))
+            }
+        }
+    }
+
+    /// Removes a port: closes its socket or gives its device back, and forgets what was learned there.
+    ///
+    /// # Errors
+    /// No such port.
+    pub fn del_port(&mut self, name: &str) -> Result<(), Refusal> {
+        let key = self.find_port(name)?.spec.name;
+        let Some(member) = self.ports.remove(&key) else { return Ok(()) };
+        self.publish();
+        // No worker knows the port any more, so nothing new is learned there.
+        if let Some(bridge) = self.bridges.get(&member.spec.bridge) {
+            bridge.fdb.flush(Some(member.port.number()), true);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn find_port(&self, name: &str) -> Result<&Member, Refusal> {
+        self.ports
+            .iter()
+            .find(|(port, _)| port.as_str() == name)
+            .map(|(_, member)| member)
+            .ok_or_else(|| {
+                Refusal::new(format!("port {name:?} does not exist: 'shuntctl port list' shows those that do"))
+            })
+    }
+
+    /// Changes a port that exists.
+    ///
+    /// # Errors
+    /// No such port or queue, no worker on a processor, or the device refuses the MTU. Nothing is changed then.
+    pub fn set_port(&mut self, name: &str, change: PortChange) -> Result<(), Refusal> {
+        let member = self.find_port(name)?;
+        let queues = member.port.queues();
+        for &queue in change.pins.iter().map(|(queue, _)| queue).chain(&change.unpin) {
+            if usize::from(queue) >= queues {
+                return Err(Refusal::new(format!(
+                    "queue {queue} of port {name:?} does not exist: it has {queues}, counted from 0"
+                )));
+            }
+        }
+        for &(_, core) in &change.pins {
+            self.worker_on(core)?;
+        }
+        if let Some(mtu) = change.mtu {
+            member.port.change_mtu(mtu).map_err(Refusal::new)?;
+        }
+        let key = member.spec.name;
+        if let Some(member) = self.ports.get_mut(&key) {
+            member.spec.mtu = change.mtu.or(member.spec.mtu);
+            for queue in &change.unpin {
+                member.pins.remove(queue);
+            }
+            member.pins.extend(change.pins.iter().copied());
+        }
+        if !change.pins.is_empty() || !change.unpin.is_empty() {
+            self.publish();
+        }
+        Ok(())
+    }
+
+    fn worker_on(&self, core: u32) -> Result<usize, Refusal> {
+        self.workers.iter().position(|worker| worker.core == core as usize).ok_or_else(|| {
+            let cores = self.workers.iter().map(|w| w.core.to_string()).collect::<Vec<_>>().join(", ");
+            Refusal::new(format!("no worker runs on core {core}: workers run on {cores} (shuntd --cores chooses)"))
+        })
+    }
+
+    // ---- forwarding database ------------------------------------------------------------------------------------
+
+    /// The entries of one bridge or of all, with the bridges' and ports' names.
+    ///
+    /// # Errors
+    /// No such bridge.
+    pub(crate) fn fdb_entries(&self, bridge: Option<&str>) -> Result<Vec<(Name, Name, Entry)>, Refusal> {
+        if let Some(name) = bridge {
+            self.find_bridge(name)?;
+        }
+        let names: BTreeMap<u16, Name> =
+            self.ports.values().map(|member| (member.port.number(), member.spec.name)).collect();
+        let mut entries = Vec::new();
+        for (name, of) in self.bridges.iter().filter(|(name, _)| bridge.is_none_or(|b| b == name.as_str())) {
+            for entry in of.fdb.entries(self.now()) {
+                if let Some(port) = names.get(&entry.port) {
+                    entries.push((*name, *port, entry));
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Adds or replaces a static entry.
+    ///
+    /// # Errors
+    /// No such bridge or port, the port is on another bridge, or the table is full.
+    pub fn fdb_add(&mut self, bridge: &str, mac: Mac, port: &str, vlan: u16) -> Result<(), Refusal> {
+        let table = &self.find_bridge(bridge)?.fdb;
+        let member = self.find_port(port)?;
+        if member.spec.bridge.as_str() != bridge {
+            let other = member.spec.bridge.as_str();
+            return Err(Refusal::new(format!("port {port:?} is on bridge {other:?}, not on {bridge:?}")));
+        }
+        match table.fix(Key::new(mac.0, vlan), member.port.number(), self.now()) {
+            Learned::Full => Err(Refusal::new(format!(
+                "the forwarding database of bridge {bridge:?} is full: its limit is {} (bridge add --fdb-limit)",
+                table.limit()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes an entry, static or learned.
+    ///
+    /// # Errors
+    /// No such bridge or entry.
+    pub fn fdb_del(&mut self, bridge: &str, mac: Mac, vlan: u16) -> Result<(), Refusal> {
+        if self.find_bridge(bridge)?.fdb.remove(Key::new(mac.0, vlan)) {
+            return Ok(());
+        }
+        let of_vlan = if vlan == 0 { String::new() } else { format!(" in VLAN {vlan}") };
+        Err(Refusal::new(format!("bridge {bridge:?} has no entry for {mac}{of_vlan}")))
+    }
+
+    /// Forgets what was learned, on one bridge or all, at one port or all. Returns how many entries went.
+    ///
+    /// # Errors
+    /// No such bridge or port.
+    pub fn fdb_flush(&mut self, bridge: Option<&str>, port: Option<&str>) -> Result<u64, Refusal> {
+        if let Some(name) = bridge {
+            self.find_bridge(name)?;
+        }
+        let port = port.map(|name| self.find_port(name)).transpose()?;
+        if let (Some(bridge), Some(member)) = (bridge, port)
+            && member.spec.bridge.as_str() != bridge
+        {
+            let (port, other) = (member.spec.name.as_str(), member.spec.bridge.as_str());
+            return Err(Refusal::new(format!("port {port:?} is on bridge {other:?}, not on {bridge:?}")));
+        }
+        let number = port.map(|member| member.port.number());
+        let bridges = self.bridges.iter().filter(|(name, _)| bridge.is_none_or(|b| b == name.as_str()));
+        Ok(bridges.map(|(_, bridge)| bridge.fdb.flush(number, false)).sum())
+    }
+
+    // ---- workers ------------------------------------------------------------------------------------------------
+
+    /// Lets the counters of `worker list` begin anew.
+    pub fn reset_workers(&mut self) {
+        let cycles = clock::cycles();
+        self.baselines = self
+            .workers
+            .iter()
+            .map(|worker| Baseline {
+                packets: worker.packets.get(),
+                batches: worker.batches.get(),
+                busy_cycles: worker.busy_cycles.get(),
+                cycles,
+            })
+            .collect();
+    }
+
+    /// The queues of each worker, as published last.
+    pub(crate) fn assignment(&self) -> Arc<Tables> {
+        self.shared.tables.load_full()
+    }
+
+    /// Gives all workers a snapshot of what is configured now, and waits until they use it.
+    fn publish(&mut self) {
+        let old = self.shared.tables.load_full();
+        let mut queues = Vec::new();
+        for member in self.ports.values() {
+            for queue in 0..member.port.queues() as u16 {
+                let pin = member.pins.get(&queue).and_then(|&core| self.worker_on(core).ok());
+                queues.push((QueueId { port: member.port.number(), queue }, pin));
+            }
+        }
+        let mut tables = Tables { ports: Vec::new(), queues: assign(&queues, &old.queues, self.workers.len()) };
+        for (name, bridge) in &self.bridges {
+            let members = self.ports_of(name.as_str());
+            let table = Arc::new(BridgeTable {
+                fdb: bridge.fdb.clone(),
+                members: members.iter().map(|member| member.port.number()).collect(),
+            });
+            for member in members {
+                let number = usize::from(member.port.number());
+                if tables.ports.len() <= number {
+                    tables.ports.resize_with(number + 1, || None);
+                }
+                tables.ports[number] = Some(PortEntry { port: member.port.clone(), bridge: table.clone() });
+            }
+        }
+        self.shared.tables.store(Arc::new(tables));
+        let generation = self.shared.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        let deadline = Instant::now() + ADOPTION;
+        for worker in &self.workers {
+            worker.wake();
+            while worker.adopted.load(Ordering::Acquire) < generation {
+                if Instant::now() > deadline {
+                    tracing::error!("worker {} on core {} does not answer", worker.id, worker.core);
+                    // Better a leak than memory freed under a worker that may come back: it still holds its own.
+                    std::mem::forget(old);
+                    return;
+                }
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        }
+        // The last reference to what was removed is here, not at a worker.
+        drop(old);
+    }
+}
+
+impl Drop for Switch {
+    /// Ends the workers, then closes the ports.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.workers.iter().for_each(|worker| worker.wake());
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        self.ports.clear();
+    }
+}
+
+fn pin(core: usize) -> std::io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// The processors that the workers run on, one each. A number of workers takes the highest that this process may use:
+/// the lowest are where systems put everything else.
+fn choose_cores(workers: &Workers) -> Result<Vec<usize>, Refusal> {
+    let set = sched_getaffinity(Pid::from_raw(0))
+        .map_err(|error| Refusal::new(format!("cannot learn which cores may be used: {error}")))?;
+    let allowed: Vec<usize> = (0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect();
+    let list = || allowed.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    match workers {
+        Workers::Count(count) if *count > allowed.len() => Err(Refusal::new(format!(
+            "workers {count} is more than the {} cores that this process may use ({}): each needs a core of its own",
+            allowed.len(),
+            list()
+        ))),
+        Workers::Count(count) => Ok(allowed.iter().rev().take(*count).rev().copied().collect()),
+        Workers::Cores(cores) => match cores.iter().find(|core| !allowed.contains(core)) {
+            Some(core) => {
+                Err(Refusal::new(format!("core {core} does not exist or may not be used: allowed are {}", list())))
+            }
+            None => Ok(cores.clone()),
+        },
+    }
+}
