@@ -250,12 +250,10 @@ mod tests {
         let fdb = Fdb::new(10, 300, 8);
         let mut bad = frame(B, A);
         bad.truncate(13);
-        let (ways, drops) = run(&fdb, &[
-            bad,
-            frame([1, 0x80, 0xc2, 0, 0, 0x0e], A),
-            frame(B, [3, 0, 0, 0, 0, 1]),
-            frame(B, [0; 6]),
-        ]);
+        let (ways, drops) = run(
+            &fdb,
+            &[bad, frame([1, 0x80, 0xc2, 0, 0, 0x0e], A), frame(B, [3, 0, 0, 0, 0, 1]), frame(B, [0; 6])],
+        );
         assert!(ways.is_empty());
         assert_eq!(drops, BTreeMap::from([("runt", 1), ("reserved_multicast", 1), ("bad_source", 2)]));
         let (ways, _) = run(&fdb, &[frame([1, 0x80, 0xc2, 0, 0, 0x10], A)]);

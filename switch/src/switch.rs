@@ -89,7 +89,10 @@ impl Switch {
             .map_err(|error| Refusal::new(format!("cannot install the guard against SIGBUS: {error}")))?;
         let cores = choose_cores(&options.workers)?;
         let shared = Arc::new(Shared {
-            tables: ArcSwap::from_pointee(Tables { ports: Vec::new(), queues: vec![Vec::new(); cores.len()] }),
+            tables: ArcSwap::from_pointee(Tables {
+                ports: Vec::new(),
+                queues: vec![Vec::new(); cores.len()],
+            }),
             generation: AtomicU64::new(0),
             seconds: AtomicU32::new(clock::seconds()),
             stop: AtomicBool::new(false),
@@ -115,7 +118,8 @@ impl Switch {
     }
 
     fn start_worker(&mut self, id: usize, core: usize) -> Result<(), Refusal> {
-        let refuse = |error: std::io::Error| Refusal::new(format!("cannot start worker {id} on core {core}: {error}"));
+        let refuse =
+            |error: std::io::Error| Refusal::new(format!("cannot start worker {id} on core {core}: {error}"));
         let handle = Arc::new(Handle {
             id,
             core,
@@ -238,7 +242,9 @@ impl Switch {
     fn refuse_taken(&self, spec: &PortSpec) -> Result<(), Refusal> {
         let taken = self.ports.values().find(|other| match (&other.spec.attachment, &spec.attachment) {
             (Asked::VhostUser { path: a, .. }, Asked::VhostUser { path: b, .. }) => a == b,
-            (Asked::Tap { device: a, netns: m, .. }, Asked::Tap { device: b, netns: n, .. }) => a == b && m == n,
+            (Asked::Tap { device: a, netns: m, .. }, Asked::Tap { device: b, netns: n, .. }) => {
+                a == b && m == n
+            }
             (Asked::Netdev { device: a }, Asked::Netdev { device: b }) => a == b,
             (Asked::Tap { device: a, netns: None, .. }, Asked::Netdev { device: b })
             | (Asked::Netdev { device: a }, Asked::Tap { device: b, netns: None, .. }) => a == b,
@@ -261,7 +267,8 @@ impl Switch {
 
     fn attach(&self, spec: &PortSpec) -> Result<(Attachment, u16), Refusal> {
         let workers = self.workers.clone();
-        let changed: Arc<dyn Fn() + Send + Sync> = Arc::new(move || workers.iter().for_each(|worker| worker.wake()));
+        let changed: Arc<dyn Fn() + Send + Sync> =
+            Arc::new(move || workers.iter().for_each(|worker| worker.wake()));
         match &spec.attachment {
             Asked::VhostUser { path, role } => {
                 let config = DeviceConfig {
@@ -274,7 +281,8 @@ impl Switch {
                     queue_pairs: spec.queues,
                     mtu: spec.mtu,
                 };
-                let device = Device::start(config, changed).map_err(|error| Refusal::new(error.to_string()))?;
+                let device =
+                    Device::start(config, changed).map_err(|error| Refusal::new(error.to_string()))?;
                 Ok((Attachment::Vhost(device), spec.mtu.unwrap_or(USUAL_MTU)))
             }
             Asked::Tap { device, netns, persist } => {
@@ -317,13 +325,9 @@ impl Switch {
     }
 
     pub(crate) fn find_port(&self, name: &str) -> Result<&Member, Refusal> {
-        self.ports
-            .iter()
-            .find(|(port, _)| port.as_str() == name)
-            .map(|(_, member)| member)
-            .ok_or_else(|| {
-                Refusal::new(format!("port {name:?} does not exist: 'shuntctl port list' shows those that do"))
-            })
+        self.ports.iter().find(|(port, _)| port.as_str() == name).map(|(_, member)| member).ok_or_else(|| {
+            Refusal::new(format!("port {name:?} does not exist: 'shuntctl port list' shows those that do"))
+        })
     }
 
     /// Changes a port that exists.
@@ -363,7 +367,9 @@ impl Switch {
     fn worker_on(&self, core: u32) -> Result<usize, Refusal> {
         self.workers.iter().position(|worker| worker.core == core as usize).ok_or_else(|| {
             let cores = self.workers.iter().map(|w| w.core.to_string()).collect::<Vec<_>>().join(", ");
-            Refusal::new(format!("no worker runs on core {core}: workers run on {cores} (shuntd --cores chooses)"))
+            Refusal::new(format!(
+                "no worker runs on core {core}: workers run on {cores} (shuntd --cores chooses)"
+            ))
         })
     }
 
@@ -474,7 +480,8 @@ impl Switch {
                 queues.push((QueueId { port: member.port.number(), queue }, pin));
             }
         }
-        let mut tables = Tables { ports: Vec::new(), queues: assign(&queues, &old.queues, self.workers.len()) };
+        let mut tables =
+            Tables { ports: Vec::new(), queues: assign(&queues, &old.queues, self.workers.len()) };
         for (name, bridge) in &self.bridges {
             let members = self.ports_of(name.as_str());
             let table = Arc::new(BridgeTable {
@@ -532,7 +539,8 @@ fn pin(core: usize) -> std::io::Result<()> {
 fn choose_cores(workers: &Workers) -> Result<Vec<usize>, Refusal> {
     let set = sched_getaffinity(Pid::from_raw(0))
         .map_err(|error| Refusal::new(format!("cannot learn which cores may be used: {error}")))?;
-    let allowed: Vec<usize> = (0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect();
+    let allowed: Vec<usize> =
+        (0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect();
     let list = || allowed.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     match workers {
         Workers::Count(count) if *count > allowed.len() => Err(Refusal::new(format!(
@@ -542,9 +550,10 @@ fn choose_cores(workers: &Workers) -> Result<Vec<usize>, Refusal> {
         ))),
         Workers::Count(count) => Ok(allowed.iter().rev().take(*count).rev().copied().collect()),
         Workers::Cores(cores) => match cores.iter().find(|core| !allowed.contains(core)) {
-            Some(core) => {
-                Err(Refusal::new(format!("core {core} does not exist or may not be used: allowed are {}", list())))
-            }
+            Some(core) => Err(Refusal::new(format!(
+                "core {core} does not exist or may not be used: allowed are {}",
+                list()
+            ))),
             None => Ok(cores.clone()),
         },
     }

@@ -4,8 +4,8 @@
 use vhost_backend::device;
 
 use crate::clock;
-use crate::config::spec::Attachment as Asked;
 use crate::config::Mac;
+use crate::config::spec::Attachment as Asked;
 use crate::control::api;
 use crate::port::Attachment;
 use crate::refusal::Refusal;

@@ -27,8 +27,8 @@ use vhost_backend::ring::cell::Armed;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::drops::DropReason;
-use crate::packet::offload::{Capabilities, Finisher};
 use crate::packet::fits;
+use crate::packet::offload::{Capabilities, Finisher};
 use crate::pipeline::Verdict;
 use crate::stats::{Direction, PortCounters, Totals, total};
 use device::{ReceiveBuffer, Sent};
@@ -105,7 +105,9 @@ impl Port {
             Attachment::Tap(tap) => tap.set_mtu(mtu).map_err(|error| error.to_string())?,
             Attachment::Netdev(netdev) => {
                 let name = netdev.name();
-                return Err(format!("the mtu of netdev {name:?} is its owner's: change it with 'ip link set {name} mtu {mtu}'"));
+                return Err(format!(
+                    "the mtu of netdev {name:?} is its owner's: change it with 'ip link set {name} mtu {mtu}'"
+                ));
             }
         }
         self.mtu.store(mtu, Ordering::Relaxed);

@@ -160,7 +160,9 @@ impl Tap {
         let doing = || format!("set the MTU of device {}", self.name);
         let failed = |e| OpenError::system(doing(), NET_ADMIN, e);
         let mut netlink = self.netns.run(|| Netlink::open(0))?.map_err(failed)?;
-        netlink.change_link(self.index, LinkChange { mtu: Some(mtu.into()), ..LinkChange::default() }).map_err(failed)
+        netlink
+            .change_link(self.index, LinkChange { mtu: Some(mtu.into()), ..LinkChange::default() })
+            .map_err(failed)
     }
 
     /// The link as last seen; never waits.

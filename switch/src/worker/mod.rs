@@ -126,18 +126,20 @@ impl Worker {
             if !slot.due(before) {
                 continue;
             }
-            let from = Ingress { port: slot.port.number(), fdb: &slot.bridge.fdb, members: &slot.bridge.members };
+            let from =
+                Ingress { port: slot.port.number(), fdb: &slot.bridge.fdb, members: &slot.bridge.members };
             let counted = slot.port.rx_counters(id);
             let (tables, verdict, finisher) = (&self.tables, &mut self.verdict, &mut self.scratch.finisher);
             let key = slot.queue + id;
-            let received = slot.port.receive(slot.queue, id, &mut self.scratch.buffer, &mut self.burst, |burst| {
-                classify(burst, &from, now, counted, verdict);
-                while let Some((port, frames)) = verdict.take() {
-                    if let Some(to) = tables.port(port) {
-                        to.port.send(burst, frames, verdict, key, id, finisher);
+            let received =
+                slot.port.receive(slot.queue, id, &mut self.scratch.buffer, &mut self.burst, |burst| {
+                    classify(burst, &from, now, counted, verdict);
+                    while let Some((port, frames)) = verdict.take() {
+                        if let Some(to) = tables.port(port) {
+                            to.port.send(burst, frames, verdict, key, id, finisher);
+                        }
                     }
-                }
-            });
+                });
             match received {
                 Ok(0) => slot.found_nothing(before),
                 Ok(frames) => {
@@ -165,7 +167,8 @@ impl Worker {
         for &id in mine {
             let Some(entry) = tables.port(id.port) else { continue };
             let queue = usize::from(id.queue);
-            let kept = old.iter().position(|slot| Arc::ptr_eq(&slot.port, &entry.port) && slot.queue == queue);
+            let kept =
+                old.iter().position(|slot| Arc::ptr_eq(&slot.port, &entry.port) && slot.queue == queue);
             let mut slot = match kept {
                 Some(at) => old.swap_remove(at),
                 None => Slot::new(entry.port.clone(), entry.bridge.clone(), queue),
