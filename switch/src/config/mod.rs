@@ -3,11 +3,13 @@
 //! The same rules and the same messages hold for the command line, the control socket and the file, because all of
 //! them end in the types of [`spec`] and [`runtime`].
 
+pub mod file;
 pub mod name;
 pub mod runtime;
 pub mod spec;
 
 pub use crate::packet::ethernet::Mac;
+pub use file::Config;
 pub use name::Name;
 pub use runtime::{Poll, Workers};
 pub use spec::{Attachment, BridgeSpec, PortChange, PortSpec, Role};

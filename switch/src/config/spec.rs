@@ -380,3 +380,184 @@ impl TryFrom<&api::PortSet> for PortChange {
         Ok(change)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vhost(path: &str) -> api::PortAdd {
+        api::PortAdd {
+            name: "p".into(),
+            bridge: "b".into(),
+            vhost_user: Some(path.into()),
+            ..api::PortAdd::default()
+        }
+    }
+
+    fn port(change: impl FnOnce(&mut api::PortAdd)) -> Result<PortSpec, Invalid> {
+        let mut asked = vhost("/run/p.sock");
+        change(&mut asked);
+        PortSpec::try_from(&asked)
+    }
+
+    fn tap(change: impl FnOnce(&mut api::PortAdd)) -> Result<PortSpec, Invalid> {
+        port(|p| {
+            p.vhost_user = None;
+            p.tap = Some("tap0".into());
+            change(p);
+        })
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let asked = api::BridgeAdd { name: "b".into(), ..api::BridgeAdd::default() };
+        let bridge = BridgeSpec::try_from(&asked).unwrap();
+        assert_eq!((bridge.ageing, bridge.fdb_limit), (300, 65_536));
+        let port = port(|_| ()).unwrap();
+        let Attachment::VhostUser { path, role } = port.attachment else { panic!("{port:?}") };
+        assert_eq!((path.to_str(), role), (Some("/run/p.sock"), Role::Server));
+        assert_eq!((port.queues, port.mtu, port.mac), (1, None, None));
+    }
+
+    #[test]
+    fn bounds_of_bridges() {
+        let bridge = |ageing, fdb_limit| {
+            BridgeSpec::try_from(&api::BridgeAdd { name: "b".into(), ageing, fdb_limit })
+                .map_err(|invalid| (invalid.field, invalid.to_string()))
+        };
+        assert!(bridge(Some(0), Some(1)).is_ok());
+        assert!(bridge(Some(1_000_000), Some(1_048_576)).is_ok());
+        for bad in [-1, 1_000_001, i64::MAX, i64::MIN] {
+            let message = format!("ageing {bad} is out of range: it must be 0 to 1000000");
+            assert_eq!(bridge(Some(bad), None), Err(("ageing", message)));
+        }
+        for bad in [0, -1, 1_048_577, 1 << 32] {
+            let message = format!("fdb_limit {bad} is out of range: it must be 1 to 1048576");
+            assert_eq!(bridge(None, Some(bad)), Err(("fdb_limit", message)));
+        }
+    }
+
+    #[test]
+    fn bounds_of_ports() {
+        for good in [46, 9600] {
+            assert_eq!(port(|p| p.mtu = Some(good)).unwrap().mtu, Some(good as u16));
+        }
+        for bad in [45, 9601, 0, -1, 65_536 + 1500] {
+            let invalid = port(|p| p.mtu = Some(bad)).unwrap_err();
+            assert_eq!(invalid.to_string(), format!("mtu {bad} is out of range: it must be 46 to 9600"));
+            assert_eq!(invalid.field, "mtu");
+        }
+        assert!(port(|p| p.queues = Some(128)).is_ok() && tap(|p| p.queues = Some(256)).is_ok());
+        for bad in [0, 129, -1, 65_537] {
+            let message = format!("queues {bad} is out of range: it must be 1 to 128");
+            assert_eq!(port(|p| p.queues = Some(bad)).unwrap_err().to_string(), message);
+        }
+        assert!(tap(|p| p.queues = Some(257)).is_err());
+    }
+
+    #[test]
+    fn addresses_are_those_of_hosts() {
+        assert!(port(|p| p.mac = Some("52:54:00:12:34:56".into())).is_ok());
+        for (bad, why) in [
+            ("52:54:00:12:34", "is no MAC address"),
+            ("01:00:5e:00:00:01", "unicast"),
+            ("ff:ff:ff:ff:ff:ff", "unicast"),
+            ("00:00:00:00:00:00", "unicast address other than zero"),
+        ] {
+            let message = port(|p| p.mac = Some(bad.into())).unwrap_err().to_string();
+            assert!(message.contains(bad) && message.contains(why), "{message}");
+        }
+    }
+
+    #[test]
+    fn socket_paths_follow_the_kernel() {
+        let path = |length: usize| format!("/{}", "a".repeat(length - 1));
+        assert!(PortSpec::try_from(&vhost(&path(107))).is_ok());
+        let message = PortSpec::try_from(&vhost(&path(108))).unwrap_err().to_string();
+        assert!(
+            message.ends_with("is 108 bytes long: the kernel allows a socket path 107 bytes"),
+            "{message}"
+        );
+        for (bad, why) in [
+            ("vm.sock", "is not absolute"),
+            ("", "is not absolute"),
+            ("./vm.sock", "is not absolute"),
+            ("/run/", "names a directory"),
+            ("/", "names a directory"),
+            ("/run/..", "names a directory"),
+            ("/run/a\0b", "holds a control character"),
+        ] {
+            let invalid = PortSpec::try_from(&vhost(bad)).unwrap_err();
+            assert_eq!(invalid.field, "vhost_user");
+            assert!(invalid.to_string().contains(why), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn options_go_with_their_kind() {
+        let refused = |result: Result<PortSpec, Invalid>| result.unwrap_err().to_string();
+        assert_eq!(refused(port(|p| p.persist = true)), "persist goes with tap only: leave it out");
+        assert_eq!(refused(port(|p| p.netns = Some("n".into()))), "netns goes with tap only: leave it out");
+        assert_eq!(
+            refused(tap(|p| p.role = Some("client".into()))),
+            "role goes with vhost_user only: leave it out"
+        );
+        assert!(refused(port(|p| p.role = Some("peer".into()))).starts_with("role \"peer\" is unknown"));
+        assert!(refused(port(|p| p.tap = Some("t".into()))).contains("attached twice"));
+        assert!(refused(port(|p| p.vhost_user = None)).contains("attached to nothing"));
+        assert!(refused(tap(|p| p.tap = Some("tap%d".into()))).starts_with("tap \"tap%d\" is no valid name"));
+        assert!(
+            refused(tap(|p| p.netns = Some("a/b".into())))
+                .starts_with("netns \"a/b\" is no network namespace")
+        );
+        let netdev = |device: &str, mtu| {
+            tap(|p| {
+                p.tap = None;
+                p.netdev = Some(device.into());
+                p.mtu = mtu;
+            })
+        };
+        assert!(netdev("0eth", None).is_ok());
+        assert!(refused(netdev("a b", None)).starts_with("netdev \"a b\" is no device name"));
+        assert!(refused(netdev("eth0", Some(1500))).starts_with("mtu goes with vhost_user and tap"));
+    }
+
+    #[test]
+    fn pins_name_queues_that_exist_once() {
+        let pinned = |pins: &[(i64, i64)]| {
+            tap(|p| {
+                p.queues = Some(2);
+                p.pins = pins.iter().map(|&(queue, core)| api::Pin { queue, core }).collect();
+            })
+        };
+        assert_eq!(pinned(&[(0, 3), (1, 0)]).unwrap().pins, [(0, 3), (1, 0)]);
+        for (bad, why) in [
+            (&[(2, 0)][..], "queue 2 does not exist"),
+            (&[(-1, 0)], "queue -1 does not exist"),
+            (&[(0, 1024)], "core 1024 is out of range: it must be 0 to 1023"),
+            (&[(0, -1)], "core -1"),
+            (&[(0, 1), (0, 2)], "queue 0 is pinned twice"),
+        ] {
+            let message = pinned(bad).unwrap_err().to_string();
+            assert!(message.contains(why), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_change_must_change_something() {
+        let change = |asked: api::PortSet| PortChange::try_from(&asked).map_err(|e| e.to_string());
+        let asked = api::PortSet { name: "p".into(), ..api::PortSet::default() };
+        assert!(change(asked.clone()).unwrap_err().contains("nothing is to change at port \"p\""));
+        let both =
+            api::PortSet { pins: vec![api::Pin { queue: 1, core: 1 }], unpin: vec![1], ..asked.clone() };
+        assert!(change(both).unwrap_err().contains("queue 1"));
+        let unpin = change(api::PortSet { unpin: vec![1, 1, 0], ..asked }).unwrap().unpin;
+        assert_eq!(unpin, [1, 0]);
+    }
+
+    #[test]
+    fn vlans_are_identifiers() {
+        assert_eq!((vlan(None), vlan(Some(0)), vlan(Some(4094))), (Ok(0), Ok(0), Ok(4094)));
+        assert!(vlan(Some(4095)).is_err() && vlan(Some(-1)).is_err());
+    }
+}

@@ -1,0 +1,371 @@
+//! The configuration file: TOML with a `[daemon]` table, `[[bridge]]` and `[[port]]`.
+//!
+//! A bridge or port table is the request that would make it ([`BridgeAdd`], [`PortAdd`]). The file is read and checked
+//! whole before anything is made of it; what is wrong is told in one line with file, line and column.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{BridgeSpec, Poll, PortSpec, Workers};
+use crate::control::api::{BridgeAdd, PortAdd};
+use crate::refusal::Refusal;
+
+/// What the daemon starts with when no file is given.
+pub const DEFAULT: &str = include_str!("default.toml");
+/// Longest file, in bytes.
+pub const FILE_MAX: u64 = 16 << 20;
+
+/// Where something stands in a file; lines and columns count from 1, columns in characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The file; `None` for the embedded default.
+    pub file: Option<PathBuf>,
+    /// Line.
+    pub line: usize,
+    /// Column.
+    pub column: usize,
+}
+
+impl Position {
+    /// Puts the position in front of a message.
+    pub fn refuse(&self, message: impl fmt::Display) -> Refusal {
+        Refusal::new(format!("{self}: {message}"))
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some(file) => write!(f, "{}:{}:{}", file.display(), self.line, self.column),
+            None => write!(f, "embedded configuration:{}:{}", self.line, self.column),
+        }
+    }
+}
+
+/// A configuration that keeps all rules that can be checked without a switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Workers, where the file names them.
+    pub workers: Option<Workers>,
+    /// How they poll, where the file says so.
+    pub poll: Option<Poll>,
+    /// What is logged, where the file says so; the text is checked by who sets up the log.
+    pub log: Option<(Position, String)>,
+    /// Bridges, each with where it is described; no name twice.
+    pub bridges: Vec<(Position, BridgeSpec)>,
+    /// Ports, each with where it is described; no name twice, and each on one of the bridges.
+    pub ports: Vec<(Position, PortSpec)>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    daemon: Daemon,
+    #[serde(default)]
+    bridge: Vec<Spanned<BridgeAdd>>,
+    #[serde(default)]
+    port: Vec<Spanned<PortAdd>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Daemon {
+    workers: Option<Spanned<i64>>,
+    cores: Option<Spanned<String>>,
+    poll: Option<Spanned<String>>,
+    log: Option<Spanned<String>>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is longer than [`FILE_MAX`], is no UTF-8, or something in it breaks a rule.
+    pub fn load(path: &Path) -> Result<Self, Refusal> {
+        let refuse =
+            |why: &dyn fmt::Display| Refusal::new(format!("configuration file {}: {why}", path.display()));
+        let mut text = Vec::new();
+        let file = std::fs::File::open(path).map_err(|e| refuse(&e))?;
+        file.take(FILE_MAX + 1).read_to_end(&mut text).map_err(|e| refuse(&e))?;
+        if text.len() as u64 > FILE_MAX {
+            return Err(refuse(&format_args!("longer than {FILE_MAX} bytes, which no configuration may be")));
+        }
+        let text = String::from_utf8(text).map_err(|e| {
+            let line =
+                1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
+            Refusal::new(format!("{}:{line}:1: the line is no UTF-8 text", path.display()))
+        })?;
+        Self::parse(&text, Some(path))
+    }
+
+    /// The configuration that is embedded in the program.
+    ///
+    /// # Errors
+    /// Never, as a test shows; but the text is treated as any other.
+    pub fn embedded() -> Result<Self, Refusal> {
+        Self::parse(DEFAULT, None)
+    }
+
+    /// Checks a configuration text; `path` is for messages.
+    ///
+    /// # Errors
+    /// No TOML, or something in it breaks a rule.
+    pub fn parse(text: &str, path: Option<&Path>) -> Result<Self, Refusal> {
+        let source = Source { text, path };
+        let document = DeTable::parse(text).map_err(|e| source.explain(&e, None))?;
+        let file: File = toml::from_str(text).map_err(|e| source.explain(&e, Some(document.get_ref())))?;
+
+        let mut config =
+            Self { workers: None, poll: None, log: None, bridges: Vec::new(), ports: Vec::new() };
+        config.daemon(file.daemon, &source)?;
+        let mut bridges = HashMap::new();
+        for (index, bridge) in file.bridge.into_iter().enumerate() {
+            let at = |field| source.field(document.get_ref(), "bridge", index, field, bridge.span());
+            let spec = BridgeSpec::try_from(bridge.get_ref()).map_err(|invalid| {
+                at(invalid.field).refuse(format_args!("bridge {:?}: {invalid}", bridge.get_ref().name))
+            })?;
+            let at = at("name");
+            if let Some(line) = bridges.insert(spec.name, at.line) {
+                let rule = "a name belongs to one bridge";
+                return Err(at.refuse(format_args!(
+                    "bridge {:?} is there already, on line {line}: {rule}",
+                    spec.name
+                )));
+            }
+            config.bridges.push((at, spec));
+        }
+        let mut ports = HashMap::new();
+        for (index, port) in file.port.into_iter().enumerate() {
+            let at = |field| source.field(document.get_ref(), "port", index, field, port.span());
+            let spec = PortSpec::try_from(port.get_ref()).map_err(|invalid| {
+                at(invalid.field).refuse(format_args!("port {:?}: {invalid}", port.get_ref().name))
+            })?;
+            if !bridges.contains_key(&spec.bridge) {
+                return Err(at("bridge").refuse(format_args!(
+                    "port {:?}: bridge {:?} does not exist: describe it in a [[bridge]] table of this file",
+                    spec.name, spec.bridge
+                )));
+            }
+            let at = at("name");
+            if let Some(line) = ports.insert(spec.name, at.line) {
+                let rule = "a name belongs to one port";
+                return Err(
+                    at.refuse(format_args!("port {:?} is there already, on line {line}: {rule}", spec.name))
+                );
+            }
+            config.ports.push((at, spec));
+        }
+        Ok(config)
+    }
+
+    fn daemon(&mut self, daemon: Daemon, source: &Source<'_>) -> Result<(), Refusal> {
+        let at = |span: Range<usize>| source.position(span.start);
+        if let Some(cores) = daemon.cores {
+            if daemon.workers.is_some() {
+                return Err(at(cores.span()).refuse("cores and workers are both given: choose one"));
+            }
+            self.workers = Some(Workers::cores(cores.get_ref()).map_err(|e| at(cores.span()).refuse(e))?);
+        } else if let Some(workers) = daemon.workers {
+            self.workers =
+                Some(Workers::count(*workers.get_ref()).map_err(|e| at(workers.span()).refuse(e))?);
+        }
+        if let Some(poll) = daemon.poll {
+            self.poll = Some(poll.get_ref().parse().map_err(|e: Refusal| at(poll.span()).refuse(e))?);
+        }
+        self.log = daemon.log.map(|log| (at(log.span()), log.into_inner()));
+        Ok(())
+    }
+}
+
+/// A text that positions refer to.
+struct Source<'a> {
+    text: &'a str,
+    path: Option<&'a Path>,
+}
+
+impl Source<'_> {
+    fn position(&self, offset: usize) -> Position {
+        let mut offset = offset.min(self.text.len());
+        while !self.text.is_char_boundary(offset) {
+            offset -= 1;
+        }
+        let before = &self.text[..offset];
+        let start = before.rfind('\n').map_or(0, |n| n + 1);
+        Position {
+            file: self.path.map(Path::to_path_buf),
+            line: before.matches('\n').count() + 1,
+            column: before[start..].chars().count() + 1,
+        }
+    }
+
+    /// Where `field` of the table number `index` in the array `array` has its value, or else where the table is.
+    fn field(
+        &self,
+        document: &DeTable<'_>,
+        array: &str,
+        index: usize,
+        field: &str,
+        table: Range<usize>,
+    ) -> Position {
+        let value = document.get(array).and_then(|tables| tables.get_ref().get(index));
+        let value = value.and_then(|table| table.get_ref().get(field));
+        self.position(value.map_or(table, Spanned::span).start)
+    }
+
+    /// One line for what the parser or the types found wrong, with the field's name where it can be told.
+    fn explain(&self, error: &toml::de::Error, document: Option<&DeTable<'_>>) -> Refusal {
+        let span = error.span().unwrap_or(0..0);
+        let message =
+            error.message().trim().replace('\n', ", ").replace('`', "\"").replace("i64", "an integer");
+        let mut path = Vec::new();
+        if let Some(document) = document {
+            for (key, value) in document.iter() {
+                if find(key.get_ref(), value, &span, &mut path) {
+                    break;
+                }
+            }
+        }
+        let at = self.position(span.start);
+        if path.is_empty() {
+            at.refuse(message)
+        } else {
+            at.refuse(format_args!("{}: {message}", path.join(".")))
+        }
+    }
+}
+
+/// Puts into `path` the keys that lead to the value at exactly `span`; tells whether there is one.
+fn find(key: &str, value: &Spanned<DeValue<'_>>, span: &Range<usize>, path: &mut Vec<String>) -> bool {
+    path.push(key.to_owned());
+    if value.span() == *span && !matches!(value.get_ref(), DeValue::Table(_)) {
+        return true;
+    }
+    let found = match value.get_ref() {
+        DeValue::Table(table) => table.iter().any(|(key, value)| find(key.get_ref(), value, span, path)),
+        DeValue::Array(values) => values.iter().any(|value| match value.get_ref() {
+            DeValue::Table(table) => table.iter().any(|(key, value)| find(key.get_ref(), value, span, path)),
+            _ => value.span() == *span,
+        }),
+        _ => false,
+    };
+    if !found {
+        path.pop();
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        Config::parse(text, Some(Path::new("/etc/s.toml"))).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_embedded_configuration_is_one_bridge() {
+        let config = Config::embedded().unwrap();
+        assert_eq!(config.bridges.len(), 1);
+        assert_eq!(config.bridges[0].1.name, "shunt0");
+        assert!(config.ports.is_empty());
+    }
+
+    #[test]
+    fn a_whole_file_is_understood() {
+        let text = r#"
+            [daemon]
+            cores = "1,3-5"
+            poll = "busy"
+            log = "debug"
+            [[bridge]]
+            name = "br0"
+            ageing = 0
+            fdb_limit = 1048576
+            [[bridge]]
+            name = "br1"
+            [[port]]
+            name = "vm1"
+            bridge = "br0"
+            vhost_user = "/run/vm1.sock"
+            role = "client"
+            queues = 128
+            mtu = 9600
+            mac = "52:54:00:00:00:01"
+            pins = [{ queue = 0, core = 3 }, { queue = 127, core = 1 }]
+            [[port]]
+            name = "host"
+            bridge = "br1"
+            tap = "tap0"
+            netns = "blue"
+            persist = true
+            [[port]]
+            name = "nic"
+            bridge = "br1"
+            netdev = "eth0"
+        "#;
+        let config = Config::parse(text, None).unwrap();
+        assert_eq!(config.workers, Some(Workers::Cores(vec![1, 3, 4, 5])));
+        assert_eq!(config.poll, Some(Poll::Busy));
+        assert_eq!(config.log.unwrap().1, "debug");
+        assert_eq!(config.bridges[1].1.fdb_limit, 65_536);
+        assert_eq!(config.ports[0].1.pins, [(0, 3), (127, 1)]);
+        assert_eq!(config.ports[2].0.line, 28);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        let port = "[[bridge]]\nname = \"b\"\n[[port]]\nname = \"p\"\nbridge = \"b\"\n";
+        for (text, expected) in [
+            ("[daemon]\nworkers = 0\n", "2:11: workers 0 is out of range: it must be 1 to 128"),
+            ("[daemon]\nworkers = 1\ncores = \"1\"\n", "3:9: cores and workers are both given: choose one"),
+            (
+                "[daemon]\npoll = \"lazy\"\n",
+                "2:8: poll \"lazy\" is unknown: it must be \"adaptive\" or \"busy\"",
+            ),
+            (
+                "[[bridge]]\nname = \"9\"\n",
+                "2:8: bridge \"9\": name \"9\" is no valid name: it must be 1 to 15",
+            ),
+            ("[[bridge]]\nageing = 5\n", "1:1: bridge: missing field \"name\""),
+            (
+                "[[bridge]]\nname = \"a\"\n[[bridge]]\nname = \"a\"\n",
+                "4:8: bridge \"a\" is there already, on line 2",
+            ),
+            ("[[bridge]]\nname = 5\n", "2:8: bridge.name: invalid type: integer \"5\", expected a string"),
+            ("[[bridge]]\nname = \"a\"\nage = 5\n", "3:1: unknown field \"age\", expected one of"),
+            ("[bridges]\n", "1:2: unknown field \"bridges\""),
+            ("[daemon\n", "1:8: "),
+            ("a = \"\u{e9}\" b", "1:9: "),
+            (
+                &format!("{port}tap = \"t\"\nmtu = 45\n"),
+                "7:7: port \"p\": mtu 45 is out of range: it must be 46 to 9600",
+            ),
+            (
+                &format!("{port}tap = \"t\"\nmtu = \"45\"\n"),
+                "7:7: port.mtu: invalid type: string \"45\", expected an integer",
+            ),
+            (
+                &format!("{port}netdev = \"t\"\nnetns = \"n\"\n"),
+                "7:9: port \"p\": netns goes with tap only: leave it out",
+            ),
+            (port, "4:8: port \"p\": port \"p\" is attached to nothing"),
+            (
+                "[[port]]\nname = \"p\"\nbridge = \"x\"\ntap = \"t\"\n",
+                "3:10: port \"p\": bridge \"x\" does not exist: ",
+            ),
+        ] {
+            let message = refusal(text);
+            assert!(message.starts_with(&format!("/etc/s.toml:{expected}")), "{text}\n{message}\n{expected}");
+            assert!(!message.contains('\n'), "{message}");
+        }
+    }
+}
