@@ -1,0 +1,114 @@
+//! What is asked of a connection between two hosts: does it answer, how fast is it, do the bytes arrive unchanged.
+
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::host::Host;
+use crate::progress;
+use crate::wait::{poll_for, wait_for};
+
+/// TCP and UDP ports of the servers started here; each takes a new one.
+fn next_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(5201);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Waits until one ping from `host` to `address` is answered, and returns the time that took; panics after `limit`.
+#[track_caller]
+pub fn answers(host: &dyn Host, address: &str, limit: Duration) -> Duration {
+    let start = Instant::now();
+    let mut last = String::new();
+    let answered = poll_for(limit, || {
+        let output = host.run(&format!("ping -c1 -W1 {address}"));
+        last = output.text.clone();
+        output.ok().then_some(())
+    });
+    assert!(answered.is_some(), "{}: no answer from {address} in {} s: {last}", host.name(), limit.as_secs());
+    progress!("{} reaches {address} after {:.1} s", host.name(), start.elapsed().as_secs_f64());
+    start.elapsed()
+}
+
+/// Sends `count` pings with further `options` at once and returns how many were answered.
+#[track_caller]
+pub fn pings(host: &dyn Host, address: &str, count: u32, options: &str) -> u32 {
+    let output = host.run(&format!("ping -c{count} -i0.1 -W2 {options} {address}"));
+    let received = output.text.split(" received").next().and_then(|text| text.split_whitespace().last());
+    let received = received.and_then(|number| number.parse().ok()).unwrap_or(0);
+    progress!("{} to {address}: {received} of {count} pings {options}", host.name());
+    received
+}
+
+/// Result of one iperf3 run.
+#[derive(Debug, Clone, Copy)]
+pub struct Iperf {
+    /// Received payload, bits a second.
+    pub bits_per_second: f64,
+    /// Received payload, bytes.
+    pub bytes: u64,
+    /// TCP segments sent again.
+    pub retransmits: u64,
+    /// UDP datagrams lost, percent.
+    pub lost_percent: f64,
+}
+
+/// Starts an iperf3 server on `server`, waits until it listens, and runs a client on `client` against `address` for
+/// `seconds` with further `options` (`-R`, `-P4`, `-u -b 100M`).
+#[track_caller]
+pub fn iperf(client: &dyn Host, server: &dyn Host, address: &str, seconds: u64, options: &str) -> Iperf {
+    let port = next_port();
+    let limit = Duration::from_secs(seconds + 30);
+    let listener = server.start(&format!("iperf3 -s -1 -p {port}"), limit);
+    wait_listening(server, port);
+    let output =
+        client.start(&format!("iperf3 -c {address} -p {port} -t {seconds} {options} -J"), limit).wait();
+    let json: Value = output
+        .text
+        .find('{')
+        .and_then(|at| serde_json::from_str(&output.text[at..]).ok())
+        .unwrap_or_else(|| panic!("{}: iperf3: {}", client.name(), output.text));
+    assert!(json.get("error").is_none(), "{}: iperf3: {}", client.name(), json["error"]);
+    drop(listener);
+    let end = &json["end"];
+    let received = if end["sum_received"].is_object() { &end["sum_received"] } else { &end["sum"] };
+    let result = Iperf {
+        bits_per_second: received["bits_per_second"].as_f64().unwrap_or(0.0),
+        bytes: received["bytes"].as_u64().unwrap_or(0),
+        retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or(0),
+        lost_percent: end["sum"]["lost_percent"].as_f64().unwrap_or(0.0),
+    };
+    let rate = result.bits_per_second / 1e9;
+    let (from, to) = (client.name(), server.name());
+    progress!("iperf3 {from} to {to} {options}: {rate:.3} Gbit/s, {} sent again", result.retransmits);
+    result
+}
+
+#[track_caller]
+fn wait_listening(server: &dyn Host, port: u16) {
+    wait_for(&format!("{} to listen on TCP port {port}", server.name()), Duration::from_secs(20), || {
+        (!server.sh(&format!("ss -Hltn sport = :{port}")).is_empty()).then_some(())
+    });
+}
+
+/// Sends `mebibytes` of random bytes over TCP from `sender` to `receiver` at `address` and compares SHA-256 sums.
+///
+/// A checksum or a segment that the switch got wrong shows here: as other bytes, or as a transfer that does not end.
+#[track_caller]
+pub fn copy_intact(sender: &dyn Host, receiver: &dyn Host, address: &str, mebibytes: u32) {
+    let port = next_port();
+    let limit = Duration::from_secs(60);
+    let listener = receiver.start(&format!("timeout 55 nc -l {port} | sha256sum"), limit);
+    wait_listening(receiver, port);
+    let file = format!("/tmp/shunt-{}-{port}", std::process::id());
+    let send = format!(
+        "dd if=/dev/urandom of={file} bs=1M count={mebibytes} 2>/dev/null; sha256sum <{file}; \
+         timeout 50 nc -N {address} {port} <{file}; status=$?; rm {file}; exit $status"
+    );
+    let sent = sender.start(&send, limit).wait();
+    let received = listener.wait();
+    assert!(sent.ok(), "{}: nc ended with {}: {}", sender.name(), sent.status, sent.text);
+    let (from, to) = (sender.name(), receiver.name());
+    assert_eq!(received.text.trim(), sent.text.trim(), "{mebibytes} MiB from {from} to {to} arrived changed");
+    progress!("{mebibytes} MiB {from} to {to} arrived unchanged");
+}

@@ -1,0 +1,129 @@
+//! Child processes that cannot outlive the test: killed on drop, and by the kernel when the test itself is killed.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::wait::poll_for;
+
+/// A running program with its output in a file.
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `argv` with both output streams appended to `log`, in the network namespace `netns` if one is named.
+    /// Standard input is a pipe; see [`Process::write`].
+    ///
+    /// Must be called from the test's own thread: the kernel kills the child when the thread that made it ends.
+    #[track_caller]
+    pub fn start(name: &str, argv: &[String], log: &Path, netns: Option<&str>) -> Self {
+        let mut words: Vec<&str> = vec!["--pdeathsig", "KILL", "--"];
+        if let Some(netns) = netns {
+            words.extend(["ip", "netns", "exec", netns]);
+        }
+        words.extend(argv.iter().map(String::as_str));
+        let open = || {
+            let file = File::options().create(true).append(true).open(log);
+            file.unwrap_or_else(|e| panic!("cannot open {}: {e}", log.display()))
+        };
+        let child = Command::new("setpriv")
+            .args(&words)
+            .stdin(Stdio::piped())
+            .stdout(open())
+            .stderr(open())
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {name}: {e}"));
+        Self { name: name.to_owned(), child, log: log.to_path_buf() }
+    }
+
+    /// Process id; `setpriv` and `ip netns exec` replace themselves, so it is the program's own.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it still runs.
+    pub fn alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Writes `text` to its standard input.
+    #[track_caller]
+    pub fn write(&mut self, text: &str) {
+        let written = self.child.stdin.as_mut().map(|pipe| pipe.write_all(text.as_bytes()));
+        assert!(matches!(written, Some(Ok(()))), "{} does not read its input\n{}", self.name, self.tail(40));
+    }
+
+    /// SIGKILL, and gone on return.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends `signal`, then waits up to `limit` for the end; `None` if it goes on.
+    pub fn end(&mut self, signal: Signal, limit: Duration) -> Option<ExitStatus> {
+        let _ = kill(Pid::from_raw(self.pid().cast_signed()), signal);
+        self.wait(limit)
+    }
+
+    /// Waits up to `limit` for the end by itself.
+    pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        poll_for(limit, || self.child.try_wait().ok().flatten())
+    }
+
+    /// Everything it has written.
+    pub fn output(&self) -> String {
+        read_lossy(&self.log)
+    }
+
+    /// The last `lines` of its output, under a heading, for reports of failures.
+    pub fn tail(&self, lines: usize) -> String {
+        tail(&self.name, &self.log, lines)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A file's text, with an empty one for an absent file.
+pub fn read_lossy(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// The last `lines` of a file under a heading.
+pub fn tail(name: &str, path: &Path, lines: usize) -> String {
+    let text = read_lossy(path);
+    let all: Vec<&str> = text.lines().collect();
+    let from = all.len().saturating_sub(lines);
+    format!(
+        "---- {name}: last {} of {} lines ----\n{}\n",
+        all.len() - from,
+        all.len(),
+        all[from..].join("\n")
+    )
+}
+
+/// Runs a program to its end; `Err` holds its words when it fails.
+pub fn run(argv: &[&str]) -> Result<String, String> {
+    let output = Command::new(argv[0])
+        .args(&argv[1..])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| format!("{}: {e}", argv[0]))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        Ok(text)
+    } else {
+        Err(format!("`{}`: {}{}", argv.join(" "), text, String::from_utf8_lossy(&output.stderr)))
+    }
+}
