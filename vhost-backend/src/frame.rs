@@ -6,7 +6,7 @@
 //! its buffer after the check gains nothing.
 //!
 //! Segments are raw and stay valid only while their source is held: the function that fills a burst lends it to a
-//! closure and clears it before it lets go of the memory, so safe code never sees a stale one.
+//! closure ([`Burst::lend`]), which clears it before the memory is let go of, so safe code never sees a stale one.
 
 use crate::net_header::NetHeader;
 
@@ -249,10 +249,35 @@ impl Burst {
         consume: impl FnOnce(&mut Burst) -> R,
     ) -> R {
         self.clear();
-        fill(&mut Filler { burst: self, _slices: std::marker::PhantomData });
-        let result = consume(self);
-        self.clear();
-        result
+        self.lend(|burst| {
+            fill(&mut Filler { burst, _slices: std::marker::PhantomData });
+            consume(burst)
+        })
+    }
+
+    /// Calls `consume` with this burst and clears it afterwards, also when `consume` panics: whoever filled the burst
+    /// may then let go of the memory that its segments lie in.
+    ///
+    /// Safe code could move the filled burst away with [`std::mem::swap`] and read it later. That aborts the process,
+    /// since the memory must not be let go of then.
+    #[inline]
+    pub fn lend<R>(&mut self, consume: impl FnOnce(&mut Burst) -> R) -> R {
+        struct Lent<'a> {
+            burst: &'a mut Burst,
+            segments: *const Segment,
+        }
+        impl Drop for Lent<'_> {
+            #[inline]
+            fn drop(&mut self) {
+                // Two bursts that exist at the same time have different boxes.
+                if self.burst.segments.as_ptr() != self.segments {
+                    std::process::abort();
+                }
+                self.burst.clear();
+            }
+        }
+        let lent = Lent { segments: self.segments.as_ptr(), burst: self };
+        consume(lent.burst)
     }
 
     /// Forgets all frames and segments.

@@ -173,8 +173,7 @@ impl RingCell {
         let Some(ring) = guard.ring() else { return Served::default() };
         let served = ring.fetch(burst);
         if !burst.is_empty() {
-            forward(burst);
-            burst.clear();
+            burst.lend(forward);
         }
         ring.complete();
         if ring.fault().is_some() {

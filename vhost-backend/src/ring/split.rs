@@ -30,6 +30,8 @@ const USED_F_NO_NOTIFY: u16 = 1;
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
 /// Largest split ring of the specification.
 const MAX_SIZE: u16 = 32768;
+/// Entries that an indirect table may have however short the queue is; QEMU's and Linux's own limit.
+const MIN_INDIRECT_LIMIT: u16 = 1024;
 
 /// A descriptor as it lies in guest memory, little-endian (we run on little-endian machines only; see `lib.rs`).
 #[derive(Clone, Copy, Debug)]
@@ -151,7 +153,7 @@ impl Ring {
     pub fn set_map(&mut self, map: Arc<GuestMap>) -> Result<(), RingFault> {
         let size = u64::from(self.size);
         let at = self.setup_addresses;
-        if at.desc % 16 != 0 || at.avail % 2 != 0 || at.used % 4 != 0 {
+        if !at.desc.is_multiple_of(16) || !at.avail.is_multiple_of(2) || !at.used.is_multiple_of(4) {
             self.fault = Some(RingFault::RingMisaligned);
             return Err(RingFault::RingMisaligned);
         }
@@ -339,6 +341,17 @@ impl Ring {
         unsafe { table.add(usize::from(index)).read_volatile() }
     }
 
+    /// [`Ring::read`] for a table that is not aligned.
+    ///
+    /// # Safety
+    /// As for [`Ring::read`].
+    #[cold]
+    unsafe fn read_odd(table: *const Descriptor, index: u16) -> Descriptor {
+        let at = table.wrapping_add(usize::from(index)).cast::<[u8; 16]>();
+        // SAFETY: per contract; bytes have no alignment, and any bytes are a descriptor.
+        unsafe { std::mem::transmute::<[u8; 16], Descriptor>(at.read_volatile()) }
+    }
+
     /// Where `len` bytes at `addr` lie, if they lie within one region.
     #[inline]
     fn whole(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
@@ -346,18 +359,19 @@ impl Ring {
         (u64::from(len) <= room).then_some(ptr)
     }
 
-    /// Walks the chain at `head` and gives every piece to `piece` (a buffer that crosses regions comes in several).
+    /// Walks the chain at `head` and gives every piece to `piece` (a buffer that crosses regions comes in several),
+    /// until the chain ends or `piece` answers that it needs no more of it.
     fn walk(
         &mut self,
         head: u16,
         write: bool,
-        mut piece: impl FnMut(*mut u8, u32) -> Result<(), RingFault>,
+        mut piece: impl FnMut(*mut u8, u32) -> Result<More, RingFault>,
     ) -> Result<(), RingFault> {
         let mut table = self.desc;
         let mut table_len = self.size;
         let mut index = head;
         let mut budget = u32::from(self.size);
-        let mut in_indirect = false;
+        let (mut in_indirect, mut aligned) = (false, true);
         loop {
             if index >= table_len {
                 return Err(RingFault::BadDescriptor);
@@ -367,23 +381,24 @@ impl Ring {
             }
             budget -= 1;
             // SAFETY: `index` is below the table's length; the table is mapped (checked below or by `set_map`).
-            let desc = unsafe { Self::read(table, index) };
+            let desc =
+                unsafe { if aligned { Self::read(table, index) } else { Self::read_odd(table, index) } };
             if desc.flags & F_INDIRECT != 0 {
-                // Section 2.7.5.3.1: no nesting, not together with NEXT; a table is at most as long as the queue.
+                // Section 2.7.5.3.1: no nesting, not together with NEXT. It also says that a table is at most as long as
+                // the queue, but Linux fills longer ones when the queue is tiny, and other devices take them.
                 let count = desc.len / 16;
                 if !self.indirect
                     || in_indirect
                     || desc.flags & F_NEXT != 0
                     || desc.len % 16 != 0
                     || count == 0
-                    || count > u32::from(self.size)
+                    || count > u32::from(self.size.max(MIN_INDIRECT_LIMIT))
                 {
                     return Err(RingFault::BadIndirect);
                 }
                 let at = self.whole(desc.addr, desc.len).ok_or(RingFault::BufferNotMapped)?;
-                if at.align_offset(8) != 0 {
-                    return Err(RingFault::BadIndirect);
-                }
+                // Unlike the queue's own, these tables may lie anywhere.
+                aligned = at.align_offset(align_of::<Descriptor>()) == 0;
                 (table, table_len, index, in_indirect) = (at.cast(), count as u16, 0, true);
                 budget = count;
                 continue;
@@ -399,7 +414,9 @@ impl Ring {
                 if len == 0 {
                     return Err(RingFault::BufferNotMapped);
                 }
-                piece(ptr, len)?;
+                if piece(ptr, len)? == More::No {
+                    return Ok(());
+                }
                 addr = addr.wrapping_add(u64::from(len));
                 left -= len;
             }
@@ -439,12 +456,12 @@ impl Ring {
         // A buffer in one piece, as nearly all small frames are; a null pointer where a chain has to be walked.
         let mut pieces = [(ptr::null::<u8>(), 0u32); BURST];
         let header_len = u32::from(self.header_len);
-        for i in 0..count {
+        for (i, piece) in pieces[..count].iter_mut().enumerate() {
             // SAFETY: heads are below the size.
             let desc = unsafe { Self::read(self.desc, self.heads[i]) };
             if desc.flags == 0 && desc.len > header_len && desc.len as usize <= MAX_FRAME {
                 let Some(at) = self.whole(desc.addr, desc.len) else { continue };
-                pieces[i] = (at, desc.len);
+                *piece = (at, desc.len);
                 prefetch_read(at);
                 prefetch_read(at.wrapping_add(64));
                 prefetch_read(at.wrapping_add(128));
@@ -453,8 +470,7 @@ impl Ring {
 
         let mut served = Served::default();
         let mut taken = 0;
-        for i in 0..count {
-            let (at, len) = pieces[i];
+        for (i, &(at, len)) in pieces[..count].iter().enumerate() {
             if !at.is_null() {
                 // SAFETY: `whole` has found `len` bytes at `at`, and `len` exceeds the header.
                 unsafe { self.push_whole(burst, at, len) };
@@ -555,6 +571,9 @@ impl Ring {
                 left -= n;
             }
             len = len.saturating_add(left);
+            if len > MAX_FRAME {
+                return Ok(More::No);
+            }
             if head_have < SNAPSHOT && left > 0 {
                 let n = left.min(SNAPSHOT - head_have);
                 // SAFETY: mapped bytes; the snapshot has room for what is missing.
@@ -573,7 +592,7 @@ impl Ring {
                     more += 1;
                 }
             }
-            Ok(())
+            Ok(More::Yes)
         })?;
         if header_have < header_len {
             return Err(RingFault::HeaderTooShort);
@@ -710,7 +729,8 @@ impl Ring {
             let bytes = header.to_bytes();
             let data = to.wrapping_add(header_len);
             // SAFETY: `whole` found header and frame's room at `to`; the snapshot has `head_len` bytes; segments are
-            // readable while the burst holds them, and together with the snapshot they are `len` bytes.
+            // readable while the burst holds them, and together with the snapshot they are `len` bytes. They may overlap
+            // with `to` if a guest wants that; our snapshot does not.
             unsafe {
                 if header_len == NET_HEADER_LEN {
                     to.cast::<[u8; NET_HEADER_LEN]>().write_unaligned(bytes);
@@ -722,7 +742,7 @@ impl Ring {
                 if !frame.tail.is_empty() {
                     let mut at = data.wrapping_add(head_len);
                     for segment in burst.tail(index) {
-                        ptr::copy_nonoverlapping(segment.ptr(), at, segment.len());
+                        ptr::copy(segment.ptr(), at, segment.len());
                         at = at.wrapping_add(segment.len());
                     }
                 }
@@ -741,7 +761,12 @@ impl Ring {
         let frame = &burst.frames[i];
         let mut source = Source::new(burst, i);
         let mut left = frame.len as usize;
-        let mut header_at = ptr::null_mut::<u8>();
+        let mut header = frame.header;
+        header.num_buffers = 1;
+        let bytes = header.to_bytes();
+        // The driver may cut its buffers anywhere, also within the header.
+        let mut header_have = 0usize;
+        let mut count_at = [ptr::null_mut::<u8>(); 2];
         let mut buffers = 0u16;
         let start = room.used;
         while left > 0 || buffers == 0 {
@@ -754,27 +779,29 @@ impl Ring {
                 return Err(RingFault::BadDescriptor);
             }
             let mut written = 0usize;
-            let first = buffers == 0;
-            let mut skip = if first { header_len } else { 0 };
             self.walk(head, true, |ptr, len| {
                 let (mut to, mut room) = (ptr, len as usize);
-                if skip > 0 {
-                    // As Linux's vhost does: the header lies in one piece.
-                    if room < skip {
-                        return Err(RingFault::HeaderTooShort);
+                if header_have < header_len {
+                    let n = room.min(header_len - header_have);
+                    // SAFETY: `walk` gives `room` mapped bytes at `to`; `n` bytes of the header are left.
+                    unsafe { copy_upto_128(bytes.as_ptr().add(header_have), to, n) };
+                    for (at, byte) in count_at.iter_mut().zip(LEGACY_NET_HEADER_LEN..NET_HEADER_LEN) {
+                        if (header_have..header_have + n).contains(&byte) {
+                            *at = to.wrapping_add(byte - header_have);
+                        }
                     }
-                    header_at = to;
-                    (to, room) = (to.wrapping_add(skip), room - skip);
-                    written += std::mem::take(&mut skip);
+                    header_have += n;
+                    written += n;
+                    (to, room) = (to.wrapping_add(n), room - n);
                 }
                 let n = room.min(left);
                 // SAFETY: `walk` gives `room` mapped bytes at `to`; the source has `left` bytes left.
                 unsafe { source.copy_to(to, n) };
                 left -= n;
                 written += n;
-                Ok(())
+                Ok(if left > 0 || header_have < header_len { More::Yes } else { More::No })
             })?;
-            if skip > 0 || (written == 0 && !first) {
+            if header_have < header_len || written == 0 {
                 return Err(RingFault::HeaderTooShort);
             }
             self.write_used(self.next_used.wrapping_add(room.used), head, written as u32);
@@ -785,12 +812,21 @@ impl Ring {
                 return Ok(Placed::TooSmall);
             }
         }
-        let mut header = frame.header;
-        header.num_buffers = buffers;
-        // SAFETY: `header_at` is the start of the first buffer, in which the header fits in one piece.
-        unsafe { copy_upto_128(header.to_bytes().as_ptr(), header_at, header_len) };
+        if buffers > 1 {
+            for (at, byte) in count_at.into_iter().zip(buffers.to_le_bytes()) {
+                // SAFETY: mergeable buffers have the long header, all of which was placed in the first of them.
+                unsafe { at.write_volatile(byte) };
+            }
+        }
         Ok(Placed::Whole)
     }
+}
+
+/// What who looks at a chain says after each piece.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum More {
+    Yes,
+    No,
 }
 
 /// How far a delivery has got in the available ring.
@@ -853,8 +889,9 @@ impl<'a> Source<'a> {
                 continue;
             }
             let n = len.min(self.room);
-            // SAFETY: `n` bytes are left at `ptr` (snapshot or a segment of the burst) and writable at `to`.
-            unsafe { ptr::copy_nonoverlapping(self.ptr, to, n) };
+            // SAFETY: `n` bytes are left at `ptr` (snapshot or a segment of the burst) and writable at `to`. A guest may
+            // make its buffers overlap, so this is not `copy_nonoverlapping`.
+            unsafe { ptr::copy(self.ptr, to, n) };
             self.ptr = self.ptr.wrapping_add(n);
             self.room -= n;
             to = to.wrapping_add(n);
