@@ -21,9 +21,9 @@ pub mod tools;
 pub mod wait;
 
 pub use daemon::Shuntd;
-pub use guest::{Guest, GuestSpec};
+pub use guest::{Guest, GuestSpec, boot_all};
 pub use host::{Host, Job, Output};
-pub use measure::{Iperf, answers, copy_intact, iperf, pings};
+pub use measure::{Iperf, answers, copy_intact, iperf, pings, start_iperf};
 pub use netns::NetNs;
 pub use nic::Nic;
 pub use wait::{poll_for, wait_for};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::host::Host;
+use crate::host::{Host, Job};
 use crate::progress;
 use crate::wait::{poll_for, wait_for};
 
@@ -53,35 +53,62 @@ pub struct Iperf {
     pub lost_percent: f64,
 }
 
-/// Starts an iperf3 server on `server`, waits until it listens, and runs a client on `client` against `address` for
+/// An iperf3 run in progress.
+pub struct Running {
+    what: String,
+    client: Job,
+    listener: Job,
+}
+
+/// Starts an iperf3 server on `server`, waits until it listens, and starts a client on `client` against `address` for
 /// `seconds` with further `options` (`-R`, `-P4`, `-u -b 100M`).
 #[track_caller]
-pub fn iperf(client: &dyn Host, server: &dyn Host, address: &str, seconds: u64, options: &str) -> Iperf {
+pub fn start_iperf(
+    client: &dyn Host,
+    server: &dyn Host,
+    address: &str,
+    seconds: u64,
+    options: &str,
+) -> Running {
     let port = next_port();
     let limit = Duration::from_secs(seconds + 30);
     let listener = server.start(&format!("iperf3 -s -1 -p {port}"), limit);
     wait_listening(server, port);
-    let output =
-        client.start(&format!("iperf3 -c {address} -p {port} -t {seconds} {options} -J"), limit).wait();
-    let json: Value = output
-        .text
-        .find('{')
-        .and_then(|at| serde_json::from_str(&output.text[at..]).ok())
-        .unwrap_or_else(|| panic!("{}: iperf3: {}", client.name(), output.text));
-    assert!(json.get("error").is_none(), "{}: iperf3: {}", client.name(), json["error"]);
-    drop(listener);
-    let end = &json["end"];
-    let received = if end["sum_received"].is_object() { &end["sum_received"] } else { &end["sum"] };
-    let result = Iperf {
-        bits_per_second: received["bits_per_second"].as_f64().unwrap_or(0.0),
-        bytes: received["bytes"].as_u64().unwrap_or(0),
-        retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or(0),
-        lost_percent: end["sum"]["lost_percent"].as_f64().unwrap_or(0.0),
-    };
-    let rate = result.bits_per_second / 1e9;
-    let (from, to) = (client.name(), server.name());
-    progress!("iperf3 {from} to {to} {options}: {rate:.3} Gbit/s, {} sent again", result.retransmits);
-    result
+    let what = format!("iperf3 {} to {} {options}", client.name(), server.name());
+    let client = client.start(&format!("iperf3 -c {address} -p {port} -t {seconds} {options} -J"), limit);
+    Running { what, client, listener }
+}
+
+impl Running {
+    /// Waits for the end and takes the result apart.
+    #[track_caller]
+    pub fn finish(self) -> Iperf {
+        let output = self.client.wait();
+        let json: Value = output
+            .text
+            .find('{')
+            .and_then(|at| serde_json::from_str(&output.text[at..]).ok())
+            .unwrap_or_else(|| panic!("{}: {}", self.what, output.text));
+        assert!(json.get("error").is_none(), "{}: {}", self.what, json["error"]);
+        drop(self.listener);
+        let end = &json["end"];
+        let received = if end["sum_received"].is_object() { &end["sum_received"] } else { &end["sum"] };
+        let result = Iperf {
+            bits_per_second: received["bits_per_second"].as_f64().unwrap_or(0.0),
+            bytes: received["bytes"].as_u64().unwrap_or(0),
+            retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or(0),
+            lost_percent: end["sum"]["lost_percent"].as_f64().unwrap_or(0.0),
+        };
+        let rate = result.bits_per_second / 1e9;
+        progress!("{}: {rate:.3} Gbit/s, {} sent again", self.what, result.retransmits);
+        result
+    }
+}
+
+/// A whole iperf3 run; see [`start_iperf`].
+#[track_caller]
+pub fn iperf(client: &dyn Host, server: &dyn Host, address: &str, seconds: u64, options: &str) -> Iperf {
+    start_iperf(client, server, address, seconds, options).finish()
 }
 
 #[track_caller]
@@ -98,12 +125,13 @@ fn wait_listening(server: &dyn Host, port: u16) {
 pub fn copy_intact(sender: &dyn Host, receiver: &dyn Host, address: &str, mebibytes: u32) {
     let port = next_port();
     let limit = Duration::from_secs(60);
-    let listener = receiver.start(&format!("timeout 55 nc -l {port} | sha256sum"), limit);
+    let family = if address.contains(':') { "-6" } else { "-4" };
+    let listener = receiver.start(&format!("timeout 55 nc {family} -l {port} | sha256sum"), limit);
     wait_listening(receiver, port);
     let file = format!("/tmp/shunt-{}-{port}", std::process::id());
     let send = format!(
         "dd if=/dev/urandom of={file} bs=1M count={mebibytes} 2>/dev/null; sha256sum <{file}; \
-         timeout 50 nc -N {address} {port} <{file}; status=$?; rm {file}; exit $status"
+         timeout 50 nc {family} -N {address} {port} <{file}; status=$?; rm {file}; exit $status"
     );
     let sent = sender.start(&send, limit).wait();
     let received = listener.wait();

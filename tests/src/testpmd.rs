@@ -105,10 +105,16 @@ impl Testpmd {
         testpmd
     }
 
-    /// Sends a first burst on every queue of both ports and forwards from then on.
+    /// Sends one burst of 32 packets on every queue of both ports, whose packets are taken and not sent on.
+    #[track_caller]
+    pub fn burst(&mut self) {
+        self.process.write("set fwd rxonly\nstart tx_first 1\n");
+    }
+
+    /// Sends first bursts on every queue of both ports and forwards from then on, round and round.
     #[track_caller]
     pub fn forward(&mut self) {
-        self.process.write("start tx_first 4\n");
+        self.process.write("stop\nset fwd mac\nstart tx_first 4\n");
     }
 
     /// Asks for the counters of both ports.

@@ -1,0 +1,126 @@
+//! Either side may die and come back at any time: the port survives, and traffic resumes without any command.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use shunt_tests::{
+    Guest, GuestSpec, Host, Nic, Shuntd, answers, boot_all, copy_intact, iperf, pings, progress, start_iperf,
+    wait_for,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A daemon on a configuration file with port `a` in role server and port `b` in role client, and a guest on each.
+fn spine() -> (Shuntd, [Guest; 2]) {
+    let shuntd = Shuntd::new();
+    let [a, b] = ["a.sock", "b.sock"].map(|file| shuntd.path(file));
+    let mut shuntd = shuntd.config(&format!(
+        "[[bridge]]\nname = \"shunt0\"\n\n\
+         [[port]]\nname = \"a\"\nbridge = \"shunt0\"\nvhost_user = \"{}\"\n\n\
+         [[port]]\nname = \"b\"\nbridge = \"shunt0\"\nvhost_user = \"{}\"\nrole = \"client\"\n",
+        a.display(),
+        b.display()
+    ));
+    shuntd.launch();
+    let guests = boot_all([
+        GuestSpec::new("a").nic(Nic::connects(&a).address("10.0.0.1/24")),
+        GuestSpec::new("b").nic(Nic::listens(&b).address("10.0.0.2/24")),
+    ]);
+    answers(&guests[0], "10.0.0.2", SOON);
+    (shuntd, guests)
+}
+
+#[test]
+fn guests_reboot_and_qemus_die_and_the_ports_take_them_back() {
+    let (mut shuntd, [mut a, mut b]) = spine();
+    let daemon = shuntd.pid();
+
+    progress!("both guests reboot, their QEMUs stay");
+    a.reboot();
+    answers(&b, "10.0.0.1", SOON);
+    b.reboot();
+    answers(&a, "10.0.0.2", SOON);
+    copy_intact(&a, &b, "10.0.0.2", 8);
+
+    progress!("the QEMU that connects is killed");
+    a.kill();
+    shuntd.wait_state("a", "connecting", SOON);
+    a.restart();
+    shuntd.wait_state("a", "up", SOON);
+    answers(&b, "10.0.0.1", SOON);
+
+    progress!("the QEMU that listens is killed while the other guest sends");
+    let flood = a.start("ping -f -s 1400 -w 10 10.0.0.2", Duration::from_secs(20));
+    b.kill();
+    shuntd.wait_state("b", "connecting", SOON);
+    b.restart();
+    shuntd.wait_state("b", "up", SOON);
+    answers(&a, "10.0.0.2", SOON);
+    drop(flood.wait());
+    copy_intact(&a, &b, "10.0.0.2", 8);
+    copy_intact(&b, &a, "10.0.0.1", 8);
+
+    progress!("a stopped guest does not hold up the switch");
+    b.qmp("stop", serde_json::json!({}));
+    assert_eq!(pings(&a, "10.0.0.2", 2, ""), 0);
+    assert_eq!(shuntd.port("a")["state"], "up");
+    b.qmp("cont", serde_json::json!({}));
+    answers(&a, "10.0.0.2", SOON);
+
+    progress!("the driver is unloaded and loaded again");
+    b.sh("modprobe -r virtio_net && modprobe virtio_net");
+    wait_for("the guest's device to come back", SOON, || b.run("ip link set eth0 up").ok().then_some(()));
+    b.sh("ip address replace 10.0.0.2/24 dev eth0");
+    answers(&a, "10.0.0.2", SOON);
+    assert!(shuntd.alive() && shuntd.pid() == daemon, "shuntd was not to end");
+}
+
+#[test]
+fn a_killed_shuntd_comes_back_and_so_does_the_traffic() {
+    let (mut shuntd, [a, b]) = spine();
+    let traffic = start_iperf(&a, &b, "10.0.0.2", 15, "");
+    for round in 1..=2 {
+        shuntd.kill();
+        progress!("shuntd was killed, round {round}");
+        shuntd.launch();
+        answers(&a, "10.0.0.2", SOON);
+        answers(&b, "10.0.0.1", SOON);
+    }
+    assert!(traffic.finish().bytes > 10 << 20, "a connection that stood before is to go on");
+    for port in ["a", "b"] {
+        assert_eq!(shuntd.port(port)["state"], "up");
+    }
+    copy_intact(&a, &b, "10.0.0.2", 8);
+    assert!(iperf(&a, &b, "10.0.0.2", 2, "-R").bits_per_second > 100e6);
+
+    progress!("the same with an orderly end");
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let status = shuntd.end(signal);
+        assert!(status.success(), "shuntd ended with {status} on {signal}");
+        for file in ["control.sock", "a.sock"] {
+            assert!(!shuntd.path(file).exists(), "{file} is left behind");
+        }
+        shuntd.launch();
+        answers(&a, "10.0.0.2", SOON);
+    }
+    copy_intact(&b, &a, "10.0.0.1", 8);
+}
+
+#[test]
+fn ports_come_and_go_under_traffic_of_others() {
+    let (shuntd, [a, b]) = spine();
+    let traffic = start_iperf(&a, &b, "10.0.0.2", 8, "");
+    for round in 0..20 {
+        let name = format!("p{round}");
+        let path = shuntd.vhost_port(&name, "");
+        assert!(path.exists());
+        shuntd.ctl(&format!("port del {name}"));
+        assert!(!path.exists(), "the socket of a removed port is to go");
+    }
+    assert!(traffic.finish().bits_per_second > 100e6);
+    // The guest of a removed port waits; a port on the same path takes it again.
+    shuntd.ctl("port del a");
+    assert_eq!(pings(&b, "10.0.0.1", 2, ""), 0);
+    shuntd.vhost_port("a", "");
+    answers(&b, "10.0.0.1", SOON);
+}

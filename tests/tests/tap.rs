@@ -1,0 +1,81 @@
+//! TAP ports: guests reach a host's stack, here the one of a network namespace.
+
+use std::time::Duration;
+
+use shunt_tests::{GuestSpec, Host, NetNs, Nic, Shuntd, answers, copy_intact, iperf, is_root, pings};
+
+const SOON: Duration = Duration::from_secs(15);
+
+#[test]
+fn a_guest_reaches_a_namespace_over_a_tap_with_two_queues() {
+    if !is_root() {
+        return;
+    }
+    let outside = NetNs::new("outside");
+    let shuntd = Shuntd::start();
+    let socket = shuntd.vhost_port("guest", "--mtu 9000");
+    let mac = "02:00:00:00:00:09";
+    shuntd.ctl(&format!(
+        "port add out --bridge shunt0 --tap tap0 --netns {} --queues 2 --mtu 9000 --mac {mac}",
+        outside.id()
+    ));
+    outside.up("tap0", Some("10.0.0.9/24"));
+    shuntd.wait_state("out", "up", SOON);
+    let link = outside.ip("-d link show tap0");
+    assert!(link.contains(mac) && link.contains("mtu 9000") && link.contains("multi_queue"), "{link}");
+
+    let guest = GuestSpec::new("guest").nic(Nic::connects(&socket).mtu(9000).address("10.0.0.1/24")).boot();
+    answers(&guest, "10.0.0.9", SOON);
+    answers(&outside, "10.0.0.1", SOON);
+    assert_eq!(pings(&outside, "10.0.0.1", 10, "-M do -s 8972"), 10);
+    for options in ["", "-R", "-P4"] {
+        assert!(iperf(&guest, &outside, "10.0.0.9", 3, options).bits_per_second > 100e6);
+    }
+    copy_intact(&guest, &outside, "10.0.0.9", 16);
+    copy_intact(&outside, &guest, "10.0.0.1", 16);
+
+    // The state follows the device, and a device that vanishes is a port that is down, no more.
+    outside.ip("link set tap0 down");
+    shuntd.wait_state("out", "down", SOON);
+    outside.up("tap0", None);
+    shuntd.wait_state("out", "up", SOON);
+    answers(&guest, "10.0.0.9", SOON);
+    outside.ip("link del tap0");
+    shuntd.wait_state("out", "down", SOON);
+    assert!(shuntd.port("out")["reason"].is_string(), "{}", shuntd.port("out"));
+    assert_eq!(pings(&guest, "10.0.0.9", 2, ""), 0);
+
+    // Made anew by command, it works again.
+    shuntd.ctl("port del out");
+    shuntd.ctl(&format!("port add out --bridge shunt0 --tap tap0 --netns {}", outside.id()));
+    outside.up("tap0", Some("10.0.0.9/24"));
+    answers(&guest, "10.0.0.9", SOON);
+}
+
+#[test]
+fn a_device_stays_if_it_was_there_or_is_persistent_and_goes_otherwise() {
+    if !is_root() {
+        return;
+    }
+    let here = NetNs::new("here");
+    let mut shuntd = Shuntd::start_within(&here);
+    let there = |device: &str| here.run(&format!("ip link show {device}")).ok();
+    here.ip("tuntap add dev found mode tap vnet_hdr");
+    shuntd.ctl("port add passing --bridge shunt0 --tap passing");
+    shuntd.ctl("port add kept --bridge shunt0 --tap kept --persist");
+    shuntd.ctl("port add found --bridge shunt0 --tap found");
+    for port in ["passing", "kept", "found"] {
+        assert!(there(port));
+        shuntd.ctl(&format!("port del {port}"));
+    }
+    assert!(!there("passing") && there("kept") && there("found"));
+
+    shuntd.ctl("port add passing --bridge shunt0 --tap passing");
+    shuntd.ctl("port add kept --bridge shunt0 --tap kept --persist");
+    shuntd.kill();
+    assert!(!there("passing") && there("kept"));
+    shuntd.launch();
+    shuntd.ctl("port add kept --bridge shunt0 --tap kept --persist");
+    here.up("kept", None);
+    shuntd.wait_state("kept", "up", SOON);
+}
