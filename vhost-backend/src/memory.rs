@@ -413,3 +413,6 @@ fn page_size(gpa: u64, file: &File) -> Result<u64, MemoryError> {
     }
     Err(MemoryError::UnsuitableFile { gpa, what: format!("a file system of type {kind:#x}") })
 }
+
+#[cfg(test)]
+mod tests;

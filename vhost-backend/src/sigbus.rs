@@ -213,3 +213,6 @@ impl Drop for Guarded {
         free.push(self.0);
     }
 }
+
+#[cfg(test)]
+mod tests;
