@@ -122,21 +122,25 @@ impl Shuntd {
         self.process.as_ref().map(Process::pid)
     }
 
-    /// Runs `shuntctl --json WORDS`; `Null` stands for an empty answer.
-    pub fn try_ctl(&self, words: &[&str]) -> Result<Value, Refusal> {
+    /// Runs `shuntctl WORDS` and returns what it printed.
+    pub fn ctl_text(&self, words: &[&str]) -> Result<String, Refusal> {
         let output = Command::new(tools::shuntctl())
             .arg("--control")
             .arg(self.control())
-            .arg("--json")
             .args(words)
             .stdin(Stdio::null())
             .output()
             .map_err(|e| Refusal { status: -1, message: e.to_string() })?;
-        if !output.status.success() {
-            let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(Refusal { status: output.status.code().unwrap_or(-1), message });
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        let text = String::from_utf8_lossy(&output.stdout);
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(Refusal { status: output.status.code().unwrap_or(-1), message })
+    }
+
+    /// Runs `shuntctl --json WORDS`; `Null` stands for an empty answer.
+    pub fn try_ctl(&self, words: &[&str]) -> Result<Value, Refusal> {
+        let text = self.ctl_text(&[&["--json"], words].concat())?;
         if text.trim().is_empty() {
             return Ok(Value::Null);
         }

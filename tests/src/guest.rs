@@ -327,6 +327,11 @@ impl Guest {
         qmp.command(command, arguments).unwrap_or_else(|e| panic!("{}: {e}", self.spec.name))
     }
 
+    /// The file that the guest's console is written to.
+    pub fn console(&self) -> PathBuf {
+        self.path("console.log")
+    }
+
     /// The end of the guest's console and of QEMU's own words.
     pub fn log(&self) -> String {
         tail(&format!("console of {}", self.spec.name), &self.path("console.log"), 30)

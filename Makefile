@@ -1,0 +1,90 @@
+# What people do by hand twice. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+SOAK_MINUTES ?= 30
+BENCH ?=
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TOOLS := $(or $(SHUNT_TEST_TOOLS),$(abspath $(TARGET))/test-tools)
+# Tests leave nothing behind even when they are interrupted: what they make in files is below one directory.
+IN_SCRATCH := export TMPDIR=$$(mktemp -d /tmp/shunt.XXXXXX); trap 'rm -rf $$TMPDIR' EXIT;
+
+.PHONY: help
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: build
+build: ## shuntd and shuntctl, optimised
+	$(CARGO) build --release -p shunt-switch -p shuntctl
+
+.PHONY: run
+run: build ## Start shuntd on its embedded default (ARGS="--workers 2" to say more)
+	@[ "$$(id -u)" = 0 ] || echo "not root: vhost-user ports work, TAP and netdev ports do not"
+	@echo "in another terminal: $(TARGET)/release/shuntctl status"
+	exec $(TARGET)/release/shuntd $(ARGS)
+
+.PHONY: demo
+demo: build setup ## Two real guests talk through a fresh shuntd, live
+	@$(CARGO) build -q -p shunt-tests --bin demo
+	@$(IN_SCRATCH) SHUNTD_BIN=$(TARGET)/release/shuntd SHUNTCTL_BIN=$(TARGET)/release/shuntctl $(TARGET)/debug/demo
+
+.PHONY: setup
+setup: ## What the tests need: packages, QEMU, a guest kernel and its initramfs
+	scripts/setup-tests.sh
+
+.PHONY: test
+test: setup check unit gates e2e ## Everything that must pass, on a fresh machine too
+
+.PHONY: check
+check: ## Formatting and lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+.PHONY: unit
+unit: ## Tests inside the crates
+	$(CARGO) test --workspace --exclude shunt-tests --no-fail-fast
+	$(CARGO) test -p shunt-tests --lib
+
+.PHONY: gates
+gates: ## Instruction counts of the packet path, against the recorded ones
+	GUNGRAUN_RUNNER=$(TOOLS)/bin/gungraun-runner $(CARGO) bench -p shunt-perf --benches
+
+.PHONY: build-test
+build-test: ## shuntd and shuntctl as the end-to-end tests run them: optimised, with checks
+	$(CARGO) build --profile test-release -p shunt-switch -p shuntctl
+
+.PHONY: e2e
+e2e: build-test ## Guests, namespaces and testpmd (ONLY=name to run some)
+	$(IN_SCRATCH) $(CARGO) test -p shunt-tests --tests --no-fail-fast -- --test-threads=1 $(ONLY)
+
+.PHONY: soak
+soak: build-test setup ## The end-to-end scenarios again and again, for SOAK_MINUTES
+	@$(CARGO) build -q -p shunt-tests --bin soak
+	@$(IN_SCRATCH) SOAK_MINUTES=$(SOAK_MINUTES) $(TARGET)/debug/soak
+
+.PHONY: bench
+bench: setup ## shunt beside its peers in one run (BENCH="--help" for what can be chosen)
+	$(CARGO) build --release -p shunt-switch -p shuntctl
+	$(CARGO) run --release -p shunt-perf -- bench $(BENCH)
+
+.PHONY: man
+man: build ## Manual pages and shell completions, in target/man and target/completions
+	rm -rf $(TARGET)/man $(TARGET)/completions; mkdir -p $(TARGET)/man $(TARGET)/completions
+	$(TARGET)/release/shuntctl man $(TARGET)/man
+	for shell in bash zsh fish; do $(TARGET)/release/shuntctl completions $$shell >$(TARGET)/completions/shuntctl.$$shell; done
+
+.PHONY: install
+install: build man ## Programs, manual pages, completions and the systemd unit, below DESTDIR and PREFIX
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(TARGET)/release/shuntd
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(TARGET)/release/shuntctl
+	for page in $(TARGET)/man/*; do install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} $$page; done
+	install -D -m 644 $(TARGET)/completions/shuntctl.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/shuntctl
+	install -D -m 644 $(TARGET)/completions/shuntctl.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_shuntctl
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $(TARGET)/completions/shuntctl.fish
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system switch/dist/shuntd.service

@@ -1,0 +1,90 @@
+//! `make soak`: hours of what a host goes through in months. Guests talk, are killed and come back, ports come and go,
+//! and the one shuntd underneath must neither end nor grow. SOAK_MINUTES says how long (30).
+
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use shunt_tests::{
+    GuestSpec, Host, NetNs, Nic, Shuntd, answers, boot_all, copy_intact, iperf, progress, start_iperf,
+    wait_for,
+};
+
+const SOON: Duration = Duration::from_secs(30);
+/// Rounds until everything that is made on demand has been made.
+const WARM: u32 = 3;
+/// Growth that is allowed afterwards, KiB.
+const SLACK_KIB: u64 = 4096;
+
+fn main() {
+    let minutes = std::env::var("SOAK_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
+    let end = Instant::now() + Duration::from_secs(60 * minutes);
+    let mut shuntd = Shuntd::new().arguments(&["--workers", "2"]);
+    shuntd.launch();
+    let a = shuntd.vhost_port("a", "--queues 2");
+    let b = shuntd.path("b.sock");
+    shuntd.ctl(&format!("port add b --bridge shunt0 --vhost-user {} --role client --queues 2", b.display()));
+    let outside = nix::unistd::geteuid().is_root().then(|| NetNs::new("soak"));
+    let [a, mut b] = boot_all([
+        GuestSpec::new("a").nic(Nic::connects(&a).queues(2).address("10.0.0.1/24")),
+        GuestSpec::new("b").nic(Nic::listens(&b).queues(2).address("10.0.0.2/24")),
+    ]);
+
+    let mut warm = None;
+    let mut round = 0;
+    while Instant::now() < end {
+        round += 1;
+        answers(&a, "10.0.0.2", SOON);
+        let traffic = start_iperf(&a, &b, "10.0.0.2", 10, "-P2");
+        for pairs in [1, 2] {
+            a.sh(&format!("ethtool -L eth0 combined {pairs}"));
+        }
+        for port in 0..50 {
+            shuntd.vhost_port(&format!("p{port}"), "--queues 4");
+        }
+        for port in 0..50 {
+            shuntd.ctl(&format!("port del p{port}"));
+        }
+        if let Some(outside) = &outside {
+            shuntd
+                .ctl(&format!("port add out --bridge shunt0 --tap tap0 --queues 2 --netns {}", outside.id()));
+            outside.up("tap0", Some("10.0.0.9/24"));
+            answers(&a, "10.0.0.9", SOON);
+            iperf(&a, outside, "10.0.0.9", 2, "");
+            shuntd.ctl("port del out");
+        }
+        traffic.finish();
+        copy_intact(&a, &b, "10.0.0.2", 16);
+        let flood = a.start("ping -f -w 5 10.0.0.2", SOON);
+        if round % 2 == 0 {
+            b.restart();
+        } else {
+            b.reboot();
+        }
+        drop(flood.wait());
+        wait_for("both ports up", SOON, || {
+            ["a", "b"].iter().all(|port| shuntd.port(port)["state"] == "up").then_some(())
+        });
+
+        let now = resources(shuntd.pid().unwrap_or_else(|| panic!("shuntd is gone")));
+        progress!("round {round}: shuntd has {} KiB and {} descriptors", now.0, now.1);
+        let (kib, descriptors) = *warm.get_or_insert(now);
+        if round <= WARM {
+            warm = Some(now);
+            continue;
+        }
+        assert!(now.0 <= kib + SLACK_KIB, "shuntd grew from {kib} to {} KiB", now.0);
+        assert!(now.1 <= descriptors, "shuntd had {descriptors} descriptors and has {}", now.1);
+    }
+    assert!(shuntd.alive());
+    println!("soak: {round} rounds in {minutes} minutes passed");
+}
+
+/// Resident memory in KiB and number of open descriptors of a process.
+fn resources(pid: u32) -> (u64, usize) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = resident.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok());
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    (kib.unwrap_or(0), descriptors)
+}
