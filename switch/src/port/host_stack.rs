@@ -121,7 +121,11 @@ impl HostStack {
             })?,
         );
         let create = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-        for address in &self.addresses {
+        // The kernel appends IPv4 addresses to those of their scope and puts IPv6 ones in front of them.
+        let is_ipv6 = |address: &&Vec<u8>| address.first() == Some(&(libc::AF_INET6 as u8));
+        let ipv4 = self.addresses.iter().filter(|a| !is_ipv6(a));
+        let ipv6 = self.addresses.iter().filter(is_ipv6).rev();
+        for address in ipv4.chain(ipv6) {
             let request = Request::new(libc::RTM_NEWADDR, create, address);
             note("restore an address", ignore(self.netlink.change(request), &[libc::EEXIST]));
         }

@@ -221,6 +221,12 @@ impl LinkCell {
         self.condition.swap(condition, Relaxed) != condition
     }
 
+    /// Whether the device has left its namespace.
+    #[inline]
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self.condition.load(Relaxed), REMOVED | MOVED)
+    }
+
     pub(super) fn state(&self) -> LinkState {
         let condition = self.condition.load(Relaxed);
         let what = match condition {

@@ -157,6 +157,9 @@ impl Netdev {
         if frames > 0 {
             f(burst);
             burst.clear();
+        } else if self.watch.cell().is_gone() {
+            // The socket itself only falls silent.
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
         Ok(frames)
     }

@@ -218,10 +218,10 @@ impl PacketSocket {
                 break got as usize;
             }
             match nix::errno::Errno::last_raw() {
-                libc::EINTR => {}
-                // Nothing there; the device went down, which clears itself; or a frame with offloads that the header
-                // cannot express, which is lost.
-                libc::EAGAIN | libc::ENETDOWN | libc::EINVAL => return Ok(()),
+                // ENETDOWN is told once when the device goes down, in front of what still waits.
+                libc::EINTR | libc::ENETDOWN => {}
+                // Nothing there; or a frame with offloads that the header cannot express, which is lost.
+                libc::EAGAIN | libc::EINVAL => return Ok(()),
                 errno => return Err(io::Error::from_raw_os_error(errno)),
             }
         };
