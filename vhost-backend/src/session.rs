@@ -501,3 +501,6 @@ impl VhostUserBackendReqHandlerMut for Session {
         Err(self.refuse("the dirty log (live migration) is not supported"))
     }
 }
+
+#[cfg(test)]
+mod tests;
