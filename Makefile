@@ -17,7 +17,7 @@ IN_SCRATCH := export TMPDIR=$$(mktemp -d /tmp/shunt.XXXXXX); trap 'rm -rf $$TMPD
 
 .PHONY: help
 help: ## This list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 .PHONY: build
 build: ## shuntd and shuntctl, optimised

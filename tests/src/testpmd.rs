@@ -65,6 +65,7 @@ impl Testpmd {
             "-m",
             "256",
             "--no-pci",
+            "--log-level=pmd.net.virtio.init:info",
             "--no-shconf",
             "--lcores",
             "0@0-1,1@0-1",
@@ -163,6 +164,15 @@ impl Testpmd {
             new.contains(&last).then(|| new.to_owned())
         });
         (0..self.queues).map(|queue| field(&text, &format!("rx_q{queue}_good_packets:"))).collect()
+    }
+
+    /// The code that the driver chose to receive with, as it names it: `mergeable buffer`, `standard`, `inorder`,
+    /// `vectorized`.
+    pub fn receive_path(&self) -> String {
+        let output = self.process.output();
+        let line = output.lines().find(|line| line.contains(" Rx path on port")).unwrap_or_default();
+        let path = line.split("using ").nth(1).and_then(|rest| rest.split(" Rx path").next());
+        path.unwrap_or_default().to_owned()
     }
 
     /// Ends it in order: rings are stopped, the sockets closed.
