@@ -1,1 +1,9 @@
-//! placeholder
+//! Traffic generator, benchmark beside the peers, and instruction-count gates of shunt.
+//!
+//! [`guest`] is a vhost-user frontend with a virtio-net driver, for the generator and for functional tests alike.
+//! [`generate`] makes traffic with it.
+
+pub mod clock;
+pub mod frames;
+pub mod generate;
+pub mod guest;

@@ -1,0 +1,107 @@
+#![forbid(unsafe_code)]
+//! `shunt-perf`: traffic generator and benchmark.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use shunt_perf::generate::{Generator, Shape, Traffic};
+use shunt_perf::guest::Answer;
+
+#[derive(Parser)]
+#[command(name = "shunt-perf", version, about = "Traffic generator and benchmark of shunt")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make traffic between guests of our own on listening vhost-user sockets, and measure it
+    Generate(GenerateArguments),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum AnswerArgument {
+    /// Send each received buffer back with new addresses
+    Forward,
+    /// Send a prepared frame for each received
+    Credit,
+}
+
+#[derive(clap::Args)]
+struct GenerateArguments {
+    /// vhost-user sockets of the switch: two or more
+    #[arg(required = true, num_args = 2..)]
+    sockets: Vec<PathBuf>,
+    /// Bytes of each frame without FCS; above 9618 TCP segmentation frames
+    #[arg(long, default_value_t = 64)]
+    size: usize,
+    /// Queue pairs of each guest
+    #[arg(long, default_value_t = 1)]
+    queues: u16,
+    /// Entries of each ring
+    #[arg(long, default_value_t = 256)]
+    ring: u16,
+    /// Frames that each queue keeps on their way
+    #[arg(long, default_value_t = 128)]
+    window: u16,
+    /// How frames are answered
+    #[arg(long, value_enum, default_value = "forward")]
+    answer: AnswerArgument,
+    /// Send whatever has room instead of answering
+    #[arg(long)]
+    open: bool,
+    /// Core of the generator's thread
+    #[arg(long)]
+    core: Option<usize>,
+    /// Seconds to measure
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Measurements, one after another
+    #[arg(long, default_value_t = 1)]
+    repeat: u32,
+    /// Without mergeable receive buffers
+    #[arg(long)]
+    no_mergeable: bool,
+    /// With event indexes
+    #[arg(long)]
+    event_idx: bool,
+    /// Guest memory in 2 MiB pages
+    #[arg(long)]
+    hugepages: bool,
+}
+
+fn generate(arguments: GenerateArguments) -> Result<()> {
+    let shape = Shape {
+        pairs: arguments.queues,
+        ring_size: arguments.ring,
+        mergeable: !arguments.no_mergeable,
+        event_idx: arguments.event_idx,
+        hugepages: arguments.hugepages,
+    };
+    let traffic = Traffic {
+        size: arguments.size,
+        window: arguments.window,
+        answer: match arguments.answer {
+            AnswerArgument::Forward => Answer::Forward,
+            AnswerArgument::Credit => Answer::Credit,
+        },
+        open: arguments.open,
+        core: arguments.core,
+    };
+    let mut generator = Generator::connect(&arguments.sockets, &shape, &traffic)?;
+    for _ in 0..arguments.repeat {
+        let measured =
+            generator.run(Duration::from_millis(300), Duration::from_secs_f64(arguments.seconds))?;
+        println!("{}", serde_json::to_string(&measured)?);
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Generate(arguments) => generate(arguments),
+    }
+}
