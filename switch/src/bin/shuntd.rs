@@ -1,2 +1,242 @@
-//! placeholder
-fn main() {}
+//! The daemon: reads its configuration, starts a switch, serves the control socket until it is told to stop.
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use shunt_switch::config::arguments::{Arguments, Settings, one_line};
+use shunt_switch::config::{Config, Workers};
+use shunt_switch::control::socket::ControlSocket;
+use shunt_switch::control::{paths, server};
+use shunt_switch::refusal::Refusal;
+use shunt_switch::switch::{Options, Switch};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(wrong) if wrong.use_stderr() => {
+            eprintln!("shuntd: {}", one_line(&wrong));
+            return ExitCode::from(2);
+        }
+        Err(help) => {
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            eprintln!("shuntd: {refusal}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Refusal> {
+    let config = match &arguments.config {
+        Some(file) => Config::load(file)?,
+        None => Config::embedded()?,
+    };
+    let settings = Settings::new(arguments, &config)?;
+    start_log(&settings.log)?;
+    raise_descriptor_limit();
+    prepare_state(&settings)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Refusal::new(format!("cannot start: {e}")))?;
+    let tasks = tokio::task::LocalSet::new();
+    // From here on a signal is a wish to end cleanly, also in the middle of starting.
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    // The socket comes first: a second daemon is turned away before it touches anybody's ports.
+    let socket = ControlSocket::bind(&settings.control)?;
+    let switch = Rc::new(RefCell::new(start_switch(&settings, config)?));
+
+    tell_ready(&settings, &switch.borrow());
+    let result = tasks.block_on(&runtime, serve(&socket, switch.clone(), &mut signals));
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    // Connections first, then ports with their sockets and devices, then our own socket: whoever finds that gone
+    // finds everything gone.
+    drop(tasks);
+    drop(switch);
+    drop(socket);
+    let reason = result?;
+    tracing::info!("stopped by {reason}");
+    Ok(())
+}
+
+/// Serves until a signal comes; says which.
+async fn serve(
+    socket: &ControlSocket,
+    switch: Rc<RefCell<Switch>>,
+    signals: &mut Signals,
+) -> Result<&'static str, Refusal> {
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Half the time that systemd allows, as sd_watchdog_enabled(3) recommends.
+    let patience = sd_notify::watchdog_enabled().map(|allowed| allowed / 2);
+    let mut barked = Instant::now();
+    let mut watchdog = interval(patience.unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(1)));
+    watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let serving = server::serve(socket, switch.clone());
+    tokio::pin!(serving);
+    loop {
+        tokio::select! {
+            reason = signals.next() => return Ok(reason),
+            _ = second.tick() => switch.borrow_mut().tick(),
+            _ = watchdog.tick(), if patience.is_some() => {
+                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+                tracing::trace!("watchdog told after {:?}", barked.elapsed());
+                barked = Instant::now();
+            }
+            result = &mut serving => {
+                result.map_err(|e| Refusal::new(format!("control socket {}: {e}", socket.path().display())))?;
+            }
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Refusal> {
+        let watch = |kind| signal(kind).map_err(|e| Refusal::new(format!("cannot watch signals: {e}")));
+        Ok(Self {
+            terminate: watch(SignalKind::terminate())?,
+            interrupt: watch(SignalKind::interrupt())?,
+            hangup: watch(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}
+
+fn start_switch(settings: &Settings, config: Config) -> Result<Switch, Refusal> {
+    let mut switch = Switch::start(Options { workers: settings.workers.clone(), poll: settings.poll })?;
+    // A refusal drops the switch, and with it whatever was made before.
+    for (at, bridge) in config.bridges {
+        switch.add_bridge(bridge).map_err(|refusal| at.refuse(refusal))?;
+    }
+    for (at, port) in config.ports {
+        let name = port.name;
+        switch
+            .add_port(port)
+            .map_err(|refusal| at.refuse(format_args!("port {:?}: {refusal}", name.as_str())))?;
+    }
+    Ok(switch)
+}
+
+fn tell_ready(settings: &Settings, switch: &Switch) {
+    let status = switch.status();
+    let bridges =
+        switch.bridges().iter().map(|bridge| bridge.name.to_string()).collect::<Vec<_>>().join(", ");
+    let workers = match &settings.workers {
+        Workers::Count(n) => format!("workers: {n}"),
+        Workers::Cores(cores) => format!("workers on cores {cores:?}"),
+    };
+    tracing::info!(
+        "shuntd {}, {workers} ({}), ports: {}, bridges: {bridges}",
+        status.version,
+        status.poll,
+        status.ports
+    );
+    if !may_administer_network() {
+        tracing::info!("without CAP_NET_ADMIN: vhost-user ports work, TAP and netdev ports are refused");
+    }
+    let path = settings.control.display();
+    let command = if settings.control == paths::client_socket() {
+        "shuntctl status".to_owned()
+    } else {
+        format!("shuntctl --control {path} status")
+    };
+    tracing::info!("ready, control socket {path}: try '{command}'");
+    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&format!("control socket {path}"))]);
+}
+
+/// Whether CAP_NET_ADMIN (number 12, capability.h) is in force.
+fn may_administer_network() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set >> 12 & 1 == 1)
+}
+
+fn prepare_state(settings: &Settings) -> Result<(), Refusal> {
+    let (directory, asked) = &settings.state;
+    match paths::make_directory(directory) {
+        Err(refusal) if *asked => Err(Refusal::new(format!("state-dir: {refusal}"))),
+        Err(refusal) => {
+            tracing::warn!("nothing can be kept from one start to the next: {refusal}");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// A port with many queues has hundreds of descriptors: takes as many as the hard limit allows.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+fn start_log(words: &str) -> Result<(), Refusal> {
+    let filter = EnvFilter::try_new(words).map_err(|e| Refusal::new(format!("log {words:?}: {e}")))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let terminal = std::io::stderr().is_terminal();
+    // systemd sets this for a process whose standard error is the journal.
+    if std::env::var_os("JOURNAL_STREAM").is_some() && !terminal {
+        builder.with_ansi(false).event_format(Journal).init();
+    } else {
+        builder.with_ansi(terminal).with_target(false).init();
+    }
+    Ok(())
+}
+
+/// Lines for the journal: the priority in front, as sd-daemon(3) has it; the journal knows time and process.
+struct Journal;
+
+impl<S, N> FormatEvent<S, N> for Journal
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut to: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            _ => 7,
+        };
+        write!(to, "<{priority}>")?;
+        context.field_format().format_fields(to.by_ref(), event)?;
+        writeln!(to)
+    }
+}

@@ -3,6 +3,7 @@
 //! The same rules and the same messages hold for the command line, the control socket and the file, because all of
 //! them end in the types of [`spec`] and [`runtime`].
 
+pub mod arguments;
 pub mod file;
 pub mod name;
 pub mod runtime;
