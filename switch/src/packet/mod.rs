@@ -12,6 +12,8 @@ pub mod ip;
 mod mtu;
 pub mod offload;
 mod segment;
+#[cfg(test)]
+mod testing;
 mod validate;
 
 pub use mtu::fits;

@@ -158,3 +158,267 @@ fn segment(
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{ACK, CWR, Checksum, FIN, PSH, Tcp, noise};
+    use super::super::validate;
+    use super::*;
+    use proptest::prelude::*;
+
+    const CHECKSUM: Capabilities = Capabilities { checksum: true, ..Capabilities::NONE };
+
+    /// Header and bytes of each frame that came out, and how many frames each burst had.
+    type Finished = (Vec<(NetHeader, Vec<u8>)>, Vec<usize>);
+
+    /// What comes out for `frame`.
+    fn finished(frame: &[u8], header: NetHeader, caps: Capabilities) -> Option<Finished> {
+        let (mut burst, mut finisher) = (Burst::new(), Finisher::new());
+        let (mut frames, mut bursts) = (Vec::new(), Vec::new());
+        let (head, rest) = frame.split_at(frame.len().min(SNAPSHOT));
+        let done = burst.with_slices(
+            |filler| {
+                // Not the first of its burst.
+                assert!(filler.push(NetHeader::default(), &[0; 60], &[]));
+                assert!(filler.push(header, head, rest));
+            },
+            |burst| {
+                finisher.finish(burst, 1, caps, |out| {
+                    bursts.push(out.len());
+                    for i in 0..out.len() {
+                        let mut bytes = vec![0; out.frame_len(i)];
+                        out.linearise(i, &mut bytes).unwrap();
+                        frames.push((*out.header(i), bytes));
+                    }
+                })
+            },
+        );
+        done.then_some((frames, bursts))
+    }
+
+    fn partial(tcp: &Tcp) -> NetHeader {
+        NetHeader {
+            flags: NEEDS_CSUM,
+            csum_start: tcp.tcp_at() as u16,
+            csum_offset: 16,
+            ..NetHeader::default()
+        }
+    }
+
+    /// Compares every byte of the segments with frames that etherparse made of the same pieces.
+    fn check_segments(tcp: &Tcp, gso_size: u16, caps: Capabilities, ecn: bool) {
+        let frame = tcp.bytes(Checksum::Partial);
+        let mut header = tcp.request(gso_size);
+        header.gso_type |= if ecn { GSO_ECN } else { 0 };
+        let header = validate(&frame[..frame.len().min(SNAPSHOT)], frame.len(), header).unwrap();
+        assert!(!caps.accepts(&header));
+        let (frames, bursts) = finished(&frame, header, caps).unwrap();
+        let expected = tcp.segments(gso_size.into());
+        assert_eq!(frames.len(), expected.len());
+        for (n, ((header, bytes), segment)) in frames.iter().zip(&expected).enumerate() {
+            let (want, want_header) = if caps.checksum {
+                (segment.bytes(Checksum::Partial), partial(segment))
+            } else {
+                (segment.bytes(Checksum::Whole), NetHeader::default())
+            };
+            assert_eq!(bytes, &want, "segment {n}");
+            assert_eq!(header, &want_header, "segment {n}");
+        }
+        let payload: Vec<u8> =
+            frames.iter().flat_map(|(_, bytes)| &bytes[tcp.headers()..]).copied().collect();
+        assert!(payload == tcp.payload);
+        assert!(bursts[..bursts.len() - 1].iter().all(|&n| n == 64) && *bursts.last().unwrap() > 0);
+    }
+
+    #[test]
+    fn features_become_capabilities() {
+        let of = Capabilities::from_virtio_features;
+        assert_eq!(of(1 << 1 | 1 << 7 | 1 << 8 | 1 << 9), Capabilities::ALL);
+        assert_eq!(of(!(1 << 1)), Capabilities::NONE, "everything presumes GUEST_CSUM");
+        assert_eq!(of(1 << 1 | 1 << 9), CHECKSUM, "ECN alone means nothing");
+        assert_eq!(of(1 << 1 | 1 << 7), Capabilities { tso4: true, ..CHECKSUM });
+        assert_eq!(of(1 << 1 | 1 << 8 | 1 << 9), Capabilities { tso4: false, ..Capabilities::ALL });
+    }
+
+    #[test]
+    fn what_a_receiver_accepts() {
+        let gso4 = Tcp::new(false, 100).request(50);
+        let gso6 = Tcp::new(true, 100).request(50);
+        let with_ecn = NetHeader { gso_type: gso4.gso_type | GSO_ECN, ..gso4 };
+        let checksum = NetHeader { flags: NEEDS_CSUM, ..NetHeader::default() };
+        let only_v4 = Capabilities { tso4: true, ..CHECKSUM };
+        let plain = NetHeader::default();
+        let accepts = |caps: Capabilities| [plain, checksum, gso4, gso6, with_ecn].map(|h| caps.accepts(&h));
+        assert_eq!(accepts(Capabilities::ALL), [true; 5]);
+        assert_eq!(accepts(Capabilities::NONE), [true, false, false, false, false]);
+        assert_eq!(accepts(CHECKSUM), [true, true, false, false, false]);
+        assert_eq!(accepts(only_v4), [true, true, true, false, false]);
+        assert!(!Capabilities::ALL.accepts(&NetHeader { gso_type: 5, ..gso4 }));
+    }
+
+    #[test]
+    fn a_frame_of_64_kib_leaves_in_several_bursts() {
+        for v6 in [false, true] {
+            // The longest packet that Linux's own segmentation offload makes.
+            let mut tcp = Tcp::new(v6, 65535 - if v6 { 40 } else { 20 } - 20 - 12);
+            tcp.flags = ACK | PSH | FIN;
+            tcp.sequence = u32::MAX - 5000;
+            tcp.identification = u16::MAX - 3;
+            for caps in [Capabilities::NONE, CHECKSUM] {
+                check_segments(&tcp, 1448, caps, false);
+                check_segments(&tcp, 101, caps, false);
+            }
+        }
+    }
+
+    #[test]
+    fn cwr_stays_with_the_first_segment() {
+        let mut tcp = Tcp::new(false, 5000);
+        tcp.flags = ACK | CWR | PSH;
+        let tso = Capabilities { ecn: false, ..Capabilities::ALL };
+        check_segments(&tcp, 1448, tso, true);
+        check_segments(&tcp, 1448, Capabilities::NONE, true);
+    }
+
+    #[test]
+    fn what_the_receiver_accepts_goes_unchanged() {
+        let tcp = Tcp::new(true, 9000);
+        let frame = tcp.bytes(Checksum::Partial);
+        let header = tcp.request(1000);
+        assert_eq!(
+            finished(&frame, header, Capabilities::ALL),
+            Some((vec![(header, frame.clone())], vec![1])),
+            "GSO"
+        );
+        let plain = NetHeader::default();
+        assert_eq!(finished(&frame, plain, Capabilities::NONE), Some((vec![(plain, frame)], vec![1])));
+    }
+
+    #[test]
+    fn a_udp_checksum_that_comes_to_zero_is_sent_as_ones() {
+        for v6 in [false, true] {
+            let mut udp = Tcp::new(v6, 100);
+            udp.payload[..2].fill(0);
+            let at = udp.tcp_at() + 6;
+            // Adding the checksum to the text brings the sum to 0xffff, and the checksum to 0.
+            let whole = udp.bytes_of_udp(Checksum::Whole);
+            udp.payload[..2].copy_from_slice(&whole[at..at + 2]);
+            let frame = udp.bytes_of_udp(Checksum::Partial);
+            let (frames, _) = finished(&frame, udp.request_of_udp(), Capabilities::NONE).unwrap();
+            assert_eq!(frames[0].1[at..at + 2], [0xff, 0xff]);
+            assert_eq!(frames[0].1, udp.bytes_of_udp(Checksum::Whole));
+        }
+    }
+
+    #[test]
+    fn metadata_that_was_never_checked_is_refused() {
+        let tcp = Tcp::new(false, 3000);
+        let frame = tcp.bytes(Checksum::Partial);
+        let good = tcp.request(1000);
+        for bad in [
+            NetHeader { hdr_len: 0, ..good },
+            NetHeader { hdr_len: 129, ..good },
+            NetHeader { gso_size: 0, ..good },
+            NetHeader { csum_start: 60, ..good },
+            NetHeader { csum_start: 0, ..good },
+            NetHeader { gso_type: GSO_TCPV6, ..good },
+            NetHeader { gso_type: 3, ..good },
+            NetHeader { gso_type: 0, csum_start: frame.len() as u16 - 17, ..good },
+            NetHeader { gso_type: 0, csum_start: u16::MAX, csum_offset: u16::MAX, ..good },
+        ] {
+            assert_eq!(finished(&frame, bad, Capabilities::NONE), None, "{bad:?}");
+        }
+        assert!(finished(&frame, good, Capabilities::NONE).is_some());
+    }
+
+    fn any_tcp() -> impl Strategy<Value = Tcp> {
+        let shape = (any::<bool>(), 0..3_usize, 0..3_usize, any::<bool>(), 0..11_usize);
+        let fields = (any::<u8>(), any::<u32>(), any::<u16>(), 1..20000_usize);
+        (shape, fields)
+            .prop_map(
+                |((v6, tags, ip_options, routing, options), (flags, sequence, identification, payload))| {
+                    Tcp {
+                        v6,
+                        tags,
+                        ip_options: 8 * ip_options,
+                        routing,
+                        options: 4 * options,
+                        flags: flags & (FIN | PSH | ACK | CWR),
+                        sequence,
+                        identification,
+                        payload: noise(payload),
+                    }
+                },
+            )
+            .prop_filter("headers within the snapshot", |tcp| tcp.headers() <= SNAPSHOT)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        #[test]
+        fn segments_are_what_etherparse_makes_of_the_pieces(
+            tcp in any_tcp(),
+            share in 2..40_usize,
+            checksum: bool,
+            ecn: bool,
+        ) {
+            let gso_size = (tcp.payload.len() / share).max(8);
+            prop_assume!(gso_size < tcp.payload.len());
+            let caps = Capabilities { checksum, ..Capabilities::NONE };
+            check_segments(&tcp, gso_size as u16, caps, ecn);
+        }
+
+        #[test]
+        fn checksums_are_what_etherparse_computes(tcp in any_tcp(), udp: bool) {
+            let (frame, request, want) = if udp {
+                let whole = tcp.bytes_of_udp(Checksum::Whole);
+                (tcp.bytes_of_udp(Checksum::Partial), tcp.request_of_udp(), whole)
+            } else {
+                (tcp.bytes(Checksum::Partial), partial(&tcp), tcp.bytes(Checksum::Whole))
+            };
+            let header = validate(&frame[..frame.len().min(SNAPSHOT)], frame.len(), request).unwrap();
+            prop_assert_eq!(header, request);
+            let (frames, _) = finished(&frame, header, Capabilities::NONE).unwrap();
+            prop_assert_eq!(&frames[..], &[(NetHeader::default(), want)]);
+        }
+
+        #[test]
+        fn whatever_passes_the_check_can_be_finished(
+            tcp in any_tcp(),
+            gso_size in prop_oneof![0..100_u16, any::<u16>()],
+            flags in prop_oneof![Just(NEEDS_CSUM), any::<u8>()],
+            gso_type in prop_oneof![4 => Just(None), 1 => any::<u8>().prop_map(Some)],
+            place in prop_oneof![3 => Just(None), 1 => (0..200_u16, 0..70_u16).prop_map(Some), 1 => any::<(u16, u16)>().prop_map(Some)],
+            spoiled in proptest::collection::vec((0..SNAPSHOT, any::<u8>()), 0..4),
+            cut in prop_oneof![Just(usize::MAX), 14..200_usize],
+            caps in any::<(bool, bool, bool, bool)>(),
+        ) {
+            let mut frame = tcp.bytes(Checksum::Partial);
+            for (at, byte) in spoiled {
+                if at < frame.len() {
+                    frame[at] = byte;
+                }
+            }
+            frame.truncate(cut);
+            let mut header = NetHeader { flags, hdr_len: gso_size, num_buffers: gso_size, ..tcp.request(gso_size) };
+            header.gso_type = gso_type.unwrap_or(header.gso_type);
+            if let Some((start, offset)) = place {
+                (header.csum_start, header.csum_offset) = (start, offset);
+            }
+            let (checksum, tso4, tso6, ecn) = caps;
+            let caps = Capabilities { checksum, tso4, tso6, ecn };
+            if let Ok(header) = validate(&frame[..frame.len().min(SNAPSHOT)], frame.len(), header) {
+                prop_assert_eq!(header.num_buffers, 0);
+                let (frames, _) = finished(&frame, header, caps).expect("it has passed the check");
+                prop_assert!(frames.len() <= super::super::MAX_SEGMENTS);
+                prop_assert!(frames.iter().all(|(header, _)| caps.accepts(header)));
+                let headers = if header.is_gso() { usize::from(header.hdr_len) } else { 0 };
+                let bytes: usize = frames.iter().map(|(_, bytes)| bytes.len() - headers).sum();
+                prop_assert_eq!(bytes + headers, frame.len());
+                // Addresses are never overwritten.
+                prop_assert!(frames.iter().all(|(_, bytes)| bytes[..14] == frame[..14]));
+            }
+        }
+    }
+}

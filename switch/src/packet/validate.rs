@@ -174,3 +174,179 @@ fn validate_gso(head: &[u8], frame_len: usize, header: NetHeader) -> Result<NetH
         num_buffers: 0,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Checksum, Tcp, noise};
+    use super::*;
+    use vhost_backend::net_header::{DATA_VALID, GSO_UDP};
+
+    fn check(frame: &[u8], header: NetHeader) -> Result<NetHeader, BadOffload> {
+        validate(&frame[..frame.len().min(SNAPSHOT)], frame.len(), header)
+    }
+
+    fn tcp(v6: bool) -> (Tcp, Vec<u8>, NetHeader) {
+        let tcp = Tcp::new(v6, 5000);
+        let frame = tcp.bytes(Checksum::Partial);
+        let header = tcp.request(1448);
+        (tcp, frame, header)
+    }
+
+    fn only_checksum(start: u16, offset: u16) -> NetHeader {
+        NetHeader { flags: NEEDS_CSUM, csum_start: start, csum_offset: offset, ..NetHeader::default() }
+    }
+
+    #[test]
+    fn a_good_request_passes_with_our_own_header_length() {
+        for v6 in [false, true] {
+            for tags in 0..3 {
+                let (mut tcp, ..) = tcp(v6);
+                tcp.tags = tags;
+                let header = tcp.request(1448);
+                for hdr_len in [0, 14, header.hdr_len, u16::MAX] {
+                    let asked = NetHeader { hdr_len, num_buffers: 9, ..header };
+                    assert_eq!(check(&tcp.bytes(Checksum::Partial), asked), Ok(header));
+                }
+            }
+        }
+        let (_, frame, header) = tcp(false);
+        let ecn = NetHeader { gso_type: GSO_TCPV4 | GSO_ECN, ..header };
+        assert_eq!(check(&frame, ecn), Ok(ecn));
+    }
+
+    #[test]
+    fn what_fits_in_one_segment_is_an_ordinary_frame() {
+        let tcp = Tcp::new(false, 1448);
+        let frame = tcp.bytes(Checksum::Partial);
+        assert_eq!(check(&frame, tcp.request(1448)), Ok(only_checksum(34, 16)));
+        assert_eq!(check(&frame, tcp.request(u16::MAX)), Ok(only_checksum(34, 16)));
+        assert_eq!(check(&frame, tcp.request(1447)), Ok(tcp.request(1447)));
+        let empty = Tcp::new(true, 0);
+        assert_eq!(check(&empty.bytes(Checksum::Partial), empty.request(1000)), Ok(only_checksum(54, 16)));
+    }
+
+    #[test]
+    fn a_guests_word_and_unknown_flags_are_dropped() {
+        let (_, frame, header) = tcp(false);
+        let vouched = NetHeader { flags: DATA_VALID, csum_start: 9, ..NetHeader::default() };
+        assert_eq!(check(&frame, vouched), Ok(NetHeader::default()));
+        assert_eq!(check(&frame, NetHeader { flags: 0xfe, ..vouched }), Ok(NetHeader::default()));
+        assert_eq!(check(&frame, NetHeader { flags: 0xff, ..header }), Ok(header));
+    }
+
+    #[test]
+    fn gso_that_was_not_negotiated_or_contradicts_the_frame() {
+        let (_, frame, header) = tcp(false);
+        for gso_type in [GSO_UDP, 2, 5, GSO_ECN, 0x40 | GSO_TCPV4, 0xff] {
+            let asked = NetHeader { gso_type, ..header };
+            assert_eq!(check(&frame, asked), Err(BadOffload::UnknownGso(gso_type)));
+        }
+        let asked = NetHeader { flags: DATA_VALID, ..header };
+        assert_eq!(check(&frame, asked), Err(BadOffload::GsoWithoutChecksum));
+        let asked = NetHeader { gso_type: GSO_TCPV6, ..header };
+        assert_eq!(check(&frame, asked), Err(BadOffload::GsoMismatch));
+        let udp = Tcp::new(false, 5000).bytes_of_udp(Checksum::Partial);
+        assert_eq!(check(&udp, header), Err(BadOffload::GsoMismatch));
+        let mut arp = frame.clone();
+        arp[13] = 6;
+        assert_eq!(check(&arp, header), Err(BadOffload::GsoMismatch));
+        let mut fragment = frame.clone();
+        fragment[20] = 0x20;
+        assert_eq!(check(&fragment, header), Err(BadOffload::GsoFragment));
+        let mut fragment = tcp(true).1;
+        fragment[20] = 44;
+        assert_eq!(check(&fragment, tcp(true).2), Err(BadOffload::GsoFragment));
+    }
+
+    #[test]
+    fn segment_sizes_are_bounded() {
+        let (_, frame, header) = tcp(false);
+        for gso_size in 0..MIN_GSO_SIZE {
+            let asked = NetHeader { gso_size, ..header };
+            assert_eq!(check(&frame, asked), Err(BadOffload::GsoSize(gso_size)));
+        }
+        assert!(check(&frame, NetHeader { gso_size: MIN_GSO_SIZE, ..header }).is_ok());
+        let long = Tcp::new(false, 65000);
+        let frame = long.bytes(Checksum::Partial);
+        assert!(check(&frame, long.request(32)).is_ok());
+        assert_eq!(check(&frame, long.request(31)), Err(BadOffload::TooManySegments(2097)));
+    }
+
+    #[test]
+    fn headers_that_do_not_end_where_they_can_be_checked() {
+        let (_, frame, header) = tcp(false);
+        for data_offset in [0x00, 0x40] {
+            let mut frame = frame.clone();
+            frame[34 + 12] = data_offset;
+            assert_eq!(check(&frame, header), Err(BadOffload::Malformed));
+        }
+        let mut bad = frame.clone();
+        bad[14] = 0x44;
+        assert_eq!(check(&bad, header), Err(BadOffload::Malformed));
+        // Cut within the TCP header, and within its options.
+        assert_eq!(check(&frame[..40], header), Err(BadOffload::Malformed));
+        assert_eq!(check(&frame[..60], header), Err(BadOffload::Malformed));
+
+        let mut tcp = Tcp::new(false, 5000);
+        (tcp.ip_options, tcp.options) = (40, 40);
+        assert_eq!(tcp.headers(), 134);
+        assert_eq!(check(&tcp.bytes(Checksum::Partial), tcp.request(1000)), Err(BadOffload::HeadersTooLong));
+        tcp.options = 32;
+        assert_eq!(check(&tcp.bytes(Checksum::Partial), tcp.request(1000)), Ok(tcp.request(1000)));
+
+        let mut tcp = Tcp::new(true, 5000);
+        tcp.ip_options = 80;
+        assert_eq!(check(&tcp.bytes(Checksum::Partial), tcp.request(1000)), Err(BadOffload::HeadersTooLong));
+
+        let mut long = Tcp::new(false, 65535 - 52).bytes(Checksum::Partial);
+        assert_eq!(check(&long, header), Ok(header));
+        long.push(0);
+        assert_eq!(check(&long, header), Err(BadOffload::Malformed), "longer than IPv4 can say");
+    }
+
+    #[test]
+    fn a_checksum_has_to_lie_where_the_packet_has_one() {
+        let beyond = |start, offset| Err(BadOffload::ChecksumBeyond { start, offset });
+        let place = |start, offset| Err(BadOffload::ChecksumPlace { start, offset });
+        let (tcp, frame, header) = tcp(false);
+        for (start, offset) in [(33, 16), (34, 6), (0, 50), (14, 36)] {
+            let asked = NetHeader { csum_start: start, csum_offset: offset, ..header };
+            assert_eq!(check(&frame, asked), place(start, offset), "GSO");
+            assert_eq!(check(&frame, only_checksum(start, offset)), place(start, offset));
+        }
+        let good = |start, offset| Ok(only_checksum(start, offset));
+        assert_eq!(check(&frame, only_checksum(34, 16)), good(34, 16));
+        // Addresses and ports stay what they are; a packet within the packet may have its own.
+        for (start, offset, inner) in
+            [(26, 0, false), (34, 0, false), (34, 20, false), (53, 0, false), (54, 0, true)]
+        {
+            let want = if inner { good(start, offset) } else { place(start, offset) };
+            assert_eq!(check(&frame, only_checksum(start, offset)), want);
+        }
+        let udp = tcp.bytes_of_udp(Checksum::Partial);
+        assert_eq!(check(&udp, only_checksum(34, 6)), good(34, 6));
+        assert_eq!(check(&udp, only_checksum(34, 16)), place(34, 16));
+        assert_eq!(check(&udp, only_checksum(42, 16)), good(42, 16));
+
+        let last = frame.len() as u16 - 2;
+        assert_eq!(check(&frame, only_checksum(last, 0)), good(last, 0));
+        assert_eq!(check(&frame, only_checksum(last, 1)), beyond(last, 1));
+        assert_eq!(check(&frame, only_checksum(u16::MAX, u16::MAX)), beyond(u16::MAX, u16::MAX));
+        assert_eq!(check(&frame[..14], only_checksum(14, 0)), beyond(14, 0));
+
+        // Not IP.
+        let other = [&frame[..12], &[0x88, 0xb5], &noise(100)[..]].concat();
+        assert_eq!(check(&other, only_checksum(33, 4)), place(33, 4));
+        assert_eq!(check(&other, only_checksum(34, 4)), good(34, 4));
+        // Extension headers that end beyond the snapshot.
+        let mut far = Tcp::new(true, 1000);
+        far.ip_options = 96;
+        let frame = far.bytes(Checksum::Partial);
+        assert_eq!(check(&frame, only_checksum(150, 16)), good(150, 16));
+        assert_eq!(check(&frame, only_checksum(53, 16)), place(53, 16));
+        // A later fragment: what follows is no header.
+        let mut fragment = Tcp::new(false, 1000).bytes(Checksum::Partial);
+        fragment[21] = 9;
+        assert_eq!(check(&fragment, only_checksum(34, 0)), good(34, 0));
+    }
+}
