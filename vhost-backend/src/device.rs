@@ -20,7 +20,7 @@ use std::{
 };
 
 use nix::sys::socket::{MsgFlags, recv};
-use tracing::info;
+use tracing::{debug, info};
 use vhost::vhost_user::{BackendReqHandler, Error, message::FrontendReq};
 
 use crate::{
@@ -412,6 +412,7 @@ fn early_enable(connection: &mut UnixStream, session: &Mutex<Session>) -> Option
     if let Err(e) = connection.read_exact(&mut message) {
         return Some(Err(Error::SocketError(e)));
     }
+    debug!(index, enable, "SET_VRING_ENABLE before SET_FEATURES");
     let result = session.enable(index, enable == 1);
     if flags & NEED_REPLY != 0 && session.replies() {
         let status = u32::from(result.is_err());

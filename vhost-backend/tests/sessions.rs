@@ -307,3 +307,86 @@ fn stop_does_not_wait_for_anybody() {
     assert!(vmm.frontend.get_features().is_err(), "the connection is closed");
     assert!(!busy.device.to_guest(0).is_active());
 }
+
+#[test]
+fn workers_go_on_while_memory_and_rings_change_under_them() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    const BUFFERS: u64 = 0x20000;
+    const FRAME: usize = 200;
+
+    let port = Port::server(1);
+    let mut vmm = port.vmm();
+    vmm.boot();
+    // Ring 1, in the lower half: every descriptor is a header and a frame of 0xab.
+    let at = 0x4000;
+    for i in 0..u64::from(RING) {
+        let address = BUFFERS + 256 * i;
+        let mut descriptor = [0; 16];
+        descriptor[..8].copy_from_slice(&address.to_le_bytes());
+        descriptor[8..12].copy_from_slice(&(12 + FRAME as u32).to_le_bytes());
+        vmm.memory.write_all_at(&descriptor, at + 16 * i).unwrap();
+        vmm.memory.write_all_at(&(i as u16).to_le_bytes(), at + 0x1004 + 2 * i).unwrap();
+        vmm.memory.write_all_at(&[0xab; FRAME], address + 12).unwrap();
+    }
+    let used = |vmm: &Vmm| {
+        let mut word = [0; 2];
+        vmm.memory.read_exact_at(&mut word, at + 0x2002).unwrap();
+        u16::from_le_bytes(word)
+    };
+    let send = |vmm: &Vmm| {
+        let available = used(vmm).wrapping_add(RING / 2);
+        vmm.memory.write_all_at(&available.to_le_bytes(), at + 0x1002).unwrap();
+    };
+
+    let (done, frames) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (low, high) = (vmm.region(0, MEMORY / 2, 0), vmm.region(MEMORY / 2, MEMORY / 2, MEMORY / 2));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut burst = vhost_backend::frame::Burst::new();
+            let mut whole = [0; FRAME];
+            while !done.load(Ordering::Relaxed) {
+                let served = port.device.from_guest(0).serve(&mut burst, |burst| {
+                    for i in 0..burst.len() {
+                        assert_eq!(burst.linearise(i, &mut whole), Some(FRAME));
+                        assert_eq!(whole, [0xab; FRAME]);
+                    }
+                });
+                if frames.fetch_add(served.frames as u64, Ordering::Relaxed) > 0 && served.frames == 0 {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        // Whatever goes wrong below, the worker must end.
+        struct End<'a>(&'a AtomicBool);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _end = End(&done);
+        for round in 0..100 {
+            let before = frames.load(Ordering::Relaxed);
+            vmm.frontend.set_mem_table(&[low, high]).unwrap();
+            send(&vmm);
+            vmm.frontend.remove_mem_region(&high).unwrap();
+            send(&vmm);
+            vmm.frontend.add_mem_region(&high).unwrap();
+            vmm.frontend.set_mem_table(&[vmm.all_memory()]).unwrap();
+            let deadline = Instant::now() + PATIENCE;
+            while frames.load(Ordering::Relaxed) == before {
+                assert!(Instant::now() < deadline, "no frame comes any more, round {round}");
+                send(&vmm);
+                std::thread::yield_now();
+            }
+            send(&vmm);
+            // Once the answer is there nothing moves any more, though there is something to send.
+            let base = vmm.frontend.get_vring_base(1).unwrap();
+            send(&vmm);
+            assert_eq!(base, u32::from(used(&vmm)));
+            vmm.frontend.set_mem_table(&[low, high]).unwrap();
+            assert_eq!(base, u32::from(used(&vmm)), "a stopped ring went on");
+            vmm.frontend.set_vring_kick(1, &vmm.kicks[1]).unwrap();
+        }
+    });
+    assert_eq!(port.state(), State::Up);
+}

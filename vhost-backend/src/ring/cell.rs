@@ -70,7 +70,8 @@ impl RingCell {
 
     #[inline]
     fn try_lock(&self) -> Option<Guard<'_>> {
-        (!self.locked.swap(true, Ordering::Acquire)).then_some(Guard(self))
+        // Not `then_some`: it would make a guard in any case, and dropping that unlocks.
+        (!self.locked.swap(true, Ordering::Acquire)).then(|| Guard(self))
     }
 
     #[inline]
