@@ -79,7 +79,8 @@ fn the_second_frontend_waits_for_the_first_to_leave() {
     let second = std::os::unix::net::UnixStream::connect(&port.path).unwrap();
     assert_eq!(port.state(), State::Up);
     drop(first);
-    Vmm::new(second, 2).boot();
+    let mut second = Vmm::new(second, 2);
+    second.boot();
     assert_eq!(port.state(), State::Up);
 }
 
