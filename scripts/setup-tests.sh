@@ -124,7 +124,7 @@ build_initramfs() {
     deps=$(modprobe -d "$TOOLS/kernel" -S "$KERNEL" --show-depends "$module" | awk '$1 == "insmod" { print $2 }')
     for dep in $deps; do install -D -m 644 "$dep" "$root/lib/modules/$KERNEL/${dep#"$modules"/}"; done
   done
-  cp "$modules"/modules.{order,builtin} "$root/lib/modules/$KERNEL/"
+  cp "$modules"/modules.{order,builtin,builtin.modinfo} "$root/lib/modules/$KERNEL/"
   depmod -b "$root" "$KERNEL"
   echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"; echo 'root:x:0:' >"$root/etc/group"
   echo '127.0.0.1 localhost' >"$root/etc/hosts"
