@@ -203,6 +203,13 @@ fn oracle() {
     }
     let (from, to) = (Port::open(SENDER, 0), Port::open(RECEIVER, libc::ETH_P_ALL as u16));
     wait_for_link(&from, &to);
+    // Leftovers in a header that asks for nothing, which cost the frame if they go to the kernel.
+    let leftovers = NetHeader { hdr_len: 2000, csum_start: 3000, num_buffers: 9, ..NetHeader::default() };
+    let plain = Tcp::new(false, 100).bytes(Checksum::Whole);
+    assert_eq!(from.send(&leftovers, &plain), Err(nix::Error::EINVAL));
+    from.send(&leftovers.meaningful(), &plain).unwrap();
+    let (_, arrived) = to.receive(SOURCE_MAC, Instant::now() + DEADLINE).unwrap();
+    assert_eq!(arrived, plain);
     let partial = Capabilities { checksum: true, ..Capabilities::NONE };
     let stages = [
         (ETHTOOL_STSO, "segmentation off", partial),

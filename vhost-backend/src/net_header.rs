@@ -52,6 +52,13 @@ impl NetHeader {
         self.flags == 0 && self.gso_type == GSO_NONE
     }
 
+    /// The header without the leftovers that a sender may put beside no offload at all: a kernel refuses a frame for
+    /// a `hdr_len` beyond its end even then.
+    #[inline]
+    pub fn meaningful(self) -> Self {
+        if self.is_plain() { Self::default() } else { self }
+    }
+
     /// The GSO kind without the ECN flag.
     #[inline]
     pub fn gso_kind(&self) -> u8 {

@@ -288,7 +288,7 @@ impl PacketSocket {
                 };
                 used += 1;
             };
-            let header = headers[count].write(burst.header(i).to_bytes());
+            let header = headers[count].write(burst.header(i).meaningful().to_bytes());
             add(header.as_ptr(), self.header_len);
             let head = burst.head(i);
             add(head.as_ptr(), head.len());

@@ -251,7 +251,7 @@ impl Tap {
             let bit = rest & rest.wrapping_neg();
             rest ^= bit;
             let i = bit.trailing_zeros() as usize;
-            let header = burst.header(i).to_bytes();
+            let header = burst.header(i).meaningful().to_bytes();
             let head = burst.head(i);
             pieces[0]
                 .write(libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() });
