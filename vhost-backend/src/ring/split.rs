@@ -237,8 +237,7 @@ impl Ring {
     fn pending(&mut self) -> usize {
         let pending = self.avail_idx().wrapping_sub(self.next_avail);
         if pending > self.size {
-            self.fault = Some(RingFault::AvailIndexJump);
-            return 0;
+            return self.broken(RingFault::AvailIndexJump);
         }
         usize::from(pending)
     }
@@ -429,7 +428,8 @@ impl Ring {
 
     #[cold]
     fn broken<T: Default>(&mut self, fault: RingFault) -> T {
-        self.fault = Some(fault);
+        // Memory that was taken away reads as zeroes, which may look like any other fault.
+        self.fault = Some(if self.map.poisoned() { RingFault::MemoryGone } else { fault });
         T::default()
     }
 
@@ -441,6 +441,9 @@ impl Ring {
         burst.clear();
         let count = self.pending().min(BURST);
         if count == 0 {
+            if self.map.poisoned() {
+                self.fault = Some(RingFault::MemoryGone);
+            }
             return Served::default();
         }
         for i in 0..count {
