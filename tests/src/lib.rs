@@ -37,8 +37,7 @@ use std::time::Instant;
 pub fn progress(line: &str) {
     static START: OnceLock<Instant> = OnceLock::new();
     let seconds = START.get_or_init(Instant::now).elapsed().as_secs_f64();
-    let test = std::thread::current().name().unwrap_or("main").to_owned();
-    let _ = writeln!(std::io::stderr(), "[{seconds:6.1} s] {test}: {line}");
+    let _ = writeln!(std::io::stderr(), "[{seconds:6.1} s] {line}");
 }
 
 /// Formats and writes one line of [`progress()`].

@@ -11,6 +11,7 @@ const PREFIX: &str = "shunt-test-";
 
 /// A namespace with loopback up. Removed on drop, with every process in it and every device that only it holds.
 pub struct NetNs {
+    label: String,
     name: String,
 }
 
@@ -23,7 +24,7 @@ impl NetNs {
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{serial}-{label}", std::process::id());
         run(&["ip", "netns", "add", &name]).unwrap_or_else(|e| panic!("{e}"));
-        let netns = Self { name };
+        let netns = Self { label: label.to_owned(), name };
         netns.ip("link set lo up");
         netns
     }
@@ -59,7 +60,7 @@ impl NetNs {
 
 impl Host for NetNs {
     fn name(&self) -> &str {
-        &self.name
+        &self.label
     }
 
     #[track_caller]

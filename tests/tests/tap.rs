@@ -79,3 +79,26 @@ fn a_device_stays_if_it_was_there_or_is_persistent_and_goes_otherwise() {
     here.up("kept", None);
     shuntd.wait_state("kept", "up", SOON);
 }
+
+#[test]
+fn two_namespaces_talk_over_a_tap_and_a_veth() {
+    if !is_root() {
+        return;
+    }
+    let [host, left, right] = ["host", "left", "right"].map(NetNs::new);
+    host.veth("veth0", &right, "eth0");
+    host.up("veth0", None);
+    right.up("eth0", Some("10.0.0.2/24"));
+    let shuntd = Shuntd::start_within(&host);
+    shuntd.ctl(&format!("port add left --bridge shunt0 --tap tap0 --queues 4 --netns {}", left.id()));
+    shuntd.ctl("port add right --bridge shunt0 --netdev veth0");
+    left.up("tap0", Some("10.0.0.1/24"));
+    answers(&left, "10.0.0.2", SOON);
+    answers(&right, "10.0.0.1", SOON);
+    assert_eq!(pings(&left, "10.0.0.2", 20, ""), 20);
+    for options in ["", "-R", "-P4"] {
+        assert!(iperf(&left, &right, "10.0.0.2", 2, options).bits_per_second > 100e6);
+    }
+    copy_intact(&left, &right, "10.0.0.2", 64);
+    copy_intact(&right, &left, "10.0.0.1", 64);
+}
