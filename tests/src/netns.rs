@@ -11,8 +11,10 @@ const PREFIX: &str = "shunt-test-";
 
 /// A namespace with loopback up. Removed on drop, with every process in it and every device that only it holds.
 pub struct NetNs {
-    label: String,
+    /// As people call it.
     name: String,
+    /// As `ip netns` calls it.
+    id: String,
 }
 
 impl NetNs {
@@ -22,22 +24,22 @@ impl NetNs {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         sweep();
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{PREFIX}{}-{serial}-{label}", std::process::id());
-        run(&["ip", "netns", "add", &name]).unwrap_or_else(|e| panic!("{e}"));
-        let netns = Self { label: label.to_owned(), name };
+        let id = format!("{PREFIX}{}-{serial}-{label}", std::process::id());
+        run(&["ip", "netns", "add", &id]).unwrap_or_else(|e| panic!("{e}"));
+        let netns = Self { name: label.to_owned(), id };
         netns.ip("link set lo up");
         netns
     }
 
     /// The name as `ip netns` knows it.
     pub fn id(&self) -> &str {
-        &self.name
+        &self.id
     }
 
     /// Runs `ip -n THIS ARGS`, which must succeed.
     #[track_caller]
     pub fn ip(&self, args: &str) -> String {
-        let mut argv = vec!["ip", "-n", &self.name];
+        let mut argv = vec!["ip", "-n", &self.id];
         argv.extend(args.split_whitespace());
         run(&argv).unwrap_or_else(|e| panic!("{e}"))
     }
@@ -54,13 +56,13 @@ impl NetNs {
     /// Makes a veth pair: `device` here, `peer_device` in `peer`; both down.
     #[track_caller]
     pub fn veth(&self, device: &str, peer: &NetNs, peer_device: &str) {
-        self.ip(&format!("link add {device} type veth peer name {peer_device} netns {}", peer.name));
+        self.ip(&format!("link add {device} type veth peer name {peer_device} netns {}", peer.id));
     }
 }
 
 impl Host for NetNs {
     fn name(&self) -> &str {
-        &self.label
+        &self.name
     }
 
     #[track_caller]
@@ -70,7 +72,7 @@ impl Host for NetNs {
         let seconds = limit.as_secs_f64().to_string();
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", "timeout", "-s", "KILL", &seconds, "ip", "netns", "exec"])
-            .args([&self.name, "sh", "-c", script])
+            .args([&self.id, "sh", "-c", script])
             .stdin(Stdio::null())
             .stdout(stream())
             .stderr(stream())
@@ -82,7 +84,7 @@ impl Host for NetNs {
 
 impl Drop for NetNs {
     fn drop(&mut self) {
-        remove(&self.name);
+        remove(&self.id);
     }
 }
 
