@@ -1,0 +1,279 @@
+//! The tree of commands.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// Controls shuntd, the switch.
+///
+/// Exit status: 0 done; 1 refused by the daemon (the reason is on standard error); 2 wrong usage; 3 daemon not
+/// reachable. Nothing but the answer goes to standard output.
+#[derive(Debug, Parser)]
+#[command(name = "shuntctl", version, disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    /// Control socket of the daemon [default: your own daemon's if there is one, or else /run/shunt/control.sock]
+    #[arg(long, value_name = "PATH", global = true, env = "SHUNT_CONTROL", hide_env_values = true)]
+    pub(crate) control: Option<PathBuf>,
+    /// Answer with one JSON document
+    #[arg(short, long, global = true)]
+    pub(crate) json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+/// What a command is about.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// Version, uptime, workers, ports, bridges
+    Status,
+    /// Bridges: what ports are joined by
+    #[command(subcommand)]
+    Bridge(Bridge),
+    /// Ports: guests and devices
+    #[command(subcommand)]
+    Port(Port),
+    /// Forwarding databases: which address is behind which port
+    #[command(subcommand)]
+    Fdb(Fdb),
+    /// Workers: the threads that move frames
+    #[command(subcommand)]
+    Worker(Worker),
+    /// Packets, bytes, errors and drops of ports, since they were made
+    Stats {
+        /// Of this port only
+        port: Option<String>,
+        /// Every drop with its reason
+        #[arg(long)]
+        drops: bool,
+    },
+    /// Prints a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Writes the manual pages of shuntctl and shuntd into a directory
+    #[command(hide = true)]
+    Man {
+        /// An existing directory
+        directory: PathBuf,
+    },
+}
+
+/// `bridge ...`
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Bridge {
+    /// Makes a bridge
+    Add {
+        /// Its name: 1 to 15 letters, digits, _ - . beginning with a letter
+        name: String,
+        /// Forget a learned address after so many seconds, 1 to 1000000; 0: never [default: 300]
+        #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+        ageing: Option<i64>,
+        /// Entries of its forwarding database, 1 to 1048576 [default: 65536]
+        #[arg(long, value_name = "N", allow_negative_numbers = true)]
+        fdb_limit: Option<i64>,
+    },
+    /// Deletes a bridge that has no ports
+    Del {
+        /// Its name
+        name: String,
+    },
+    /// Lists the bridges
+    List,
+    /// Shows a bridge
+    Show {
+        /// Its name
+        name: String,
+    },
+}
+
+/// `port ...`
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Port {
+    /// Makes a port
+    Add(PortAdd),
+    /// Deletes a port
+    Del {
+        /// Its name
+        name: String,
+    },
+    /// Lists the ports
+    List,
+    /// Shows a port
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Changes a port
+    #[command(group(ArgGroup::new("change").args(["mtu", "worker"]).required(true).multiple(true)))]
+    Set {
+        /// Its name
+        name: String,
+        /// MTU in bytes, 46 to 9600
+        #[arg(long, value_name = "N", allow_negative_numbers = true)]
+        mtu: Option<i64>,
+        /// Have a receive queue served by the worker on a core, or by any again; may be given several times
+        #[arg(long, value_name = "QUEUE=CORE|any", value_parser = placement)]
+        worker: Vec<Placement>,
+    },
+}
+
+/// `port add ...`
+#[derive(Clone, Debug, Args)]
+#[command(group(ArgGroup::new("attachment").args(["vhost_user", "tap", "netdev"]).required(true).multiple(false)))]
+pub(crate) struct PortAdd {
+    /// Its name: 1 to 15 letters, digits, _ - . beginning with a letter
+    pub(crate) name: String,
+    /// The bridge that it joins
+    #[arg(long, value_name = "BR")]
+    pub(crate) bridge: String,
+    /// Attach a guest through this vhost-user socket: an absolute path of at most 107 bytes
+    #[arg(long, value_name = "PATH")]
+    pub(crate) vhost_user: Option<String>,
+    /// Attach a TAP device, which is made unless it is there
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) tap: Option<String>,
+    /// Attach an existing device: the TAP that QEMU holds, a veth, a NIC
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) netdev: Option<String>,
+    /// With --vhost-user: server (shunt listens) or client (QEMU listens) [default: server]
+    #[arg(long, value_name = "server|client", conflicts_with_all = ["tap", "netdev"])]
+    pub(crate) role: Option<String>,
+    /// Queues or queue pairs, 1 to 128 for vhost-user, 1 to 256 for devices [default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) queues: Option<i64>,
+    /// MTU in bytes, 46 to 9600
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "netdev")]
+    pub(crate) mtu: Option<i64>,
+    /// Unicast MAC address of the guest's or kernel's side
+    #[arg(long, value_name = "MAC", conflicts_with = "netdev")]
+    pub(crate) mac: Option<String>,
+    /// With --tap: the network namespace of the device, a name or an absolute path
+    #[arg(long, value_name = "NETNS", conflicts_with_all = ["vhost_user", "netdev"])]
+    pub(crate) netns: Option<String>,
+    /// With --tap: the device stays when the port goes
+    #[arg(long, conflicts_with_all = ["vhost_user", "netdev"])]
+    pub(crate) persist: bool,
+    /// Have a receive queue served by the worker on a core; may be given several times
+    #[arg(long, value_name = "QUEUE=CORE", value_parser = placement)]
+    pub(crate) worker: Vec<Placement>,
+}
+
+/// `fdb ...`
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Fdb {
+    /// Lists the known addresses
+    List {
+        /// Of this bridge only
+        bridge: Option<String>,
+    },
+    /// Makes a static entry
+    Add {
+        /// The bridge
+        bridge: String,
+        /// A unicast MAC address
+        mac: String,
+        /// The port behind which it is
+        port: String,
+        /// VLAN identifier, 1 to 4094; 0: untagged [default: 0]
+        #[arg(long, value_name = "V", allow_negative_numbers = true)]
+        vlan: Option<i64>,
+    },
+    /// Deletes an entry
+    Del {
+        /// The bridge
+        bridge: String,
+        /// The MAC address
+        mac: String,
+        /// VLAN identifier, 1 to 4094; 0: untagged [default: 0]
+        #[arg(long, value_name = "V", allow_negative_numbers = true)]
+        vlan: Option<i64>,
+    },
+    /// Forgets what was learned; static entries stay
+    Flush {
+        /// Of this bridge only
+        bridge: Option<String>,
+        /// Behind this port only
+        #[arg(long, value_name = "NAME")]
+        port: Option<String>,
+    },
+}
+
+/// `worker ...`
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Worker {
+    /// Lists the workers with their queues and what they did
+    List {
+        /// Afterwards let their counters start at zero
+        #[arg(long)]
+        reset: bool,
+    },
+}
+
+/// Where a queue is to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Placement {
+    /// Receive queue, counted from 0.
+    pub(crate) queue: i64,
+    /// Core of a worker; `None` for any.
+    pub(crate) core: Option<i64>,
+}
+
+fn placement(text: &str) -> Result<Placement, String> {
+    let rule = "it must be QUEUE=CORE, two numbers such as 0=3, or QUEUE=any";
+    let (queue, core) = text.split_once('=').ok_or(rule)?;
+    let core = match core {
+        "any" => None,
+        number => Some(number.parse().map_err(|_| rule)?),
+    };
+    Ok(Placement { queue: queue.parse().map_err(|_| rule)?, core })
+}
+
+impl Noun {
+    /// The command's words, for messages.
+    pub(crate) fn words(&self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Bridge(Bridge::Add { .. }) => "bridge add",
+            Self::Bridge(Bridge::Del { .. }) => "bridge del",
+            Self::Bridge(Bridge::List) => "bridge list",
+            Self::Bridge(Bridge::Show { .. }) => "bridge show",
+            Self::Port(Port::Add(_)) => "port add",
+            Self::Port(Port::Del { .. }) => "port del",
+            Self::Port(Port::List) => "port list",
+            Self::Port(Port::Show { .. }) => "port show",
+            Self::Port(Port::Set { .. }) => "port set",
+            Self::Fdb(Fdb::List { .. }) => "fdb list",
+            Self::Fdb(Fdb::Add { .. }) => "fdb add",
+            Self::Fdb(Fdb::Del { .. }) => "fdb del",
+            Self::Fdb(Fdb::Flush { .. }) => "fdb flush",
+            Self::Worker(Worker::List { .. }) => "worker list",
+            Self::Stats { .. } => "stats",
+            Self::Completions { .. } => "completions",
+            Self::Man { .. } => "man",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_tree_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn placements() {
+        assert_eq!(placement("0=3"), Ok(Placement { queue: 0, core: Some(3) }));
+        assert_eq!(placement("1=any"), Ok(Placement { queue: 1, core: None }));
+        for bad in ["", "0", "0=", "=1", "a=1", "0=b", "0=1=2"] {
+            assert!(placement(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The client's side of the control socket: one request at a time, one answer.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use shunt_switch::control::api::Method;
+use shunt_switch::control::paths;
+use shunt_switch::control::rpc::{self, Id, LINE_MAX};
+
+/// How long the daemon may take for an answer, or to take a request.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The daemon said no.
+    #[error("{0}")]
+    Refused(String),
+    /// There is no daemon, or it does not speak as it should.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+/// A connection to the daemon.
+pub(crate) struct Client {
+    stream: BufReader<UnixStream>,
+    path: PathBuf,
+    asked: u64,
+}
+
+#[derive(Serialize)]
+struct Request<'a, M> {
+    jsonrpc: &'static str,
+    id: u64,
+    method: &'static str,
+    params: &'a M,
+}
+
+#[derive(Deserialize)]
+struct Answer<T> {
+    id: Id,
+    #[serde(default = "Option::default")]
+    result: Option<T>,
+    error: Option<rpc::Error>,
+}
+
+impl Client {
+    /// Connects to the daemon whose socket is at `path`, or where it is usually found.
+    ///
+    /// # Errors
+    /// Nobody is there, or we may not.
+    pub(crate) fn connect(path: Option<&Path>) -> Result<Self, Failure> {
+        let path = match path.filter(|path| !path.as_os_str().is_empty()) {
+            Some(path) => path.to_path_buf(),
+            None => paths::client_socket(),
+        };
+        let unreachable = |why: &dyn std::fmt::Display, hint: &str| {
+            Failure::Unreachable(format!("shuntd is not reachable at {}: {why}: {hint}", path.display()))
+        };
+        paths::check_private(&path).map_err(|why| unreachable(&why, "nobody was asked"))?;
+        let connected = UnixStream::connect(&path).and_then(|stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        });
+        let stream = connected.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                unreachable(&"no such socket", "start it, or name its socket with --control or SHUNT_CONTROL")
+            }
+            ErrorKind::ConnectionRefused => unreachable(&"nobody listens there", "start it"),
+            ErrorKind::PermissionDenied => unreachable(
+                &"permission denied",
+                "only root, its own user and members of the socket's group may",
+            ),
+            _ => unreachable(&error, "is this the path of its control socket?"),
+        })?;
+        Ok(Self { stream: BufReader::new(stream), path, asked: 0 })
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// The daemon refuses, or goes away, or does not answer in time.
+    pub(crate) fn ask<M: Method>(&mut self, request: &M) -> Result<M::Answer, Failure> {
+        self.asked += 1;
+        let request = Request { jsonrpc: "2.0", id: self.asked, method: M::NAME, params: request };
+        let mut line = serde_json::to_vec(&request).map_err(|e| self.lost(&e))?;
+        line.push(b'\n');
+        // A daemon that does not want us has said why before it closed: what it said counts, not that it closed.
+        let sent = self.stream.get_mut().write_all(&line);
+        let mut answer = Vec::new();
+        let limit = LINE_MAX as u64 + 1;
+        let read = self.stream.by_ref().take(limit).read_until(b'\n', &mut answer);
+        if !answer.ends_with(b"\n") {
+            return Err(match (sent, read) {
+                (Err(error), _) | (_, Err(error)) if error.kind() == ErrorKind::WouldBlock => {
+                    self.lost(&format_args!("no answer within {} s", PATIENCE.as_secs()))
+                }
+                (Err(error), _) | (_, Err(error)) => self.lost(&error),
+                (Ok(()), Ok(_)) => self.lost(&"it closed the connection without an answer"),
+            });
+        }
+        let answer: Answer<M::Answer> = serde_json::from_slice(&answer)
+            .map_err(|e| self.lost(&format_args!("its answer is not understood: {e}")))?;
+        match answer {
+            Answer { error: Some(error), .. } => Err(Failure::Refused(error.message)),
+            Answer { result: Some(result), id, .. } if id == Id::Number(self.asked.into()) => Ok(result),
+            _ => Err(self.lost(&"its answer belongs to no request")),
+        }
+    }
+
+    fn lost(&self, why: &dyn std::fmt::Display) -> Failure {
+        Failure::Unreachable(format!("shuntd at {}: {why}", self.path.display()))
+    }
+}
