@@ -1,9 +1,11 @@
 //! Traffic generator, benchmark beside the peers, and instruction-count gates of shunt.
 //!
 //! [`guest`] is a vhost-user frontend with a virtio-net driver, for the generator and for functional tests alike.
-//! [`generate`] makes traffic with it.
+//! [`generate`] makes traffic with it, [`peers`] are the switches that are compared, [`bench`] compares them.
 
+pub mod bench;
 pub mod clock;
 pub mod frames;
 pub mod generate;
 pub mod guest;
+pub mod peers;

@@ -20,6 +20,8 @@ struct Arguments {
 enum Command {
     /// Make traffic between guests of our own on listening vhost-user sockets, and measure it
     Generate(GenerateArguments),
+    /// Measure shunt beside its peers
+    Bench(shunt_perf::bench::Arguments),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -103,5 +105,6 @@ fn generate(arguments: GenerateArguments) -> Result<()> {
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Generate(arguments) => generate(arguments),
+        Command::Bench(arguments) => shunt_perf::bench::run(&arguments),
     }
 }

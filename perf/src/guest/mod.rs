@@ -381,8 +381,10 @@ impl Guest {
             if left.is_zero() {
                 break;
             }
-            // Every ring must be asked: `all` would stop at the first that has something.
-            let quiet = self.pairs.iter_mut().fold(true, |quiet, pair| pair.rx.enable_interrupts() && quiet);
+            let mut quiet = true;
+            for pair in &mut self.pairs {
+                quiet &= pair.rx.enable_interrupts();
+            }
             if quiet {
                 let mut fds: Vec<_> =
                     self.pairs.iter().map(|pair| PollFd::new(pair.rx.call_fd(), PollFlags::POLLIN)).collect();

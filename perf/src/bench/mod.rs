@@ -1,0 +1,154 @@
+#![forbid(unsafe_code)]
+//! The benchmark: candidates side by side in one run, their measurements interleaved.
+//!
+//! A machine's speed wavers by the second, so each round measures every candidate within a few seconds, and what is
+//! compared is the best and the median of the rounds. See docs/performance.md for the method.
+
+mod machine;
+mod plan;
+mod plot;
+mod report;
+mod vhost;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+pub use machine::{Guardian, Machine};
+pub use plan::{Arguments, Part};
+
+use crate::peers::{Kind, Site};
+
+/// One measurement.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sample {
+    /// Which table it belongs to.
+    pub part: &'static str,
+    /// The candidate.
+    pub candidate: &'static str,
+    /// Who made the traffic.
+    pub guests: &'static str,
+    /// Queue pairs of each port.
+    pub queues: u16,
+    /// Frame length without FCS.
+    pub size: usize,
+    /// Round, counted from 0.
+    pub round: u32,
+    /// Millions of frames a second that each side received, on average.
+    pub mpps: f64,
+    /// Gigabits a second that each side received, frames without FCS.
+    pub gbps: f64,
+    /// Cycles of polls that found frames, for each frame, by the candidate's own count.
+    pub busy_cycles: Option<f64>,
+    /// Share of the generator's time in which it had frames to work on, where that is known.
+    pub generator_busy: Option<f64>,
+}
+
+/// Everything that a run found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Results {
+    /// Where.
+    pub machine: Machine,
+    /// The command line.
+    pub command: String,
+    /// Candidates that could not run, and why.
+    pub absent: Vec<String>,
+    /// What went wrong on the way.
+    pub failures: Vec<String>,
+    /// All measurements.
+    pub samples: Vec<Sample>,
+}
+
+/// Says what goes on.
+pub(crate) fn say(line: &str) {
+    shunt_tests::progress(line);
+}
+
+/// Runs the benchmark and writes `results.json`, `results.md` and the plots.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(
+        std::thread::available_parallelism()?.get() >= 2,
+        "two cores are needed: one for the switch, one for the guests"
+    );
+    ensure!(
+        arguments.switch_core != arguments.guest_core,
+        "switch and guests share core {}",
+        arguments.guest_core
+    );
+    let scratch = tempfile::Builder::new().prefix("shunt-bench-").tempdir()?;
+    let guardian = Guardian::start(scratch.path(), arguments.hugepages.then_some(plan::HUGEPAGES))?;
+    let site = Site {
+        scratch: scratch.path().to_owned(),
+        switch_core: arguments.switch_core,
+        guest_core: arguments.guest_core,
+        hugepages: guardian.has_hugepages(),
+        programs: programs(arguments)?,
+        realtime: arguments.realtime,
+    };
+    let mut results = Results {
+        machine: Machine::look(),
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        absent: Vec::new(),
+        failures: Vec::new(),
+        samples: Vec::new(),
+    };
+    let mut kinds = Vec::new();
+    for kind in arguments.candidates() {
+        match kind.missing(&site) {
+            None => kinds.push(kind),
+            Some(why) => {
+                say(&format!("SKIPPED {}: {why}", kind.name()));
+                results.absent.push(format!("{}: {why}", kind.name()));
+            }
+        }
+    }
+    ensure!(!kinds.is_empty(), "no candidate can run here");
+    for part in arguments.parts() {
+        let outcome = match part {
+            Part::Vhost => vhost::own_guests(&site, arguments, &kinds, &mut results),
+            Part::Testpmd => vhost::testpmd_guests(&site, arguments, &kinds, &mut results),
+            Part::Gso => vhost::large_frames(&site, arguments, &kinds, &mut results),
+        };
+        if let Err(why) = outcome {
+            say(&format!("FAILED {part:?}: {why:#}"));
+            results.failures.push(format!("{part:?}: {why:#}"));
+        }
+    }
+    write(arguments, &results)?;
+    drop(guardian);
+    Ok(())
+}
+
+fn programs(arguments: &Arguments) -> Result<PathBuf> {
+    if let Some(dir) = &arguments.programs {
+        return Ok(dir.clone());
+    }
+    let own = std::env::current_exe()?;
+    Ok(own.parent().context("the benchmark's own program has no directory")?.to_owned())
+}
+
+fn write(arguments: &Arguments, results: &Results) -> Result<()> {
+    let dir = &arguments.output;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    std::fs::write(dir.join("results.json"), serde_json::to_string_pretty(results)?)?;
+    let markdown = report::markdown(results);
+    std::fs::write(dir.join("results.md"), &markdown)?;
+    for (name, svg) in plot::plots(results) {
+        std::fs::write(dir.join(name), svg)?;
+    }
+    println!("{markdown}");
+    say(&format!("results are in {}", dir.display()));
+    Ok(())
+}
+
+/// Seconds as a duration.
+fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// The kinds in `kinds` that `wanted` holds for.
+fn only(kinds: &[Kind], wanted: impl Fn(Kind) -> bool) -> Vec<Kind> {
+    kinds.iter().copied().filter(|k| wanted(*k)).collect()
+}

@@ -1,0 +1,130 @@
+#![forbid(unsafe_code)]
+//! What a run measures: the command line of `shunt-perf bench`.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use crate::peers::Kind;
+
+/// 2 MiB pages that the candidates take together: 512 MiB for each DPDK program, of which at most four run, and
+/// the database of a TSO switch beside them.
+pub(super) const HUGEPAGES: usize = 1600;
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Two vhost-user ports, guests of our own, frames of 64 to 1518 bytes, 1 to 4 queues
+    Vhost,
+    /// The same with testpmd's virtio-user guests
+    Testpmd,
+    /// 64 KiB segmentation frames between guests of our own
+    Gso,
+}
+
+impl Part {
+    const ALL: [Self; 3] = [Self::Vhost, Self::Testpmd, Self::Gso];
+}
+
+/// The candidates as they are named on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CandidateArgument {
+    Shunt,
+    OvsDpdk,
+    TestpmdIo,
+}
+
+/// Arguments of `shunt-perf bench`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Arguments {
+    /// Interleaved rounds of every measurement
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// A short run: two rounds, short measurements, the smallest and the largest frame, one queue
+    #[arg(long)]
+    quick: bool,
+    /// Only these parts
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Only these candidates
+    #[arg(long, value_enum, value_delimiter = ',')]
+    candidates: Vec<CandidateArgument>,
+    /// Frame lengths without FCS
+    #[arg(long, value_delimiter = ',')]
+    sizes: Vec<usize>,
+    /// Queue pairs of each port
+    #[arg(long, value_delimiter = ',')]
+    queues: Vec<u16>,
+    /// Seconds of each measurement
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Entries of each ring of our own guests
+    #[arg(long, default_value_t = 256)]
+    pub ring: u16,
+    /// Frames that each queue of our own guests keeps on their way
+    #[arg(long, default_value_t = 128)]
+    pub window: u16,
+    /// Core of the switch
+    #[arg(long, default_value_t = 1)]
+    pub switch_core: usize,
+    /// Core of the guests
+    #[arg(long, default_value_t = 0)]
+    pub guest_core: usize,
+    /// Run polling threads as SCHED_FIFO, so that other work on the machine is not measured (root)
+    #[arg(long)]
+    pub realtime: bool,
+    /// Reserve 2 MiB pages for DPDK while it runs (root)
+    #[arg(long, default_value_t = nix::unistd::geteuid().is_root(), action = clap::ArgAction::Set)]
+    pub hugepages: bool,
+    /// Directory with shuntd, if not beside this program
+    #[arg(long)]
+    pub programs: Option<PathBuf>,
+    /// Directory for results.json, results.md and the plots
+    #[arg(long, default_value = "target/bench")]
+    pub output: PathBuf,
+}
+
+impl Arguments {
+    /// Rounds of each measurement.
+    pub fn rounds(&self) -> u32 {
+        if self.quick { self.rounds.min(2) } else { self.rounds.max(1) }
+    }
+
+    /// Seconds of each measurement, after a third of that to warm up.
+    pub fn seconds(&self) -> f64 {
+        self.seconds.unwrap_or(if self.quick { 0.5 } else { 1.0 })
+    }
+
+    pub(super) fn parts(&self) -> Vec<Part> {
+        if self.only.is_empty() { Part::ALL.into() } else { self.only.clone() }
+    }
+
+    pub(super) fn candidates(&self) -> Vec<Kind> {
+        if self.candidates.is_empty() {
+            return Kind::ALL.into();
+        }
+        let kind = |c: &CandidateArgument| match c {
+            CandidateArgument::Shunt => Kind::Shunt,
+            CandidateArgument::OvsDpdk => Kind::Ovs,
+            CandidateArgument::TestpmdIo => Kind::Testpmd,
+        };
+        self.candidates.iter().map(kind).collect()
+    }
+
+    /// Frame lengths for a number of queues: all with one queue, the ends with several.
+    pub(super) fn sizes(&self, queues: u16) -> Vec<usize> {
+        match () {
+            () if !self.sizes.is_empty() => self.sizes.clone(),
+            () if self.quick || queues > 1 => vec![64, 1518],
+            () => vec![64, 128, 256, 512, 1024, 1518],
+        }
+    }
+
+    pub(super) fn queues(&self) -> Vec<u16> {
+        match () {
+            () if !self.queues.is_empty() => self.queues.clone(),
+            () if self.quick => vec![1],
+            () => vec![1, 2, 4],
+        }
+    }
+}

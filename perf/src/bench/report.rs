@@ -1,0 +1,160 @@
+#![forbid(unsafe_code)]
+//! Results as Markdown: per candidate best, median and spread, and ratios against the peers.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::{Results, Sample};
+
+/// What the rounds of one candidate in one setting say together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Summary {
+    /// Highest rate.
+    pub(super) best: f64,
+    /// Rate in the middle.
+    pub(super) median: f64,
+    /// Highest minus lowest rate, as a share of the median.
+    pub(super) spread: f64,
+    /// Fewest busy cycles a packet, and those in the middle.
+    pub(super) cycles: Option<(f64, f64)>,
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+pub(super) fn summarise(samples: &[&Sample], rate: impl Fn(&Sample) -> f64) -> Summary {
+    let rates: Vec<f64> = samples.iter().map(|s| rate(s)).collect();
+    let cycles: Vec<f64> = samples.iter().filter_map(|s| s.busy_cycles).collect();
+    let (best, worst) =
+        (rates.iter().copied().fold(0.0, f64::max), rates.iter().copied().fold(f64::MAX, f64::min));
+    let middle = median(rates);
+    let fewest = cycles.iter().copied().fold(f64::MAX, f64::min);
+    Summary {
+        best,
+        median: middle,
+        spread: (best - worst) / middle,
+        cycles: (!cycles.is_empty()).then(|| (fewest, median(cycles))),
+    }
+}
+
+/// What samples must share to be compared: part, guests, queues, size.
+pub(super) type Setting = (&'static str, &'static str, u16, usize);
+
+/// Candidates in the order in which they were first measured, for each setting.
+pub(super) fn settings(results: &Results) -> BTreeMap<Setting, Vec<(&'static str, Vec<&Sample>)>> {
+    let mut settings: BTreeMap<Setting, Vec<(&'static str, Vec<&Sample>)>> = BTreeMap::new();
+    for sample in &results.samples {
+        let group = settings.entry((sample.part, sample.guests, sample.queues, sample.size)).or_default();
+        match group.iter_mut().find(|(name, _)| *name == sample.candidate) {
+            Some((_, samples)) => samples.push(sample),
+            None => group.push((sample.candidate, vec![sample])),
+        }
+    }
+    settings
+}
+
+/// Whether a part's rates are shown in Gbit/s.
+pub(super) fn in_gigabits(part: &str) -> bool {
+    !matches!(part, "vhost" | "testpmd")
+}
+
+fn heading(part: &str, guests: &str) -> String {
+    let title = match (part, guests) {
+        ("vhost", "forward") => "Two vhost-user ports, our own guests, each frame sent back (Mpps each way)",
+        ("vhost", "credit") => "Two vhost-user ports, our own guests, prepared frames (Mpps each way)",
+        ("testpmd", _) => "Two vhost-user ports, testpmd's virtio-user guests (Mpps each way)",
+        ("gso", _) => "65,214-byte TCP segmentation frames between our own guests (Gbit/s each way)",
+        (other, _) => other,
+    };
+    title.to_owned()
+}
+
+/// The tables.
+pub(super) fn markdown(results: &Results) -> String {
+    let mut text = String::new();
+    let machine = &results.machine;
+    let _ = writeln!(
+        text,
+        "{} ({} cores, TSC {} MHz{}), Linux {}; {}; load at the start {}.\n",
+        machine.processor,
+        machine.cores,
+        machine.tsc_mhz,
+        if machine.virtual_machine { ", a virtual machine" } else { "" },
+        machine.kernel,
+        machine.versions.join(", "),
+        machine.load
+    );
+    let _ = writeln!(text, "Command: `{}`\n", results.command);
+    for line in &results.absent {
+        let _ = writeln!(text, "Not measured: {line}\n");
+    }
+    for line in &results.failures {
+        let _ = writeln!(text, "Failed: {line}\n");
+    }
+    let mut last = None;
+    for ((part, guests, queues, size), candidates) in settings(results) {
+        if last != Some((part, guests)) {
+            last = Some((part, guests));
+            let _ = writeln!(text, "\n### {}\n", heading(part, guests));
+            text.push_str("| bytes | queues | candidate | best | median | spread | busy cycles/packet: best | median | shunt/this, best | median |\n");
+            text.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
+        }
+        let rate = |s: &Sample| if in_gigabits(part) { s.gbps } else { s.mpps };
+        let ours = candidates.iter().find(|(name, _)| *name == "shunt").map(|(_, s)| summarise(s, rate));
+        for (name, samples) in &candidates {
+            let summary = summarise(samples, rate);
+            let ratio = |of: fn(&Summary) -> f64| match &ours {
+                Some(ours) if *name != "shunt" => format!("{:.2}", of(ours) / of(&summary)),
+                _ => String::new(),
+            };
+            let cycles =
+                |of: fn((f64, f64)) -> f64| summary.cycles.map_or(String::new(), |c| format!("{:.0}", of(c)));
+            let _ = writeln!(
+                text,
+                "| {size} | {queues} | {name} | {:.2} | {:.2} | {:.0} % | {} | {} | {} | {} |",
+                summary.best,
+                summary.median,
+                summary.spread * 100.0,
+                cycles(|c| c.0),
+                cycles(|c| c.1),
+                ratio(|s| s.best),
+                ratio(|s| s.median)
+            );
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(mpps: f64, cycles: Option<f64>) -> Sample {
+        Sample {
+            part: "vhost",
+            candidate: "shunt",
+            guests: "forward",
+            queues: 1,
+            size: 64,
+            round: 0,
+            mpps,
+            gbps: 0.0,
+            busy_cycles: cycles,
+            generator_busy: None,
+        }
+    }
+
+    #[test]
+    fn a_summary_has_best_median_and_spread() {
+        let samples =
+            [sample(4.0, Some(100.0)), sample(5.0, None), sample(1.0, Some(50.0)), sample(4.0, None)];
+        let summary = summarise(&samples.iter().collect::<Vec<_>>(), |s| s.mpps);
+        assert_eq!(summary, Summary { best: 5.0, median: 4.0, spread: 1.0, cycles: Some((50.0, 75.0)) });
+    }
+}

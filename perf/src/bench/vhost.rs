@@ -1,0 +1,240 @@
+#![forbid(unsafe_code)]
+//! Frames between two vhost-user ports: our own guests, testpmd's, and large segmentation frames.
+
+use anyhow::{Context, Result};
+
+use super::{Arguments, Results, Sample, only, say, seconds};
+use crate::generate::{Generator, Measured, Shape, Traffic};
+use crate::guest::Answer;
+use crate::peers::{Kind, Running, Site, TestpmdGuests, Wiring, testpmd_available};
+
+/// A 64 KiB segmentation frame: 45 segments of 1448 bytes and their headers.
+const LARGE: usize = 54 + 45 * 1448;
+
+fn shape(arguments: &Arguments, queues: u16) -> Shape {
+    Shape { pairs: queues, ring_size: arguments.ring, mergeable: true, event_idx: false, hugepages: false }
+}
+
+fn traffic(arguments: &Arguments, size: usize, queues: u16, answer: Answer) -> Traffic {
+    let window = (arguments.window / queues).max(16);
+    Traffic { size, window, answer, open: false, core: Some(arguments.guest_core) }
+}
+
+/// Starts every candidate that can be started and stops it until its turn.
+fn launch(site: &Site, kinds: &[Kind], wiring: &Wiring, results: &mut Results) -> Vec<Running> {
+    let mut running = Vec::new();
+    for kind in kinds {
+        match kind.launch(site, wiring).and_then(|mut r| r.pause().map(|()| r)) {
+            Ok(candidate) => running.push(candidate),
+            Err(why) => {
+                say(&format!("FAILED to start {}: {why:#}", kind.name()));
+                results.failures.push(format!("{}: {why:#}", kind.name()));
+            }
+        }
+    }
+    running
+}
+
+fn note(results: &mut Results, sample: Sample) {
+    say(&format!(
+        "{:<7} {:>5} B {} queue(s) round {} {:<10} {:>6.2} Mpps each way {:>6.2} Gbit/s{}",
+        sample.guests,
+        sample.size,
+        sample.queues,
+        sample.round + 1,
+        sample.candidate,
+        sample.mpps,
+        sample.gbps,
+        sample.busy_cycles.map(|c| format!(" {c:>6.1} busy cycles/packet")).unwrap_or_default()
+    ));
+    results.samples.push(sample);
+}
+
+/// Our own guests on each candidate in turn, for each number of queues and each size.
+pub(super) fn own_guests(
+    site: &Site,
+    arguments: &Arguments,
+    kinds: &[Kind],
+    results: &mut Results,
+) -> Result<()> {
+    for queues in arguments.queues() {
+        let mut running = launch(site, kinds, &Wiring::pair(queues), results);
+        for size in arguments.sizes(queues) {
+            for (answer, guests) in [(Answer::Forward, "forward"), (Answer::Credit, "credit")] {
+                let traffic = traffic(arguments, size, queues, answer);
+                rounds(site, arguments, &mut running, "vhost", guests, queues, &traffic, results)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// 64 KiB frames between our own guests, on candidates that can carry them.
+pub(super) fn large_frames(
+    site: &Site,
+    arguments: &Arguments,
+    kinds: &[Kind],
+    results: &mut Results,
+) -> Result<()> {
+    let kinds = only(kinds, |kind| kind != Kind::Testpmd);
+    let mut running = launch(site, &kinds, &Wiring { tso: true, ..Wiring::pair(1) }, results);
+    let mut traffic = traffic(arguments, LARGE, 1, Answer::Credit);
+    // A frame takes 17 receive buffers: more in flight would overflow the ring whatever the switch does.
+    traffic.window = (arguments.ring / 17 / 2).max(2);
+    rounds(site, arguments, &mut running, "gso", "credit", 1, &traffic, results)
+}
+
+#[expect(clippy::too_many_arguments, reason = "one caller a part, each argument a column of the results")]
+fn rounds(
+    site: &Site,
+    arguments: &Arguments,
+    running: &mut [Running],
+    part: &'static str,
+    guests: &'static str,
+    queues: u16,
+    traffic: &Traffic,
+    results: &mut Results,
+) -> Result<()> {
+    for round in 0..arguments.rounds() {
+        for candidate in running.iter_mut() {
+            let name = candidate.kind.name();
+            candidate.resume()?;
+            let measured = measure_own(site, arguments, candidate, queues, traffic);
+            candidate.pause()?;
+            match measured {
+                Ok((measured, busy_cycles)) => note(
+                    results,
+                    Sample {
+                        part,
+                        candidate: name,
+                        guests,
+                        queues,
+                        size: traffic.size,
+                        round,
+                        mpps: measured.mpps_each_way,
+                        gbps: measured.gbps.iter().sum::<f64>() / measured.gbps.len() as f64,
+                        busy_cycles,
+                        generator_busy: Some(measured.generator_busy),
+                    },
+                ),
+                Err(why) => {
+                    say(&format!("FAILED {name}, {} bytes: {why:#}", traffic.size));
+                    results.failures.push(format!("{name}, {} bytes, {guests}: {why:#}", traffic.size));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Connects fresh guests, warms up, measures. The traffic is driven from a thread of its own, for its core and its
+/// scheduling class go with it.
+fn measure_own(
+    site: &Site,
+    arguments: &Arguments,
+    candidate: &mut Running,
+    queues: u16,
+    traffic: &Traffic,
+) -> Result<(Measured, Option<f64>)> {
+    let length = arguments.seconds();
+    let mut generator = Generator::connect(candidate.sockets(), &shape(arguments, queues), traffic)?;
+    drive(site, &mut generator, 0.0, length / 3.0)?;
+    candidate.reset()?;
+    let measured = drive(site, &mut generator, 0.01, length)?;
+    Ok((measured, candidate.busy_cycles()?))
+}
+
+/// Runs the generator on a thread of its own, with the scheduling class that was asked for.
+fn drive(site: &Site, generator: &mut Generator, warm_up: f64, length: f64) -> Result<Measured> {
+    std::thread::scope(|scope| {
+        let work = || {
+            if site.realtime {
+                crate::clock::pin(site.guest_core)?;
+                promote_self()?;
+            }
+            generator.run(seconds(warm_up), seconds(length))
+        };
+        scope.spawn(work).join().map_err(|_| anyhow::anyhow!("the generator's thread panicked"))?
+    })
+}
+
+fn promote_self() -> Result<()> {
+    let tid = nix::unistd::gettid().to_string();
+    shunt_tests::process::run(&["chrt", "-f", "-p", "1", &tid]).map(drop).map_err(anyhow::Error::msg)
+}
+
+/// testpmd's virtio-user guests on each candidate in turn.
+pub(super) fn testpmd_guests(
+    site: &Site,
+    arguments: &Arguments,
+    kinds: &[Kind],
+    results: &mut Results,
+) -> Result<()> {
+    if !testpmd_available() {
+        say("SKIPPED testpmd's guests: dpdk-testpmd is not installed (dpdk-dev)");
+        results.absent.push("testpmd's guests: dpdk-testpmd is not installed".into());
+        return Ok(());
+    }
+    for queues in arguments.queues() {
+        let mut pairs = Vec::new();
+        for mut candidate in launch(site, kinds, &Wiring::pair(queues), results) {
+            candidate.resume()?;
+            let dir = site.scratch.join(format!("guests-{}-{queues}", candidate.kind.name()));
+            std::fs::create_dir_all(&dir)?;
+            let guests = TestpmdGuests::connect(site, &dir, candidate.sockets(), queues);
+            candidate.pause()?;
+            match guests {
+                Ok(guests) => pairs.push((candidate, guests)),
+                Err(why) => {
+                    let line = format!("testpmd's guests on {}: {why:#}", candidate.kind.name());
+                    say(&format!("FAILED {line}"));
+                    results.failures.push(line);
+                }
+            }
+        }
+        for size in arguments.sizes(queues) {
+            for round in 0..arguments.rounds() {
+                for (candidate, guests) in &mut pairs {
+                    let (mpps, busy_cycles) = measure_testpmd(arguments, candidate, guests, size)
+                        .with_context(|| format!("{} with testpmd's guests", candidate.kind.name()))?;
+                    note(
+                        results,
+                        Sample {
+                            part: "testpmd",
+                            candidate: candidate.kind.name(),
+                            guests: "testpmd",
+                            queues,
+                            size,
+                            round,
+                            mpps,
+                            gbps: mpps * size as f64 * 8.0 / 1e3,
+                            busy_cycles,
+                            generator_busy: None,
+                        },
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn measure_testpmd(
+    arguments: &Arguments,
+    candidate: &mut Running,
+    guests: &mut TestpmdGuests,
+    size: usize,
+) -> Result<(f64, Option<f64>)> {
+    let length = arguments.seconds();
+    candidate.resume()?;
+    guests.start(size)?;
+    std::thread::sleep(seconds(length / 3.0));
+    candidate.reset()?;
+    guests.received()?;
+    std::thread::sleep(seconds(length));
+    let rates = guests.received()?;
+    let busy_cycles = candidate.busy_cycles()?;
+    guests.stop()?;
+    candidate.pause()?;
+    Ok(((rates[0] + rates[1]) / 2e6, busy_cycles))
+}

@@ -1,0 +1,131 @@
+#![forbid(unsafe_code)]
+//! shunt as a candidate: `shuntd` with one worker, asked on its control socket.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use shunt_tests::process::Process;
+
+use super::{Candidate, Site, Wiring, await_start};
+
+pub(super) fn missing(site: &Site) -> Option<String> {
+    let path = site.programs.join("shuntd");
+    (!path.exists()).then(|| format!("{} is not built", path.display()))
+}
+
+/// A connection to the control socket: newline-delimited JSON-RPC 2.0.
+pub struct Control {
+    stream: BufReader<UnixStream>,
+    next: u64,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    result: Option<Value>,
+    error: Option<Value>,
+}
+
+impl Control {
+    /// Connects; answers must come within ten seconds each.
+    pub fn connect(path: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        Ok(Self { stream: BufReader::new(stream), next: 1 })
+    }
+
+    /// One request and its answer.
+    pub fn call(&mut self, method: &str, params: Value) -> Result<Value> {
+        let request = json!({ "jsonrpc": "2.0", "id": self.next, "method": method, "params": params });
+        self.next += 1;
+        self.stream.get_mut().write_all(format!("{request}\n").as_bytes()).context(method.to_owned())?;
+        let mut line = String::new();
+        self.stream.read_line(&mut line).with_context(|| format!("no answer to {method}"))?;
+        let answer: Answer = serde_json::from_str(&line).with_context(|| format!("{method}: {line}"))?;
+        if let Some(error) = answer.error {
+            anyhow::bail!("{method} {params}: {error}");
+        }
+        Ok(answer.result.unwrap_or(Value::Null))
+    }
+}
+
+pub(super) struct Shunt {
+    process: Process,
+    control: Control,
+    sockets: Vec<PathBuf>,
+}
+
+impl Shunt {
+    pub(super) fn launch(site: &Site, dir: &Path, wiring: &Wiring) -> Result<Self> {
+        let control = dir.join("control.sock");
+        let argv: Vec<String> = [
+            site.programs.join("shuntd").display().to_string(),
+            "--control".into(),
+            control.display().to_string(),
+            "--state-dir".into(),
+            dir.join("state").display().to_string(),
+            "--cores".into(),
+            site.switch_core.to_string(),
+            "--poll".into(),
+            if wiring.busy { "busy" } else { "adaptive" }.into(),
+            "--log".into(),
+            "warn".into(),
+        ]
+        .into();
+        let mut process = Process::start("shuntd", &argv, &dir.join("shuntd.log"), None);
+        let mut control = await_start("its control socket", &mut process, Duration::from_secs(30), |_| {
+            Control::connect(&control).ok()
+        })?;
+        control.call("bridge.add", json!({ "name": "bench" }))?;
+        let mut sockets = Vec::new();
+        for n in 0..wiring.sockets {
+            let path = dir.join(format!("v{n}"));
+            control.call(
+                "port.add",
+                json!({ "name": format!("v{n}"), "bridge": "bench", "vhost_user": path, "queues": wiring.queues }),
+            )?;
+            sockets.push(path);
+        }
+        ensure!(wiring.taps == 0 || nix::unistd::geteuid().is_root(), "TAP devices need root");
+        Ok(Self { process, control, sockets })
+    }
+}
+
+impl Candidate for Shunt {
+    fn sockets(&self) -> &[PathBuf] {
+        &self.sockets
+    }
+
+    fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.control.call("worker.list", json!({ "reset": true })).map(drop)
+    }
+
+    fn busy_cycles(&mut self) -> Result<Option<f64>> {
+        let workers = self.control.call("worker.list", json!({}))?;
+        let workers = workers.as_array().context("worker.list is no array")?;
+        let (mut packets, mut cycles) = (0.0, 0.0);
+        for worker in workers {
+            let its = worker["packets"].as_f64().unwrap_or(0.0);
+            packets += its;
+            cycles += its * worker["busy_cycles_per_packet"].as_f64().unwrap_or(0.0);
+        }
+        Ok((packets > 0.0).then(|| cycles / packets))
+    }
+
+    fn report(&mut self) -> String {
+        let of = |control: &mut Control, method| control.call(method, json!({})).unwrap_or_default();
+        format!(
+            "workers {}\nports {}",
+            of(&mut self.control, "worker.list"),
+            of(&mut self.control, "port.list")
+        )
+    }
+}
