@@ -187,6 +187,9 @@ impl Running {
     }
 }
 
+/// How the names of polling threads begin: shunt's, Open vSwitch's, DPDK's.
+const POLLERS: [&str; 4] = ["shunt", "pmd-", "rte-worker", "lcore-worker"];
+
 /// Gives the threads of `pid` that are bound to `core` alone the scheduling class FIFO: other work on the machine
 /// then costs them next to nothing.
 pub fn promote(pid: u32, core: usize) -> Result<()> {
@@ -197,7 +200,10 @@ pub fn promote(pid: u32, core: usize) -> Result<()> {
             status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap_or_default().trim();
         if bound == core.to_string() {
             let tid = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            run(&["chrt", "-f", "-p", "1", &tid]).map_err(anyhow::Error::msg)?;
+            // DPDK leaves control threads on the same core: without a higher priority they would wait for ever.
+            let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+            let polls = POLLERS.iter().any(|prefix| name.starts_with(prefix));
+            run(&["chrt", "-f", "-p", if polls { "1" } else { "2" }, &tid]).map_err(anyhow::Error::msg)?;
         }
     }
     Ok(())
