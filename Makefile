@@ -87,4 +87,4 @@ install: build man ## Programs, manual pages, completions and the systemd unit, 
 	install -D -m 644 $(TARGET)/completions/shuntctl.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/shuntctl
 	install -D -m 644 $(TARGET)/completions/shuntctl.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_shuntctl
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $(TARGET)/completions/shuntctl.fish
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system switch/dist/shuntd.service
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system dist/shuntd.service

@@ -1,0 +1,452 @@
+//! `shuntctl` as operators and scripts use it, against a real daemon: exit status, streams, JSON and messages.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const SHUNTCTL: &str = env!("CARGO_BIN_EXE_shuntctl");
+
+/// The daemon that was built beside `shuntctl`; built now when only this crate's tests were asked for.
+fn shuntd() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let directory = Path::new(SHUNTCTL).parent().unwrap();
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--package", "shunt-switch", "--bin", "shuntd", "--target-dir"]);
+        cargo.arg(directory.parent().unwrap());
+        if directory.file_name().is_some_and(|name| name != "debug") {
+            cargo.arg("--profile").arg(directory.file_name().unwrap());
+        }
+        assert!(cargo.status().unwrap().success(), "shuntd cannot be built");
+        directory.join("shuntd")
+    })
+}
+
+#[track_caller]
+fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+struct Daemon {
+    dir: TempDir,
+    child: Child,
+}
+
+impl Daemon {
+    #[track_caller]
+    fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("shuntctl-").tempdir().unwrap();
+        let mut command = Command::new(shuntd());
+        command
+            .arg("--control")
+            .arg(dir.path().join("c.sock"))
+            .arg("--state-dir")
+            .arg(dir.path().join("state"));
+        let child = command.env_remove("SHUNT_LOG").stderr(Stdio::null()).spawn().unwrap();
+        let mut daemon = Self { dir, child };
+        wait_for("the control socket", || {
+            assert!(daemon.child.try_wait().unwrap().is_none(), "shuntd ended at its start");
+            UnixStream::connect(daemon.path("c.sock")).ok()
+        });
+        daemon
+    }
+
+    fn path(&self, file: &str) -> String {
+        self.dir.path().join(file).display().to_string()
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        shuntctl().arg("--control").arg(self.path("c.sock")).args(words).output().unwrap()
+    }
+
+    /// What a command that must succeed prints.
+    #[track_caller]
+    fn says(&self, words: &[&str]) -> String {
+        let output = self.run(words);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), error.as_str()), (Some(0), ""), "{words:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The JSON document that a command prints.
+    #[track_caller]
+    fn json(&self, words: &[&str]) -> Value {
+        let text = self.says(&[&["--json"], words].concat());
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    }
+
+    /// The line with which a command is refused.
+    #[track_caller]
+    fn refuses(&self, words: &[&str]) -> String {
+        failure(self.run(words), 1)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+fn shuntctl() -> Command {
+    let mut command = Command::new(SHUNTCTL);
+    command.env_remove("SHUNT_CONTROL").env_remove("XDG_RUNTIME_DIR");
+    command
+}
+
+/// The one line on standard error of a command that must end with `status`.
+#[track_caller]
+fn failure(output: Output, status: i32) -> String {
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{text}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text.strip_prefix("shuntctl: ").unwrap_or_else(|| panic!("{text}")).trim_end().to_owned()
+}
+
+/// The keys of an object, all of which scripts may count on.
+#[track_caller]
+fn has(object: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(object.get(key).is_some(), "{key} is missing in {object}");
+    }
+}
+
+#[test]
+fn status_has_its_fields() {
+    let daemon = Daemon::start();
+    let status = daemon.json(&["status"]);
+    has(&status, &["version", "uptime_seconds", "workers", "ports", "bridges", "poll"]);
+    assert_eq!(
+        (&status["bridges"], &status["ports"], &status["poll"]),
+        (&json!(1), &json!(0), &json!("adaptive"))
+    );
+    assert!(daemon.says(&["status"]).contains("workers  1 (adaptive)"));
+}
+
+#[test]
+fn bridges_come_and_go() {
+    let daemon = Daemon::start();
+    assert_eq!(daemon.says(&["bridge", "add", "br0", "--ageing", "0", "--fdb-limit", "1000"]), "");
+    let bridge = daemon.json(&["bridge", "show", "br0"]);
+    assert_eq!(
+        (&bridge["name"], &bridge["ageing"], &bridge["fdb_limit"]),
+        (&json!("br0"), &json!(0), &json!(1000))
+    );
+    let names: Vec<_> =
+        daemon.json(&["bridge", "list"]).as_array().unwrap().iter().map(|b| b["name"].clone()).collect();
+    assert_eq!(names, ["br0", "shunt0"]);
+    assert!(daemon.says(&["bridge", "list"]).starts_with("NAME"));
+    assert!(
+        daemon.refuses(&["bridge", "add", "br0"]).starts_with("bridge add: bridge \"br0\" exists already")
+    );
+    assert_eq!(daemon.says(&["bridge", "del", "br0"]), "");
+    assert!(daemon.refuses(&["bridge", "del", "br0"]).contains("bridge \"br0\" does not exist"));
+    assert!(daemon.refuses(&["bridge", "show", "br0"]).contains("bridge \"br0\" does not exist"));
+    assert_eq!(daemon.json(&["bridge", "add", "br1"])["name"], "br1");
+    assert_eq!(daemon.json(&["bridge", "del", "br1"]), json!({}));
+}
+
+#[test]
+fn ports_come_and_go() {
+    let daemon = Daemon::start();
+    let socket = daemon.path("vm.sock");
+    let add = ["port", "add", "vm", "--bridge", "shunt0", "--vhost-user", &socket];
+    assert_eq!(
+        daemon.says(&[&add[..], &["--queues", "2", "--mtu", "9000", "--mac", "52:54:00:00:00:01"]].concat()),
+        ""
+    );
+    let port = daemon.json(&["port", "show", "vm"]);
+    has(
+        &port,
+        &["name", "kind", "bridge", "state", "reason", "mac", "mtu", "queues", "features", "rx", "tx"],
+    );
+    has(&port["rx"], &["packets", "bytes", "drops"]);
+    assert_eq!(
+        (&port["kind"], &port["bridge"], &port["state"]),
+        (&json!("vhost-user"), &json!("shunt0"), &json!("connecting"))
+    );
+    assert_eq!(
+        (&port["mtu"], &port["queues"], &port["mac"]),
+        (&json!(9000), &json!(2), &json!("52:54:00:00:00:01"))
+    );
+    assert_eq!((&port["vhost_user"], &port["role"]), (&json!(socket), &json!("server")));
+    assert_eq!(daemon.json(&["port", "list"]), json!([port]));
+    assert!(daemon.says(&["port", "list"]).contains("vm    shunt0  vhost-user  connecting"));
+    assert!(daemon.says(&["port", "show", "vm"]).contains("mtu       9000"));
+
+    assert!(daemon.refuses(&add).starts_with("port add: port \"vm\" exists already"));
+    assert!(daemon.refuses(&["bridge", "del", "shunt0"]).contains("vm"));
+    assert_eq!(daemon.json(&["port", "set", "vm", "--mtu", "1400"])["mtu"], 1400);
+    let worker = daemon.json(&["worker", "list"])[0].clone();
+    has(
+        &worker,
+        &["id", "core", "poll", "queues", "packets", "batches", "busy_cycles_per_packet", "idle_share"],
+    );
+    assert_eq!(worker["queues"], json!([{"port": "vm", "queue": 0}, {"port": "vm", "queue": 1}]));
+    let core = worker["core"].as_u64().unwrap();
+    let pinned = daemon.json(&["port", "set", "vm", "--worker", &format!("1={core}")]);
+    assert_eq!(pinned["pins"], json!([{"queue": 1, "core": core}]));
+    assert_eq!(daemon.json(&["port", "set", "vm", "--worker", "1=any"])["pins"], json!([]));
+    assert!(daemon.refuses(&["port", "set", "vm", "--worker", "1=1000"]).contains("core 1000"));
+    assert!(daemon.refuses(&["port", "set", "vm", "--worker", "2=0"]).contains("queue 2"));
+
+    assert_eq!(daemon.says(&["port", "del", "vm"]), "");
+    assert!(!Path::new(&socket).exists());
+    assert!(daemon.refuses(&["port", "show", "vm"]).contains("port \"vm\" does not exist"));
+}
+
+#[test]
+fn addresses_come_and_go() {
+    let daemon = Daemon::start();
+    for name in ["a", "b"] {
+        daemon.says(&["port", "add", name, "--bridge", "shunt0", "--vhost-user", &daemon.path(name)]);
+    }
+    assert_eq!(daemon.json(&["fdb", "list"]), json!([]));
+    daemon.says(&["fdb", "add", "shunt0", "52:54:00:00:00:01", "a"]);
+    daemon.says(&["fdb", "add", "shunt0", "52-54-00-00-00-02", "b", "--vlan", "100"]);
+    let entry = json!({"bridge": "shunt0", "mac": "52:54:00:00:00:01", "vlan": 0, "port": "a", "static": true, "age_seconds": 0});
+    let list = daemon.json(&["fdb", "list", "shunt0"]);
+    assert_eq!(
+        (&list[0], &list[1]["vlan"], &list[1]["mac"]),
+        (&entry, &json!(100), &json!("52:54:00:00:00:02"))
+    );
+    let text = daemon.says(&["fdb", "list"]);
+    assert!(text.contains("shunt0           52:54:00:00:00:02   100  b                static\n"), "{text}");
+    assert_eq!(daemon.says(&["fdb", "flush"]), "0 entries removed\n", "static entries stay");
+    assert_eq!(daemon.json(&["fdb", "flush", "shunt0", "--port", "a"]), json!({"removed": 0}));
+    daemon.says(&["fdb", "del", "shunt0", "52:54:00:00:00:01"]);
+    assert!(daemon.refuses(&["fdb", "del", "shunt0", "52:54:00:00:00:01"]).contains("52:54:00:00:00:01"));
+    assert!(daemon.refuses(&["fdb", "del", "shunt0", "52:54:00:00:00:02"]).contains("52:54:00:00:00:02"));
+    daemon.says(&["fdb", "del", "shunt0", "52:54:00:00:00:02", "--vlan", "100"]);
+    for words in [
+        &["fdb", "add", "none", "52:54:00:00:00:01", "a"][..],
+        &["fdb", "list", "none"],
+        &["fdb", "flush", "none"],
+    ] {
+        assert!(daemon.refuses(words).contains("bridge \"none\" does not exist"), "{words:?}");
+    }
+    assert!(daemon.refuses(&["fdb", "flush", "--port", "none"]).contains("port \"none\" does not exist"));
+}
+
+#[test]
+fn statistics_have_their_fields() {
+    let daemon = Daemon::start();
+    daemon.says(&["port", "add", "vm", "--bridge", "shunt0", "--vhost-user", &daemon.path("vm")]);
+    for words in [&["stats"][..], &["stats", "vm"], &["stats", "--drops"], &["stats", "vm", "--drops"]] {
+        let stats = daemon.json(words);
+        assert_eq!(stats[0]["port"], "vm");
+        for direction in ["rx", "tx"] {
+            has(&stats[0][direction], &["packets", "bytes", "errors", "drops"]);
+        }
+    }
+    assert!(daemon.says(&["stats"]).starts_with("PORT  DIRECTION  PACKETS  BYTES  ERRORS  DROPS\nvm    rx"));
+    assert!(daemon.says(&["stats", "--drops"]).starts_with("PORT  DIRECTION  REASON  DROPS\n"));
+    assert!(daemon.refuses(&["stats", "none"]).starts_with("stats: port \"none\" does not exist"));
+    assert_eq!(daemon.json(&["worker", "list", "--reset"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn wrong_values_name_field_value_and_rule_and_leave_nothing() {
+    let daemon = Daemon::start();
+    let socket = daemon.path("vm.sock");
+    let long = format!("/{}", "x".repeat(107));
+    let add = |words: &[&'static str]| {
+        [&["port", "add", "vm", "--bridge", "shunt0", "--vhost-user"], &[socket.as_str()][..], words].concat()
+    };
+    for (words, expected) in [
+        (add(&["--mtu", "45"]), "port add: mtu 45 is out of range: it must be 46 to 9600"),
+        (add(&["--mtu", "9601"]), "port add: mtu 9601 is out of range: it must be 46 to 9600"),
+        (add(&["--mtu", "-1"]), "port add: mtu -1 is out of range: it must be 46 to 9600"),
+        (add(&["--queues", "0"]), "port add: queues 0 is out of range: it must be 1 to 128"),
+        (add(&["--queues", "129"]), "port add: queues 129 is out of range: it must be 1 to 128"),
+        (add(&["--mac", "52:54"]), "port add: mac \"52:54\" is no MAC address: it must be"),
+        (
+            add(&["--mac", "01:00:00:00:00:00"]),
+            "port add: mac 01:00:00:00:00:00 is not the address of a host",
+        ),
+        (add(&["--role", "boss"]), "port add: role \"boss\" is unknown: it must be"),
+        (add(&["--worker", "1=0"]), "port add: pins: queue 1 does not exist"),
+        (
+            vec!["port", "add", "9vm", "--bridge", "shunt0", "--vhost-user", &socket],
+            "port add: name \"9vm\" is no valid name: it must be 1 to 15",
+        ),
+        (
+            vec!["port", "add", "vm", "--bridge", "br9", "--vhost-user", &socket],
+            "port add: bridge \"br9\" does not exist: ",
+        ),
+        (
+            vec!["port", "add", "vm", "--bridge", "shunt0", "--vhost-user", "vm.sock"],
+            "port add: vhost_user \"vm.sock\" is not absolute",
+        ),
+        (vec!["port", "add", "vm", "--bridge", "shunt0", "--vhost-user", &long], "port add: vhost_user "),
+        (
+            vec!["port", "add", "vm", "--bridge", "shunt0", "--vhost-user", "/nonexistent/vm.sock"],
+            "port add: ",
+        ),
+        (
+            vec!["port", "add", "vm", "--bridge", "shunt0", "--tap", "a/b"],
+            "port add: tap \"a/b\" is no valid name",
+        ),
+        (vec!["port", "add", "vm", "--bridge", "shunt0", "--netdev", "no-such-dev"], "port add: "),
+        (
+            vec!["bridge", "add", "bridge-of-sixteen"],
+            "bridge add: name \"bridge-of-sixteen\" is no valid name",
+        ),
+        (
+            vec!["bridge", "add", "b", "--ageing", "1000001"],
+            "bridge add: ageing 1000001 is out of range: it must be 0 to",
+        ),
+        (
+            vec!["bridge", "add", "b", "--fdb-limit", "0"],
+            "bridge add: fdb_limit 0 is out of range: it must be 1 to 1048576",
+        ),
+        (vec!["fdb", "add", "shunt0", "52:54:00:00:00:01", "none"], "fdb add: port \"none\" does not exist"),
+        (
+            vec!["fdb", "del", "shunt0", "52:54:00:00:00:01", "--vlan", "4095"],
+            "fdb del: vlan 4095 is out of range",
+        ),
+    ] {
+        let message = daemon.refuses(&words);
+        assert!(message.starts_with(expected), "{words:?}: {message}");
+    }
+    let status = daemon.json(&["status"]);
+    assert_eq!((&status["ports"], &status["bridges"]), (&json!(0), &json!(1)));
+    assert!(!Path::new(&socket).exists());
+}
+
+#[test]
+fn wrong_usage_is_told_without_a_daemon() {
+    let socket = "/tmp/x.sock";
+    // Who says nothing is told what there is.
+    for words in [&[][..], &["port"]] {
+        let output = shuntctl().args(words).output().unwrap();
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]));
+        assert!(String::from_utf8(output.stderr).unwrap().contains("Commands:"), "{words:?}");
+    }
+    for words in [
+        &["nonsense"][..],
+        &["status", "extra"],
+        &["port", "add", "vm", "--bridge", "shunt0"],
+        &["port", "add", "vm", "--vhost-user", socket],
+        &["port", "add", "vm", "--bridge", "b", "--vhost-user", socket, "--tap", "t"],
+        &["port", "add", "vm", "--bridge", "b", "--tap", "t", "--netdev", "n"],
+        &["port", "add", "vm", "--bridge", "b", "--tap", "t", "--role", "server"],
+        &["port", "add", "vm", "--bridge", "b", "--vhost-user", socket, "--persist"],
+        &["port", "add", "vm", "--bridge", "b", "--netdev", "n", "--netns", "x"],
+        &["port", "add", "vm", "--bridge", "b", "--tap", "t", "--mtu", "big"],
+        &["port", "set", "vm"],
+        &["port", "set", "vm", "--worker", "0"],
+        &["completions", "tcsh"],
+        &["--control"],
+    ] {
+        let message = failure(shuntctl().args(words).output().unwrap(), 2);
+        assert!(message.contains("--help"), "{words:?}: {message}");
+    }
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_status_3() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.sock").display().to_string();
+    let message = failure(shuntctl().args(["--control", &path, "status"]).output().unwrap(), 3);
+    assert!(
+        message.starts_with(&format!("status: shuntd is not reachable at {path}: no such socket")),
+        "{message}"
+    );
+    let message = failure(shuntctl().env("SHUNT_CONTROL", &path).arg("status").output().unwrap(), 3);
+    assert!(message.contains(&path), "{message}");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let message = failure(shuntctl().args(["--control", &path, "status"]).output().unwrap(), 3);
+    assert!(message.contains("nobody listens there"), "{message}");
+    std::fs::remove_file(&path).unwrap();
+    let deaf = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let closing = std::thread::spawn(move || drop(deaf.accept().unwrap()));
+    failure(shuntctl().args(["--control", &path, "status"]).output().unwrap(), 3);
+    closing.join().unwrap();
+}
+
+#[test]
+fn who_may_not_is_refused() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can become somebody else");
+        return;
+    }
+    let daemon = Daemon::start();
+    // A copy in a place that everybody can reach.
+    let program = daemon.dir.path().join("shuntctl");
+    std::fs::copy(SHUNTCTL, &program).unwrap();
+    let open = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    open(daemon.dir.path(), 0o755);
+    open(&program, 0o755);
+    let status_as = |uid, gid| {
+        let mut command = Command::new(&program);
+        command.current_dir("/").env_clear().uid(uid).gid(gid);
+        command.args(["--control", &daemon.path("c.sock"), "status"]).output().unwrap()
+    };
+    let message = failure(status_as(65534, 65534), 3);
+    assert!(message.contains("permission denied"), "{message}");
+    // The socket's group is the daemon's; its members may.
+    assert!(status_as(65534, nix::unistd::getegid().as_raw()).status.success());
+    // The daemon looks for itself, whatever became of the socket's mode.
+    open(&daemon.dir.path().join("c.sock"), 0o666);
+    let message = failure(status_as(65534, 65534), 1);
+    assert!(message.starts_with("status: uid 65534, gid 65534 may not: only root, "), "{message}");
+    daemon.says(&["status"]);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let daemon = Daemon::start();
+    let mut child = shuntctl()
+        .args(["--control", &daemon.path("c.sock"), "completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output =
+        shuntctl().args(["--control", &daemon.path("c.sock"), "status"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn help_completions_and_manual_need_no_daemon() {
+    let says = |words: &[&str]| {
+        let output = shuntctl().args(words).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{words:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(says(&["--version"]).starts_with("shuntctl 0."));
+    assert!(says(&["--help"]).contains("Exit status"));
+    assert!(says(&["port", "add", "--help"]).contains("--vhost-user"));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(says(&["completions", shell]).contains("shuntctl"), "{shell}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(says(&["man", dir.path().to_str().unwrap()]), "");
+    for page in ["shuntctl.1", "shuntctl-port-add.1", "shuntctl-fdb-flush.1", "shuntd.1"] {
+        assert!(std::fs::read_to_string(dir.path().join(page)).unwrap().contains(".TH"), "{page}");
+    }
+    assert_eq!(shuntctl().args(["man", "/nonexistent"]).output().unwrap().status.code(), Some(1));
+}
