@@ -4,7 +4,7 @@
 //! Everything is decided on the snapshots (private copies of the first bytes); nothing here does I/O.
 #![forbid(unsafe_code)]
 
-use vhost_backend::frame::Burst;
+use vhost_backend::frame::{Burst, SNAPSHOT};
 
 use crate::drops::DropReason;
 use crate::l2::fdb::{Fdb, Key, Learned};
@@ -14,9 +14,7 @@ use crate::stats::Direction;
 /// Ports that one switch can have; port numbers are below it.
 pub const MAX_PORTS: usize = 1024;
 /// Ethernet header: two addresses and the type.
-const ETHERNET_HEADER: usize = 14;
-/// A frame of the usual MTU of 1500 with its header: longer ones have their MTU looked at port by port.
-const USUAL_FRAME: usize = 1500 + ETHERNET_HEADER;
+pub const ETHERNET_HEADER: usize = 14;
 /// Ethernet types of VLAN tags, as they stand in the frame.
 const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
 
@@ -34,32 +32,15 @@ pub struct Ingress<'a> {
 pub struct Verdict {
     masks: Box<[u64; MAX_PORTS]>,
     touched: Vec<u16>,
-    /// Frames with offload metadata, which not every receiver takes.
-    pub offloads: u64,
-    /// Frames longer than [`USUAL_FRAME`].
-    pub long: u64,
-    /// Bytes of all frames of the burst, whatever became of them.
-    pub bytes: u64,
 }
 
 impl Default for Verdict {
     fn default() -> Self {
-        Self {
-            masks: Box::new([0; MAX_PORTS]),
-            touched: Vec::with_capacity(MAX_PORTS),
-            offloads: 0,
-            long: 0,
-            bytes: 0,
-        }
+        Self { masks: Box::new([0; MAX_PORTS]), touched: Vec::with_capacity(MAX_PORTS) }
     }
 }
 
 impl Verdict {
-    fn reset(&mut self) {
-        self.touched.clear();
-        (self.offloads, self.long, self.bytes) = (0, 0, 0);
-    }
-
     #[inline]
     fn send(&mut self, frames: u64, port: u16) {
         let mask = &mut self.masks[usize::from(port) % MAX_PORTS];
@@ -89,70 +70,73 @@ enum Way {
 /// Decides for every frame of the burst. `now` is the tables' clock; `counted` takes what came in and was dropped.
 #[inline]
 pub fn classify(burst: &mut Burst, from: &Ingress<'_>, now: u32, counted: &Direction, verdict: &mut Verdict) {
-    verdict.reset();
-    let mut flood = 0u64;
-    // Frames of a burst mostly come from and go to the same station: its way is looked up once.
-    let mut last: Option<(Key, Key, Way)> = None;
-    let mut run = (0u16, 0u64);
-    for i in 0..burst.len() {
-        let bit = 1u64 << i;
-        let len = burst.frame_len(i);
-        verdict.bytes += len as u64;
-        verdict.long |= u64::from(len > USUAL_FRAME) << i;
-        if burst.head(i).len() < ETHERNET_HEADER {
-            counted.drop(DropReason::Runt, 1);
-            continue;
-        }
-        if !burst.header(i).is_plain() {
-            match packet::validate(burst.head(i), len, *burst.header(i)) {
-                Ok(header) => burst.set_header(i, header),
-                Err(_) => {
-                    counted.drop(DropReason::BadOffload, 1);
-                    continue;
-                }
-            }
-            verdict.offloads |= u64::from(!burst.header(i).is_plain()) << i;
-        }
-        let (destination, source) = addresses(burst.snapshot(i), burst.head(i).len());
-        let way = match last {
-            Some((to, by, way)) if to == destination && by == source => way,
-            _ => {
-                let way = look_up(destination, source, from, now);
-                last = Some((destination, source, way));
-                way
-            }
-        };
-        match way {
-            Way::Port(port) if port == run.0 => run.1 |= bit,
-            Way::Port(port) => {
-                if run.1 != 0 {
-                    verdict.send(run.1, run.0);
-                }
-                run = (port, bit);
-            }
-            Way::Flood => flood |= bit,
-            Way::Drop(reason) => counted.drop(reason, 1),
-        }
-    }
-    if run.1 != 0 {
-        verdict.send(run.1, run.0);
-    }
-    if flood != 0 {
-        flood_to_all(flood, from, counted, verdict);
-    }
+    verdict.touched.clear();
     counted.packets.add(burst.len() as u64);
-    counted.bytes.add(verdict.bytes);
+    counted.bytes.add(burst.bytes());
+    let refused = if burst.offloads() == 0 { 0 } else { check_offloads(burst, counted) };
+
+    // Frames of a burst mostly come from and go to the same station: what is the same in its first 16 bytes (addresses,
+    // type and VLAN) goes the same way.
+    let mut last = (0u64, 0u64);
+    let mut way = Way::Drop(DropReason::Runt);
+    let mut frames = 0u64;
+    for (i, (snapshot, len)) in burst.heads().enumerate() {
+        let start = (word(snapshot, 0), word(snapshot, 8));
+        if start != last || len < 16 || frames == 0 {
+            dispatch(frames & !refused, way, from, counted, verdict);
+            way = if len < ETHERNET_HEADER {
+                Way::Drop(DropReason::Runt)
+            } else {
+                let (destination, source) = addresses(snapshot, len);
+                look_up(destination, source, from, now)
+            };
+            (last, frames) = (start, 0);
+        }
+        frames |= 1 << i;
+    }
+    dispatch(frames & !refused, way, from, counted, verdict);
+}
+
+/// Makes the offload metadata of the burst trustworthy; the mask of the frames where that is not possible.
+#[cold]
+fn check_offloads(burst: &mut Burst, counted: &Direction) -> u64 {
+    let mut refused = 0u64;
+    for i in 0..burst.len() {
+        if burst.offloads() >> i & 1 == 1 {
+            match packet::validate(burst.head(i), burst.frame_len(i), *burst.header(i)) {
+                Ok(header) => burst.set_header(i, header),
+                Err(_) => refused |= 1 << i,
+            }
+        }
+    }
+    counted.drop(DropReason::BadOffload, u64::from(refused.count_ones()));
+    refused
+}
+
+/// Notes where frames that go the same way go.
+#[inline]
+fn dispatch(frames: u64, way: Way, from: &Ingress<'_>, counted: &Direction, verdict: &mut Verdict) {
+    match way {
+        _ if frames == 0 => {}
+        Way::Port(port) => verdict.send(frames, port),
+        Way::Flood => flood(frames, from, counted, verdict),
+        Way::Drop(reason) => counted.drop(reason, u64::from(frames.count_ones())),
+    }
+}
+
+#[inline]
+fn word(snapshot: &[u8; SNAPSHOT], at: usize) -> u64 {
+    u64::from_le_bytes(snapshot[at..at + 8].try_into().unwrap_or_default())
 }
 
 /// Destination and source with the VLAN of the outermost tag, as the table wants them.
 #[inline]
-fn addresses(snapshot: &[u8; vhost_backend::frame::SNAPSHOT], len: usize) -> (Key, Key) {
-    let word = |at: usize| u64::from_le_bytes(snapshot[at..at + 8].try_into().unwrap_or_default());
+fn addresses(snapshot: &[u8; SNAPSHOT], len: usize) -> (Key, Key) {
     let mut vlan = 0;
     if TAGS.contains(&[snapshot[12], snapshot[13]]) && len >= ETHERNET_HEADER + 4 {
         vlan = u16::from_be_bytes([snapshot[14], snapshot[15]]) & 0xfff;
     }
-    (Key::from_word(word(0), vlan), Key::from_word(word(6), vlan))
+    (Key::from_word(word(snapshot, 0), vlan), Key::from_word(word(snapshot, 6), vlan))
 }
 
 /// Learns the source and finds the destination.
@@ -177,7 +161,7 @@ fn look_up(destination: Key, source: Key, from: &Ingress<'_>, now: u32) -> Way {
 }
 
 #[cold]
-fn flood_to_all(frames: u64, from: &Ingress<'_>, counted: &Direction, verdict: &mut Verdict) {
+fn flood(frames: u64, from: &Ingress<'_>, counted: &Direction, verdict: &mut Verdict) {
     let mut anybody = false;
     for &port in from.members.iter().filter(|&&port| port != from.port) {
         verdict.send(frames, port);

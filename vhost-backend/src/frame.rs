@@ -107,6 +107,25 @@ pub struct Burst {
     pub(crate) frames: Box<[Frame; BURST]>,
     pub(crate) segments: Box<[Segment]>,
     pub(crate) segments_used: usize,
+    pub(crate) totals: Totals,
+}
+
+/// What is asked about a whole burst, summed up as it is filled.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) bytes: u64,
+    pub(crate) longest: u32,
+    pub(crate) offloads: u64,
+}
+
+impl Totals {
+    /// Takes frame `i` in.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, i: usize, len: u32, header: &NetHeader) {
+        self.bytes += u64::from(len);
+        self.longest = self.longest.max(len);
+        self.offloads |= u64::from(!header.is_plain()) << i;
+    }
 }
 
 impl Default for Burst {
@@ -124,7 +143,33 @@ impl Burst {
             frames: Box::new([Frame::EMPTY; BURST]),
             segments: vec![Segment::EMPTY; SEGMENTS].into_boxed_slice(),
             segments_used: 0,
+            totals: Totals::default(),
         }
+    }
+
+    /// Bytes of all frames.
+    #[inline]
+    pub fn bytes(&self) -> u64 {
+        self.totals.bytes
+    }
+
+    /// Bytes of the longest frame.
+    #[inline]
+    pub fn longest(&self) -> usize {
+        self.totals.longest as usize
+    }
+
+    /// A mask of the frames that came with offload metadata.
+    #[inline]
+    pub fn offloads(&self) -> u64 {
+        self.totals.offloads
+    }
+
+    /// The snapshots of all frames, each with the number of its bytes that belong to the frame.
+    #[inline]
+    pub fn heads(&self) -> impl Iterator<Item = (&[u8; SNAPSHOT], usize)> {
+        let frames = self.frames[..self.len].iter();
+        self.snapshots.iter().zip(frames).map(|(snapshot, frame)| (&snapshot.0, usize::from(frame.head_len)))
     }
 
     /// Number of frames.
@@ -170,6 +215,7 @@ impl Burst {
     #[inline]
     pub fn set_header(&mut self, i: usize, header: NetHeader) {
         self.frames[..self.len][i].header = header;
+        self.totals.offloads = self.totals.offloads & !(1 << i) | u64::from(!header.is_plain()) << i;
     }
 
     /// The first `head_len` bytes of frame `i`.
@@ -217,6 +263,7 @@ impl Burst {
         unsafe { std::ptr::copy_nonoverlapping(ptr, self.snapshots[self.len].0.as_mut_ptr(), head_len) };
         // SAFETY: the rest of what the caller vouches for.
         let tail = unsafe { Segment::new(ptr.add(head_len), (len - head_len) as u32) };
+        self.totals.add(self.len, len as u32, &header);
         self.frames[self.len] =
             Frame { len: len as u32, head_len: head_len as u16, more: 0, more_at: 0, header, tail };
         self.len += 1;
@@ -285,6 +332,7 @@ impl Burst {
     pub fn clear(&mut self) {
         self.len = 0;
         self.segments_used = 0;
+        self.totals = Totals::default();
     }
 }
 
@@ -306,6 +354,7 @@ impl<'a> Filler<'_, 'a> {
         burst.snapshots[burst.len].0[..head.len()].copy_from_slice(head);
         // SAFETY: `rest` is borrowed for 'a, which outlives the closures of `with_slices`; the burst is cleared there.
         let tail = unsafe { Segment::new(rest.as_ptr(), rest.len() as u32) };
+        burst.totals.add(burst.len, len as u32, &header);
         burst.frames[burst.len] =
             Frame { len: len as u32, head_len: head.len() as u16, more: 0, more_at: 0, header, tail };
         burst.len += 1;

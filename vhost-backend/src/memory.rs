@@ -251,6 +251,15 @@ impl GuestMap {
         Some((range.host.wrapping_add(offset as usize), range.size - offset))
     }
 
+    /// The region that guest address `gpa` lies in, for a ring to keep at hand: its first guest address, its bytes, and
+    /// where it is in this process.
+    #[cold]
+    pub(crate) fn region_of(&self, gpa: u64) -> Option<(u64, u64, *mut u8)> {
+        let mut hint = 0;
+        self.translate(gpa, &mut hint)?;
+        self.ranges.get(hint as usize).map(|range| (range.gpa, range.size, range.host))
+    }
+
     /// Where `len` bytes at the frontend's own address `user_addr` are in this process, if they lie in one region.
     pub fn user_range(&self, user_addr: u64, len: u64) -> Option<*mut u8> {
         self.ranges.iter().zip(&self.slots).find_map(|(range, slot)| {

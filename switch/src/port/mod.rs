@@ -29,7 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::drops::DropReason;
 use crate::packet::fits;
 use crate::packet::offload::{Capabilities, Finisher};
-use crate::pipeline::Verdict;
+use crate::pipeline::ETHERNET_HEADER;
 use crate::stats::{Direction, PortCounters, Totals, total};
 use device::{ReceiveBuffer, Sent};
 use netdev::Netdev;
@@ -184,25 +184,16 @@ impl Port {
 
     /// Sends the frames of `mask`, in their order. `key` chooses the queue: the same key, the same queue.
     #[inline]
-    pub fn send(
-        &self,
-        burst: &Burst,
-        mask: u64,
-        verdict: &Verdict,
-        key: usize,
-        worker: usize,
-        finisher: &mut Finisher,
-    ) {
+    pub fn send(&self, burst: &Burst, mask: u64, key: usize, worker: usize, finisher: &mut Finisher) {
         let tx = &self.counters[worker].tx;
         let mut mask = mask;
         let mtu = self.mtu();
-        let suspects = if mtu < 1500 { mask } else { mask & verdict.long };
-        if suspects != 0 {
-            let refused = too_long(burst, suspects, mtu);
+        if burst.longest() > usize::from(mtu) + ETHERNET_HEADER {
+            let refused = too_long(burst, mask, mtu);
             tx.drop(DropReason::MtuExceeded, u64::from(refused.count_ones()));
             mask &= !refused;
         }
-        if mask & verdict.offloads != 0 {
+        if mask & burst.offloads() != 0 {
             self.send_offloads(burst, mask, key, tx, finisher);
         } else if mask != 0 {
             self.place(burst, mask, key, tx);
@@ -260,7 +251,7 @@ impl Port {
         };
         if sent != 0 {
             tx.packets.add(u64::from(sent.count_ones()));
-            tx.bytes.add(bytes(burst, sent));
+            tx.bytes.add(if sent == burst.all() { burst.bytes() } else { bytes(burst, sent) });
         }
     }
 

@@ -136,7 +136,7 @@ impl Worker {
                     classify(burst, &from, now, counted, verdict);
                     while let Some((port, frames)) = verdict.take() {
                         if let Some(to) = tables.port(port) {
-                            to.port.send(burst, frames, verdict, key, id, finisher);
+                            to.port.send(burst, frames, key, id, finisher);
                         }
                     }
                 });

@@ -29,12 +29,11 @@ pub(crate) unsafe fn copy_upto_128(from: *const u8, to: *mut u8, len: usize) {
 #[inline(always)]
 unsafe fn pair<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
     let last = len - N;
-    // SAFETY: `last + N == len` and `N <= len`: both pieces lie within what the caller vouches for.
+    // SAFETY: `last + N == len` and `N <= len`: both pieces lie within what the caller vouches for. Copies of a constant
+    // length are a few moves.
     unsafe {
-        let head: [u8; N] = from.cast::<[u8; N]>().read_unaligned();
-        let tail: [u8; N] = from.add(last).cast::<[u8; N]>().read_unaligned();
-        to.cast::<[u8; N]>().write_unaligned(head);
-        to.add(last).cast::<[u8; N]>().write_unaligned(tail);
+        std::ptr::copy_nonoverlapping(from, to, N);
+        std::ptr::copy_nonoverlapping(from.wrapping_add(last), to.wrapping_add(last), N);
     }
 }
 

@@ -73,6 +73,8 @@ pub struct Ring {
     /// Whether the guest may ask for checksum or segmentation; otherwise its header is not even read.
     offloads: bool,
     hint: u32,
+    /// The region of `map` that was last used: its first guest address, its bytes, and where it is here.
+    region: (u64, u64, *mut u8),
     map: Arc<GuestMap>,
     fault: Option<RingFault>,
     kick: Option<Arc<EventFd>>,
@@ -124,6 +126,7 @@ impl Ring {
                 .iter()
                 .any(|&bit| has(setup.features, bit)),
             hint: 0,
+            region: (0, 0, ptr::null_mut()),
             map: setup.map.clone(),
             fault: None,
             kick: setup.kick,
@@ -176,6 +179,7 @@ impl Ring {
         self.used = used.cast();
         self.map = map;
         self.hint = 0;
+        self.region = (0, 0, ptr::null_mut());
         Ok(())
     }
 
@@ -352,10 +356,25 @@ impl Ring {
     }
 
     /// Where `len` bytes at `addr` lie, if they lie within one region.
-    #[inline]
+    #[inline(always)]
     fn whole(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
-        let (ptr, room) = self.map.translate(addr, &mut self.hint)?;
-        (u64::from(len) <= room).then_some(ptr)
+        let (gpa, size, host) = self.region;
+        let offset = addr.wrapping_sub(gpa);
+        if offset < size && u64::from(len) <= size - offset {
+            return Some(host.wrapping_add(offset as usize));
+        }
+        self.whole_elsewhere(addr, len)
+    }
+
+    #[cold]
+    fn whole_elsewhere(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+        let (gpa, size, host) = self.map.region_of(addr)?;
+        let offset = addr - gpa;
+        if u64::from(len) > size - offset {
+            return None;
+        }
+        self.region = (gpa, size, host);
+        Some(host.wrapping_add(offset as usize))
     }
 
     /// Walks the chain at `head` and gives every piece to `piece` (a buffer that crosses regions comes in several),
@@ -446,23 +465,26 @@ impl Ring {
             }
             return Served::default();
         }
-        for i in 0..count {
-            let head = self.head(self.next_avail.wrapping_add(i as u16));
-            if head >= self.size {
+        let (desc, size, first) = (self.desc, self.size, self.next_avail);
+        let mut heads = [0; BURST];
+        for (i, slot) in heads[..count].iter_mut().enumerate() {
+            let head = self.head(first.wrapping_add(i as u16));
+            if head >= size {
                 return self.broken(RingFault::BadDescriptor);
             }
-            self.heads[i] = head;
-            // SAFETY: within the table.
-            prefetch_read(unsafe { self.desc.add(usize::from(head)) });
+            *slot = head;
+            prefetch_read(desc.wrapping_add(usize::from(head)));
         }
 
         // A buffer in one piece, as nearly all small frames are; a null pointer where a chain has to be walked.
         let mut pieces = [(ptr::null::<u8>(), 0u32); BURST];
         let header_len = u32::from(self.header_len);
-        for (i, piece) in pieces[..count].iter_mut().enumerate() {
+        let longest = MAX_FRAME as u32;
+        for (piece, &head) in pieces[..count].iter_mut().zip(&heads) {
             // SAFETY: heads are below the size.
-            let desc = unsafe { Self::read(self.desc, self.heads[i]) };
-            if desc.flags == 0 && desc.len > header_len && desc.len as usize <= MAX_FRAME {
+            let desc = unsafe { Self::read(desc, head) };
+            // Longer than the header, and not longer than any frame may be.
+            if desc.flags == 0 && desc.len.wrapping_sub(header_len + 1) < longest {
                 let Some(at) = self.whole(desc.addr, desc.len) else { continue };
                 *piece = (at, desc.len);
                 prefetch_read(at);
@@ -473,21 +495,23 @@ impl Ring {
 
         let mut served = Served::default();
         let mut taken = 0;
-        for (i, &(at, len)) in pieces[..count].iter().enumerate() {
-            if !at.is_null() {
-                // SAFETY: `whole` has found `len` bytes at `at`, and `len` exceeds the header.
-                unsafe { self.push_whole(burst, at, len) };
-            } else if burst.segments_used + 64 > burst.segments.len() && !burst.is_empty() {
-                // Room for a whole chain may be short: the rest of the ring makes the next burst.
-                break;
-            } else if let Err(fault) = self.push_chain(burst, self.heads[i], &mut served) {
-                if matches!(fault, RingFault::ChainTooLong) && burst.segments_used > 0 {
+        while taken < count {
+            if pieces[taken].0.is_null() {
+                if burst.segments_used + 64 > burst.segments.len() && !burst.is_empty() {
+                    // Room for a whole chain may be short: the rest of the ring makes the next burst.
                     break;
                 }
-                self.fault = Some(fault);
-                break;
+                if let Err(fault) = self.push_chain(burst, heads[taken], &mut served) {
+                    if !matches!(fault, RingFault::ChainTooLong) || burst.segments_used == 0 {
+                        self.fault = Some(fault);
+                    }
+                    break;
+                }
+                taken += 1;
+            } else {
+                // SAFETY: `whole` has found these bytes, and they are more than the header.
+                taken += unsafe { self.push_whole(burst, &pieces[taken..count]) };
             }
-            taken += 1;
         }
         if self.map.poisoned() {
             self.fault = Some(RingFault::MemoryGone);
@@ -497,40 +521,44 @@ impl Ring {
             burst.clear();
             return Served::default();
         }
-        self.taken = taken;
-        self.next_avail = self.next_avail.wrapping_add(taken);
+        self.heads = heads;
+        self.taken = taken as u16;
+        self.next_avail = first.wrapping_add(taken as u16);
         served.frames = burst.len();
         served
     }
 
-    /// Appends a frame that lies, header first, in one piece.
+    /// Appends the frames that lie, header first, in one piece each, up to the first that does not; how many.
     ///
     /// # Safety
-    /// `len` bytes at `at` are mapped, and `len` is larger than the header.
+    /// All bytes of a piece that is not null are mapped, and they are more than the header's.
     #[inline(always)]
-    unsafe fn push_whole(&self, burst: &mut Burst, at: *const u8, len: u32) {
+    unsafe fn push_whole(&self, burst: &mut Burst, pieces: &[(*const u8, u32)]) -> usize {
         let header_len = usize::from(self.header_len);
-        let data = at.wrapping_add(header_len);
-        let len = len as usize - header_len;
-        let slot = burst.len;
-        debug_assert!(slot < BURST);
-        let to = burst.snapshots[slot].0.as_mut_ptr();
-        // SAFETY: the snapshot holds 128 bytes; `len` bytes at `data` are mapped.
-        let (head_len, header) = unsafe {
-            let head_len = if len >= SNAPSHOT {
-                copy_upto_128(data, to, SNAPSHOT);
-                SNAPSHOT
-            } else {
-                copy_upto_128(data, to, len);
-                len
+        let first = burst.len;
+        let mut totals = burst.totals;
+        let mut pushed = 0;
+        let slots = burst.snapshots[first..].iter_mut().zip(&mut burst.frames[first..]);
+        for (&(at, len), (snapshot, frame)) in pieces.iter().zip(slots) {
+            if at.is_null() {
+                break;
+            }
+            let data = at.wrapping_add(header_len);
+            let len = len - header_len as u32;
+            let head_len = (len as usize).min(SNAPSHOT);
+            // SAFETY: the snapshot holds 128 bytes; header and `len` bytes of data are mapped. The segment is the rest
+            // of them, and the burst is cleared before the ring is let go (`RingCell::serve`).
+            let (header, tail) = unsafe {
+                copy_upto_128(data, snapshot.0.as_mut_ptr(), head_len);
+                (self.read_header(at), Segment::new(data.wrapping_add(head_len), len - head_len as u32))
             };
-            (head_len, self.read_header(at))
-        };
-        // SAFETY: the rest of the mapped bytes; the burst is cleared before the ring is let go (`RingCell::serve`).
-        let tail = unsafe { Segment::new(data.wrapping_add(head_len), (len - head_len) as u32) };
-        burst.frames[slot] =
-            Frame { len: len as u32, head_len: head_len as u16, more: 0, more_at: 0, header, tail };
-        burst.len = slot + 1;
+            totals.add(first + pushed, len, &header);
+            *frame = Frame { len, head_len: head_len as u16, more: 0, more_at: 0, header, tail };
+            pushed += 1;
+        }
+        burst.totals = totals;
+        burst.len = first + pushed;
+        pushed
     }
 
     /// # Safety
@@ -542,6 +570,9 @@ impl Ring {
         }
         // SAFETY: per contract. The last two bytes (`num_buffers`) mean nothing on this way.
         let bytes = unsafe { at.cast::<[u8; LEGACY_NET_HEADER_LEN]>().read_unaligned() };
+        if bytes[0] == 0 && bytes[1] == 0 {
+            return NetHeader::default();
+        }
         let mut full = [0; NET_HEADER_LEN];
         full[..LEGACY_NET_HEADER_LEN].copy_from_slice(&bytes);
         NetHeader::from_bytes(&full)
@@ -610,6 +641,7 @@ impl Ring {
         }
         header[LEGACY_NET_HEADER_LEN..].fill(0);
         let header = if self.offloads { NetHeader::from_bytes(&header) } else { NetHeader::default() };
+        burst.totals.add(slot, len as u32, &header);
         burst.frames[slot] = Frame {
             len: len as u32,
             head_len: head_have as u16,
@@ -692,70 +724,81 @@ impl Ring {
         let header_len = usize::from(self.header_len);
         let count = mask.count_ones().min(u32::from(room.pending - room.used)) as usize;
         let first = self.next_avail.wrapping_add(room.used);
+        let (desc, size) = (self.desc, self.size);
         let mut heads = [0u16; BURST];
         for (i, slot) in heads[..count].iter_mut().enumerate() {
             let head = self.head(first.wrapping_add(i as u16));
-            if head >= self.size {
+            if head >= size {
                 self.fault = Some(RingFault::BadDescriptor);
                 return 0;
             }
             *slot = head;
-            // SAFETY: within the table.
-            prefetch_read(unsafe { self.desc.add(usize::from(head)) });
+            prefetch_read(desc.wrapping_add(usize::from(head)));
         }
 
-        let mut targets = [(ptr::null_mut::<u8>(), 0u8); BURST];
+        let mut targets = [ptr::null_mut::<u8>(); BURST];
         let mut ready = 0;
         let mut left = mask;
-        for i in 0..count {
-            let frame = left.trailing_zeros() as usize;
-            let len = burst.frames[frame].len as usize;
+        for (target, &head) in targets[..count].iter_mut().zip(&heads) {
+            let len = burst.frames[left.trailing_zeros() as usize % BURST].len;
             // SAFETY: heads are below the size.
-            let desc = unsafe { Self::read(self.desc, heads[i]) };
-            if desc.flags != F_WRITE || (desc.len as usize) < header_len + len {
+            let desc = unsafe { Self::read(desc, head) };
+            if desc.flags != F_WRITE || desc.len < header_len as u32 + len {
                 break;
             }
             let Some(to) = self.whole(desc.addr, desc.len) else { break };
             prefetch_write(to);
             prefetch_write(to.wrapping_add(64));
-            targets[i] = (to, frame as u8);
+            *target = to;
             left &= left - 1;
             ready += 1;
         }
 
-        let mut done = 0u64;
-        for (i, &(to, index)) in targets[..ready].iter().enumerate() {
-            let index = usize::from(index);
+        let used = self.next_used.wrapping_add(room.used);
+        let mut left = mask;
+        for (i, (&to, &head)) in targets[..ready].iter().zip(&heads).enumerate() {
+            let index = left.trailing_zeros() as usize % BURST;
+            left &= left - 1;
             let frame = &burst.frames[index];
-            let mut header = frame.header;
-            header.num_buffers = 1;
-            let bytes = header.to_bytes();
             let data = to.wrapping_add(header_len);
+            let head_len = usize::from(frame.head_len);
             // SAFETY: `whole` found header and frame's room at `to`; the snapshot has `head_len` bytes; segments are
             // readable while the burst holds them, and together with the snapshot they are `len` bytes. They may overlap
             // with `to` if a guest wants that; our snapshot does not.
             unsafe {
-                if header_len == NET_HEADER_LEN {
-                    to.cast::<[u8; NET_HEADER_LEN]>().write_unaligned(bytes);
-                } else {
-                    copy_upto_128(bytes.as_ptr(), to, LEGACY_NET_HEADER_LEN);
-                }
-                let head_len = usize::from(frame.head_len);
+                self.write_header(to, &frame.header);
                 copy_upto_128(burst.snapshots[index].0.as_ptr(), data, head_len);
-                if !frame.tail.is_empty() {
-                    let mut at = data.wrapping_add(head_len);
+                let mut at = data.wrapping_add(head_len);
+                if frame.more > 0 {
                     for segment in burst.tail(index) {
                         ptr::copy(segment.ptr(), at, segment.len());
                         at = at.wrapping_add(segment.len());
                     }
+                } else if !frame.tail.is_empty() {
+                    ptr::copy(frame.tail.ptr(), at, frame.tail.len());
                 }
             }
-            let used = self.next_used.wrapping_add(room.used).wrapping_add(i as u16);
-            self.write_used(used, heads[i], frame.len + header_len as u32);
-            done |= 1 << index;
+            self.write_used(used.wrapping_add(i as u16), head, frame.len + header_len as u32);
         }
         room.used += ready as u16;
-        done
+        mask & !left
+    }
+
+    /// Writes the header of a frame that takes one buffer.
+    ///
+    /// # Safety
+    /// `header_len` bytes at `to` are mapped.
+    #[inline(always)]
+    unsafe fn write_header(&self, to: *mut u8, header: &NetHeader) {
+        let header = NetHeader { num_buffers: 1, ..*header };
+        // SAFETY: per contract. The struct is the header as it lies in memory (`repr(C)`, little-endian).
+        unsafe {
+            if usize::from(self.header_len) == NET_HEADER_LEN {
+                to.cast::<NetHeader>().write_unaligned(header);
+            } else {
+                copy_upto_128(ptr::from_ref(&header).cast(), to, LEGACY_NET_HEADER_LEN);
+            }
+        }
     }
 
     /// Delivers one frame into a chain of several pieces, or into several buffers if they are mergeable.
