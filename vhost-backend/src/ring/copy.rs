@@ -29,11 +29,14 @@ pub(crate) unsafe fn copy_upto_128(from: *const u8, to: *mut u8, len: usize) {
 #[inline(always)]
 unsafe fn pair<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
     let last = len - N;
+    // The usual lengths are powers of two, which one copy does.
     // SAFETY: `last + N == len` and `N <= len`: both pieces lie within what the caller vouches for. Copies of a constant
     // length are a few moves.
     unsafe {
         std::ptr::copy_nonoverlapping(from, to, N);
-        std::ptr::copy_nonoverlapping(from.wrapping_add(last), to.wrapping_add(last), N);
+        if last > 0 {
+            std::ptr::copy_nonoverlapping(from.wrapping_add(last), to.wrapping_add(last), N);
+        }
     }
 }
 

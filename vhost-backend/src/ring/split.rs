@@ -256,6 +256,28 @@ impl Ring {
         }
     }
 
+    /// The heads from available index `first` on, all checked and asked for; `None` if one lies beyond the table.
+    #[inline(always)]
+    fn heads(&self, first: u16, count: usize) -> Option<[u16; BURST]> {
+        let mut heads = [0; BURST];
+        let at = usize::from(first & self.mask());
+        // The ring ends somewhere; what is beyond goes on at its beginning.
+        let run = count.min(usize::from(self.size) - at);
+        // SAFETY: `run` entries from `at` and `count - run` from 0 lie in the ring, whose entries begin after two words
+        // and are mapped (`set_map`). `count` is at most BURST and the ring's size.
+        unsafe {
+            let ring = self.avail.add(2);
+            ptr::copy_nonoverlapping(ring.add(at), heads.as_mut_ptr(), run);
+            ptr::copy_nonoverlapping(ring, heads.as_mut_ptr().add(run), count - run);
+        }
+        let mut highest = 0;
+        for &head in &heads[..count] {
+            highest = highest.max(head);
+            prefetch_read(self.desc.wrapping_add(usize::from(head)));
+        }
+        (highest < self.size).then_some(heads)
+    }
+
     #[inline]
     fn write_used(&self, index: u16, head: u16, len: u32) {
         // SAFETY: the index is masked; the used ring's elements begin 4 bytes in and are 4-aligned.
@@ -264,7 +286,20 @@ impl Ring {
                 .add(2)
                 .cast::<UsedElem>()
                 .add(usize::from(index & self.mask()))
-                .write_volatile(UsedElem { id: u32::from(head), len });
+                .write(UsedElem { id: u32::from(head), len });
+        }
+    }
+
+    /// Writes used elements from used index `first` on.
+    #[inline(always)]
+    fn write_used_run(&self, first: u16, elements: &[UsedElem]) {
+        let at = usize::from(first & self.mask());
+        let run = elements.len().min(usize::from(self.size) - at);
+        // SAFETY: there are never more elements than the ring has; they begin 4 bytes in and are 4-aligned.
+        unsafe {
+            let ring = self.used.add(2).cast::<UsedElem>();
+            ptr::copy_nonoverlapping(elements.as_ptr(), ring.add(at), run);
+            ptr::copy_nonoverlapping(elements.as_ptr().add(run), ring, elements.len() - run);
         }
     }
 
@@ -338,10 +373,12 @@ impl Ring {
     ///
     /// # Safety
     /// The table must hold more than `index` descriptors.
-    #[inline]
+    #[inline(always)]
     unsafe fn read(table: *const Descriptor, index: u16) -> Descriptor {
-        // SAFETY: per contract; volatile since the guest may write meanwhile.
-        unsafe { table.add(usize::from(index)).read_volatile() }
+        let at = table.wrapping_add(usize::from(index)).cast::<u64>();
+        // SAFETY: per contract; volatile since the guest may write meanwhile. Two words of 8 bytes are a descriptor.
+        let (addr, rest) = unsafe { (at.read_volatile(), at.add(1).read_volatile()) };
+        Descriptor { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
     /// [`Ring::read`] for a table that is not aligned.
@@ -465,16 +502,8 @@ impl Ring {
             }
             return Served::default();
         }
-        let (desc, size, first) = (self.desc, self.size, self.next_avail);
-        let mut heads = [0; BURST];
-        for (i, slot) in heads[..count].iter_mut().enumerate() {
-            let head = self.head(first.wrapping_add(i as u16));
-            if head >= size {
-                return self.broken(RingFault::BadDescriptor);
-            }
-            *slot = head;
-            prefetch_read(desc.wrapping_add(usize::from(head)));
-        }
+        let (desc, first) = (self.desc, self.next_avail);
+        let Some(heads) = self.heads(first, count) else { return self.broken(RingFault::BadDescriptor) };
 
         // A buffer in one piece, as nearly all small frames are; a null pointer where a chain has to be walked.
         let mut pieces = [(ptr::null::<u8>(), 0u32); BURST];
@@ -538,8 +567,8 @@ impl Ring {
         let first = burst.len;
         let mut totals = burst.totals;
         let mut pushed = 0;
-        let slots = burst.snapshots[first..].iter_mut().zip(&mut burst.frames[first..]);
-        for (&(at, len), (snapshot, frame)) in pieces.iter().zip(slots) {
+        for &(at, len) in pieces {
+            let slot = (first + pushed) % BURST;
             if at.is_null() {
                 break;
             }
@@ -549,11 +578,11 @@ impl Ring {
             // SAFETY: the snapshot holds 128 bytes; header and `len` bytes of data are mapped. The segment is the rest
             // of them, and the burst is cleared before the ring is let go (`RingCell::serve`).
             let (header, tail) = unsafe {
-                copy_upto_128(data, snapshot.0.as_mut_ptr(), head_len);
+                copy_upto_128(data, burst.snapshots[slot].0.as_mut_ptr(), head_len);
                 (self.read_header(at), Segment::new(data.wrapping_add(head_len), len - head_len as u32))
             };
-            totals.add(first + pushed, len, &header);
-            *frame = Frame { len, head_len: head_len as u16, more: 0, more_at: 0, header, tail };
+            totals.add(slot, len, &header);
+            burst.frames[slot] = Frame { len, head_len: head_len as u16, more: 0, more_at: 0, header, tail };
             pushed += 1;
         }
         burst.totals = totals;
@@ -662,9 +691,9 @@ impl Ring {
         if count == 0 || self.fault.is_some() {
             return;
         }
-        for i in 0..count {
-            self.write_used(self.next_used.wrapping_add(i), self.heads[usize::from(i)], 0);
-        }
+        // The driver looks at the identifiers alone: nothing was written to its buffers.
+        let elements = self.heads.map(|head| UsedElem { id: u32::from(head), len: 0 });
+        self.write_used_run(self.next_used, &elements[..usize::from(count)]);
         self.publish(count);
     }
 
@@ -724,17 +753,8 @@ impl Ring {
         let header_len = usize::from(self.header_len);
         let count = mask.count_ones().min(u32::from(room.pending - room.used)) as usize;
         let first = self.next_avail.wrapping_add(room.used);
-        let (desc, size) = (self.desc, self.size);
-        let mut heads = [0u16; BURST];
-        for (i, slot) in heads[..count].iter_mut().enumerate() {
-            let head = self.head(first.wrapping_add(i as u16));
-            if head >= size {
-                self.fault = Some(RingFault::BadDescriptor);
-                return 0;
-            }
-            *slot = head;
-            prefetch_read(desc.wrapping_add(usize::from(head)));
-        }
+        let desc = self.desc;
+        let Some(heads) = self.heads(first, count) else { return self.broken(RingFault::BadDescriptor) };
 
         let mut targets = [ptr::null_mut::<u8>(); BURST];
         let mut ready = 0;
@@ -754,9 +774,9 @@ impl Ring {
             ready += 1;
         }
 
-        let used = self.next_used.wrapping_add(room.used);
+        let mut elements = [UsedElem { id: 0, len: 0 }; BURST];
         let mut left = mask;
-        for (i, (&to, &head)) in targets[..ready].iter().zip(&heads).enumerate() {
+        for ((&to, &head), element) in targets[..ready].iter().zip(&heads).zip(&mut elements) {
             let index = left.trailing_zeros() as usize % BURST;
             left &= left - 1;
             let frame = &burst.frames[index];
@@ -778,8 +798,9 @@ impl Ring {
                     ptr::copy(frame.tail.ptr(), at, frame.tail.len());
                 }
             }
-            self.write_used(used.wrapping_add(i as u16), head, frame.len + header_len as u32);
+            *element = UsedElem { id: u32::from(head), len: frame.len + header_len as u32 };
         }
+        self.write_used_run(self.next_used.wrapping_add(room.used), &elements[..ready]);
         room.used += ready as u16;
         mask & !left
     }
