@@ -50,6 +50,8 @@ reasons! {
     DeviceFull = "device_full",
     /// To send: the kernel refused the frame.
     DeviceRefused = "device_refused",
+    /// To send: cutting the burst's GSO frames, of unusually small segments, would have kept the worker for too long.
+    TooManySegments = "too_many_segments",
     /// To send: the frame's offloads could not be finished in software.
     OffloadFailed = "offload_failed",
 }

@@ -54,6 +54,10 @@ pub struct Scratch {
     pub finisher: Finisher,
 }
 
+/// Segments into which one burst may be cut for one receiver: more than 64 full GSO frames of 1500-byte segments make,
+/// and little enough that a guest with tiny segments does not keep a worker from the others (some 200 us).
+const SEGMENTS_PER_BURST: usize = 4096;
+
 /// A port of the switch.
 pub struct Port {
     number: u16,
@@ -204,6 +208,7 @@ impl Port {
     fn send_offloads(&self, burst: &Burst, mask: u64, key: usize, tx: &Direction, finisher: &mut Finisher) {
         let capabilities = self.capabilities();
         let accepted = |i: usize, header: &NetHeader| mask >> i & 1 == 0 || capabilities.accepts(header);
+        let mut segments_left = SEGMENTS_PER_BURST;
         let mut from = 0;
         while from < burst.len() {
             // As far as the receiver takes everything as it is, at once.
@@ -212,10 +217,21 @@ impl Port {
             if run != 0 {
                 self.place(burst, run, key, tx);
             }
-            if end < burst.len()
-                && !finisher.finish(burst, end, capabilities, |done| self.place(done, done.all(), key, tx))
-            {
-                tx.drop(DropReason::OffloadFailed, 1);
+            if end < burst.len() {
+                let segments = match usize::from(burst.header(end).gso_size) {
+                    0 => 1,
+                    size => burst.frame_len(end).div_ceil(size),
+                };
+                match segments_left.checked_sub(segments) {
+                    None => tx.drop(DropReason::TooManySegments, 1),
+                    Some(left) => {
+                        segments_left = left;
+                        let emit = |done: &Burst| self.place(done, done.all(), key, tx);
+                        if !finisher.finish(burst, end, capabilities, emit) {
+                            tx.drop(DropReason::OffloadFailed, 1);
+                        }
+                    }
+                }
             }
             from = end + 1;
         }
