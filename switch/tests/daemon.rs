@@ -87,7 +87,7 @@ fn a_configuration_file_is_followed() {
 fn a_wrong_configuration_is_told_with_its_line() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("shunt.toml");
-    let mut start = |text: &str| {
+    let start = |text: &str| {
         std::fs::write(&file, text).unwrap();
         let mut shuntd = command();
         shuntd.arg("--config").arg(&file);
