@@ -285,6 +285,26 @@ fn what_others_do_to_the_device_is_noticed() {
 }
 
 #[test]
+fn a_device_that_is_moved_to_another_namespace_goes_on() {
+    if !privileged() {
+        return;
+    }
+    let (ns, other) = (Namespace::new(), Namespace::new());
+    let tap = Tap::open(&ns.tap_config("t0")).unwrap();
+    ns.ip(&format!("link set t0 netns {}", other.name));
+    eventually("the move is noticed", || {
+        tap.link().reason.is_some_and(|r| r.contains("moved to another network"))
+    });
+    other.ip("link set t0 up");
+    assert!(tap.link().up, "its descriptors go with it");
+    let plain = other.plain("t0");
+    plain.send(&frame(1, 100));
+    assert_eq!(expect(&tap, 0, marked(1)).1, frame(1, 100));
+    assert_eq!(give_one(&tap, 0, NetHeader::default(), &frame(2, 100)).sent, 1);
+    plain.expect(marked(2));
+}
+
+#[test]
 fn no_thread_of_the_process_is_left_in_a_namespace() {
     if !privileged() {
         return;

@@ -7,9 +7,7 @@
 use std::{io, ptr::NonNull};
 
 use nix::libc;
-use vhost_backend::frame::{BURST, MAX_FRAME};
-
-use super::packet_socket::Messages;
+use vhost_backend::frame::{Burst, MAX_FRAME};
 
 /// Why a device could not be opened: one line for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -126,22 +124,19 @@ impl Sent {
     }
 }
 
-/// Bytes between the places of two frames that are read by one `recvmmsg`: each place holds the longest frame, and
-/// begins in another set of the caches than the one before (a plain 64 KiB would put all of them into the same).
-pub(super) const STRIDE: usize = (MAX_FRAME + HEADROOM).next_multiple_of(64) + 64;
 /// Bytes in front of each frame, for a header or a VLAN tag that the kernel hands over separately.
 pub(super) const HEADROOM: usize = 64;
 
 /// Worker-private memory that frames of TAP and netdev ports are read into: one per worker, reused for ever.
 ///
-/// About 4 MiB of address space; only what frames have really filled is resident.
+/// 512 KiB, to stay in the cache; what frames have not filled is not resident.
 pub struct ReceiveBuffer {
     memory: NonNull<u8>,
 }
 
 impl ReceiveBuffer {
-    /// Bytes of the whole memory: a place for each frame of a burst, then what `recvmmsg` wants to be told.
-    const LEN: usize = (STRIDE * BURST + size_of::<Messages>()).next_multiple_of(4096);
+    /// Bytes of the memory.
+    pub(super) const LEN: usize = 512 << 10;
 
     /// A buffer, not yet touched.
     ///
@@ -173,14 +168,6 @@ impl ReceiveBuffer {
     pub(super) fn start(&mut self) -> *mut u8 {
         self.memory.as_ptr()
     }
-
-    /// The message headers behind the frames' places: zeroes at first.
-    #[inline]
-    pub(super) fn messages(&mut self) -> *mut Messages {
-        const { assert!((STRIDE * BURST).is_multiple_of(align_of::<Messages>())) };
-        // SAFETY: within the mapping, by `LEN`.
-        unsafe { self.memory.as_ptr().add(STRIDE * BURST).cast() }
-    }
 }
 
 impl Default for ReceiveBuffer {
@@ -197,8 +184,20 @@ impl Drop for ReceiveBuffer {
     }
 }
 
-// SAFETY: the memory is owned and reached only through `&mut self`; the message headers in it point into it.
+// SAFETY: the memory is owned and reached only through `&mut self`.
 unsafe impl Send for ReceiveBuffer {}
+
+const _: () = assert!(ReceiveBuffer::LEN > 2 * (HEADROOM + MAX_FRAME), "a burst has room for some frames");
+
+/// A burst while it refers to borrowed memory: cleared when that ends, in whatever way.
+pub(super) struct Lent<'a>(pub(super) &'a mut Burst);
+
+impl Drop for Lent<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.clear();
+    }
+}
 
 #[cfg(test)]
 mod tests {

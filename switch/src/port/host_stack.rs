@@ -116,8 +116,10 @@ impl HostStack {
         note(
             "restore its settings",
             self.netns.run(|| {
-                let old = settings.iter().map(|(setting, old)| fs::write(path(setting, &now.name), old));
-                old.fold(Ok(()), |all, one| all.and(one))
+                // All of them, also when one fails.
+                let results: Vec<_> =
+                    settings.iter().map(|(setting, old)| fs::write(path(setting, &now.name), old)).collect();
+                results.into_iter().collect()
             })?,
         );
         let create = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;

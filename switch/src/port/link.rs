@@ -168,6 +168,8 @@ impl Netlink {
 /// What is known about the device of a port: written by the watcher, read by anybody without waiting.
 pub(super) struct LinkCell {
     device: String,
+    /// Its descriptors go on working when it is moved to another namespace (TAP).
+    portable: bool,
     condition: AtomicU8,
     mtu: AtomicU32,
     mac: AtomicU64,
@@ -184,9 +186,10 @@ const REMOVED: u8 = 3;
 const MOVED: u8 = 4;
 
 impl LinkCell {
-    pub(super) fn new(link: &LinkInfo) -> Self {
+    pub(super) fn new(link: &LinkInfo, portable: bool) -> Self {
         let cell = Self {
             device: link.name.clone(),
+            portable,
             condition: AtomicU8::new(UP),
             mtu: AtomicU32::new(0),
             mac: AtomicU64::new(0),
@@ -233,10 +236,14 @@ impl LinkCell {
             UP => return LinkState { up: true, reason: None },
             ADMIN_DOWN => "is administratively down",
             NO_CARRIER => "has no carrier",
+            MOVED if self.portable => "was moved to another network namespace and is not followed there",
             MOVED => "was moved to another network namespace",
             _ => "was removed",
         };
-        LinkState { up: false, reason: Some(format!("device {} {what}", self.device)) }
+        LinkState {
+            up: condition == MOVED && self.portable,
+            reason: Some(format!("device {} {what}", self.device)),
+        }
     }
 
     pub(super) fn mtu(&self) -> u32 {
@@ -273,7 +280,7 @@ mod tests {
             mac: Some([2, 0, 0, 0, 0, 9]),
             ..LinkInfo::default()
         };
-        let cell = LinkCell::new(&link);
+        let cell = LinkCell::new(&link, false);
         assert_eq!(cell.state(), LinkState { up: true, reason: None });
         assert_eq!((cell.mtu(), cell.mac()), (1500, [2, 0, 0, 0, 0, 9]));
         assert!(!cell.update(&link));

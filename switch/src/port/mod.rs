@@ -10,6 +10,7 @@ pub mod link;
 pub mod netdev;
 mod netlink;
 pub mod netns;
+mod packet_ring;
 mod packet_socket;
 pub mod tap;
 mod watch;

@@ -3,11 +3,6 @@
 //! A TAP has two ends. When QEMU holds the descriptor, this is the other one; a veth or a NIC is reached the same way.
 //! While attached the device belongs to the switch: the host's own stack is kept out of it (see [`super::host_stack`])
 //! and comes back, with its addresses and routes, when the port goes.
-//!
-//! Frames are batched by `recvmmsg` and `sendmmsg`. Mapped rings (`PACKET_RX_RING`) were weighed against them: a
-//! version 2 ring has slots of one size, so slots for 64 KiB GSO frames (what guests send most bytes in) make small
-//! frames thrash the cache, and version 3 holds frames back until a block is full or a timer of at least a
-//! millisecond runs out.
 
 use std::{
     io,
@@ -89,7 +84,7 @@ impl Netdev {
             })?;
         let index = link.index;
         let host_stack = HostStack::take(netns, netlink, link)?;
-        let watch = Watch::start(host_stack.netns(), index)?;
+        let watch = Watch::start(host_stack.netns(), index, false)?;
         PacketSocket::share(&queues).map_err(failed)?;
         for queue in &queues {
             queue.listen().map_err(failed)?;
@@ -149,15 +144,8 @@ impl Netdev {
         burst: &mut Burst,
         f: impl FnOnce(&mut Burst),
     ) -> io::Result<usize> {
-        burst.clear();
-        // SAFETY: `buffer` stays borrowed until the burst is cleared, here or (after an error or a panic in `f`)
-        // at the start of the next receive function.
-        unsafe { self.queues[queue].fill(buffer, burst) }?;
-        let frames = burst.len();
-        if frames > 0 {
-            f(burst);
-            burst.clear();
-        } else if self.watch.cell().is_gone() {
+        let frames = self.queues[queue].receive(buffer, burst, f)?;
+        if frames == 0 && self.watch.cell().is_gone() {
             // The socket itself only falls silent.
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }

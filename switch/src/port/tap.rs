@@ -29,7 +29,7 @@ use vhost_backend::{
 
 pub use super::device::{OpenError, ReceiveBuffer, Sent};
 use super::{
-    device::{HEADROOM, NET_ADMIN, check_name},
+    device::{HEADROOM, Lent, NET_ADMIN, check_name},
     link::{Changed, LinkChange, LinkInfo, LinkState},
     netlink::Netlink,
     netns::Netns,
@@ -41,8 +41,6 @@ const MAX_QUEUES: u16 = 256;
 /// Bytes that one queue's frames may occupy inside the kernel before it takes no more (`TUNSETSNDBUF`). By default
 /// there is no limit, and what a guest sends into a congested host would pile up there; 4 MiB are 60 frames of 64 KiB.
 const SEND_BUFFER: c_int = 4 << 20;
-/// Part of the receive buffer that a burst of TAP frames fills, so that it stays in the cache.
-const RECEIVE: usize = 512 << 10;
 /// Pieces of one `writev` (`UIO_MAXIOV`).
 const PIECES: usize = 1024;
 
@@ -121,7 +119,7 @@ impl Tap {
         let netns = Netns::open(config.netns.as_deref())?;
         let (queues, mut netlink, link) = netns.run(|| attach(config))??;
         configure(config, &queues, &mut netlink, &link)?;
-        let watch = Watch::start(&netns, link.index)?;
+        let watch = Watch::start(&netns, link.index, true)?;
         Ok(Self { name: config.device.clone(), queues, index: link.index, netns, watch })
     }
 
@@ -188,13 +186,14 @@ impl Tap {
         f: impl FnOnce(&mut Burst),
     ) -> io::Result<usize> {
         burst.clear();
+        let lent = Lent(burst);
         let fd = self.queues[queue].as_raw_fd();
         let start = buffer.start();
         // Where the next Ethernet header goes, at a cache line; its virtio-net header stands right in front of it.
         let mut at = HEADROOM;
         let mut dead = None;
         for _ in 0..BURST {
-            if at + MAX_FRAME > RECEIVE {
+            if at + MAX_FRAME > ReceiveBuffer::LEN {
                 break;
             }
             // SAFETY: `at` is at least HEADROOM > NET_HEADER_LEN and `at + MAX_FRAME` is within the buffer, which is
@@ -218,19 +217,18 @@ impl Tap {
                 continue;
             };
             // SAFETY: the kernel wrote the header and `len` bytes of frame there. They stay as they are until the
-            // burst is cleared, at the end of this function.
+            // burst is cleared, when `lent` ends.
             let pushed = unsafe {
                 let frame = start.add(at);
                 let header = NetHeader::from_bytes(&*frame.sub(NET_HEADER_LEN).cast());
-                burst.push_raw(header, frame, len)
+                lent.0.push_raw(header, frame, len)
             };
             debug_assert!(pushed, "neither full nor empty nor longer than MAX_FRAME");
             at = (at + len + NET_HEADER_LEN).next_multiple_of(64);
         }
-        let frames = burst.len();
+        let frames = lent.0.len();
         if frames > 0 {
-            f(burst);
-            burst.clear();
+            f(lent.0);
         }
         // What was read before the end still counts: the error comes again with the next call.
         match dead {

@@ -44,11 +44,14 @@ pub(super) struct Watch {
     watcher: Arc<Watcher>,
 }
 
-static WATCHERS: Mutex<Option<HashMap<(u64, u64), Weak<Watcher>>>> = Mutex::new(None);
+/// The watchers by their namespace.
+type Watchers = HashMap<(u64, u64), Weak<Watcher>>;
+
+static WATCHERS: Mutex<Option<Watchers>> = Mutex::new(None);
 
 impl Watch {
-    /// Follows the device `index` of `netns` from now on.
-    pub(super) fn start(netns: &Netns, index: u32) -> Result<Self, OpenError> {
+    /// Follows the device `index` of `netns` from now on; `portable` if its descriptors work in any namespace.
+    pub(super) fn start(netns: &Netns, index: u32, portable: bool) -> Result<Self, OpenError> {
         let failed = |e: io::Error| OpenError::system("watch links", "a netlink socket", e);
         let watcher = Watcher::of(netns)?;
         // Asked after the subscription: nothing that happens from here on is missed.
@@ -59,7 +62,7 @@ impl Watch {
             what: format!("device with index {index}"),
             hint: "it was removed while it was being opened",
         })?;
-        let cell = Arc::new(LinkCell::new(&link));
+        let cell = Arc::new(LinkCell::new(&link, portable));
         cells.push((index, Arc::downgrade(&cell)));
         drop(cells);
         Ok(Self { cell, watcher })

@@ -313,11 +313,13 @@ impl Drop for StopOnDrop<'_> {
 pub fn tcp_transfer(from: &Namespace, to: &Namespace, address: &str, bytes: usize) {
     let data: Vec<u8> = (0..bytes).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect();
     let listener = to.run(|| TcpListener::bind((address, 0)).unwrap());
+    listener.set_nonblocking(true).unwrap();
     let target = listener.local_addr().unwrap();
     let received = std::thread::scope(|scope| {
         let receiver = scope.spawn(move || {
             let mut received = Vec::new();
-            let (mut stream, _) = listener.accept().unwrap();
+            let (mut stream, _) = until("a connection", listener.as_fd(), || listener.accept().ok());
+            stream.set_nonblocking(false).unwrap();
             stream.set_read_timeout(Some(DEADLINE)).unwrap();
             stream.read_to_end(&mut received).unwrap();
             received
