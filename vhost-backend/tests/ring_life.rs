@@ -184,7 +184,8 @@ fn no_kick_is_lost(features: u64) {
     let queue = full_ring(&guest, 0x1000, 16, 65000, false, 100);
     let (cell, wires) = queue.start(&guest, features, 0);
     let (done, seen, slept) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let deadline = Instant::now() + PATIENCE;
+    // On a busy machine fewer rounds must do.
+    let enough = Instant::now() + PATIENCE / 4;
 
     let worker = || {
         let mut burst = Burst::new();
@@ -201,8 +202,8 @@ fn no_kick_is_lost(features: u64) {
                     let mut fd =
                         libc::pollfd { fd: wires.kick.as_raw_fd(), events: libc::POLLIN, revents: 0 };
                     // SAFETY: one pollfd of our own.
-                    let ready = unsafe { libc::poll(&mut fd, 1, 5000) };
-                    assert!(ready == 1 || done.load(Ordering::Acquire), "nobody kicked for five seconds");
+                    let ready = unsafe { libc::poll(&mut fd, 1, 2 * PATIENCE.as_millis() as i32) };
+                    assert!(ready == 1 || done.load(Ordering::Acquire), "nobody kicked");
                     let _ = wires.kick.read();
                 }
                 other => panic!("{other:?}"),
@@ -214,8 +215,8 @@ fn no_kick_is_lost(features: u64) {
     let driver = || {
         let mut random = Random::new(5);
         let (mut index, mut added) = (65000u16, 0);
-        while added < ROUNDS {
-            assert!(Instant::now() < deadline, "after {added} buffers");
+        while added < ROUNDS && (Instant::now() < enough || added < ROUNDS / 100) {
+            let deadline = Instant::now() + PATIENCE;
             // Usually one at a time, so that the worker is about to sleep when the next one comes.
             let count = if random.below(8) == 0 { 1 + random.below(16) } else { 1 };
             for _ in 0..random.below(200) {
@@ -287,7 +288,7 @@ fn no_kick_is_lost_with_event_indexes() {
 /// After `stop` has returned, nothing is written, whatever the workers are doing.
 #[test]
 fn nothing_is_touched_after_a_stop() {
-    const ROUNDS: usize = 600;
+    const ROUNDS: usize = 300;
     const WORKERS: usize = 2;
     let guest = Guest::new(&[MEMORY]);
     let transmit = full_ring(&guest, 0x1000, 64, 65500, false, 1000);
@@ -331,9 +332,9 @@ fn nothing_is_touched_after_a_stop() {
         bytes.extend(guest.read(BUFFERS, 256 * 1000));
         bytes
     };
-    let deadline = Instant::now() + PATIENCE;
     // Until every worker has begun and ended a turn.
     let wait_for_turns = || {
+        let deadline = Instant::now() + PATIENCE;
         let before: Vec<_> = turns.iter().map(|turn| turn.load(Ordering::Relaxed)).collect();
         while turns.iter().zip(&before).any(|(turn, before)| turn.load(Ordering::Relaxed) < before + 2) {
             assert!(Instant::now() < deadline, "the workers hang");
