@@ -143,8 +143,8 @@ impl Worker {
             match received {
                 Ok(0) => slot.found_nothing(before),
                 Ok(frames) => {
-                    slot.found_work();
                     let after = clock::cycles();
+                    slot.found_work(after);
                     self.handle.packets.add(frames as u64);
                     self.handle.batches.add(1);
                     self.handle.busy_cycles.add(after.wrapping_sub(before));

@@ -13,6 +13,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::poll::Slot;
+use crate::clock;
 
 /// A worker's epoll instance.
 pub(super) struct Sleeper {
@@ -43,8 +44,9 @@ impl Sleeper {
             // An interrupted wait is a spurious wake-up like any other.
             let _ = self.epoll.wait(-1, &mut self.events);
         }
+        let now = clock::cycles();
         for slot in slots {
-            slot.hurry();
+            slot.hurry(now);
         }
     }
 
