@@ -64,6 +64,8 @@ pub fn state_directory() -> PathBuf {
 /// # Errors
 /// It cannot be made, is no directory, or is somebody else's.
 pub fn make_directory(path: &Path) -> Result<(), Refusal> {
+    // Before anything is made in it, and once more when it is there.
+    check_private(path)?;
     let fallback = path.ancestors().find(|p| *p == temporary());
     let mode = if fallback.is_some() { 0o700 } else { 0o750 };
     std::fs::DirBuilder::new()

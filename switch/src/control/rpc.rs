@@ -9,6 +9,7 @@ use std::fmt;
 
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use crate::config::spec::Invalid;
 use crate::refusal::Refusal;
@@ -187,7 +188,41 @@ pub fn params<P: DeserializeOwned>(head: &Head, line: &[u8]) -> Result<P, Error>
         true => serde_json::from_slice::<Body<P>>(line).map(|body| body.params),
         false => serde_json::from_str("{}"),
     };
-    read.map_err(|error| Error::new(INVALID_PARAMS, format!("{}: {}", head.method, explain(&error))))
+    read.map_err(|error| {
+        let (method, why) = (&head.method, explain(&error));
+        match culprit::<P>(line) {
+            Some(field) => {
+                let message = Error::new(INVALID_PARAMS, format!("{method}: {field}: {why}"));
+                Error { data: Some(ErrorData { field }), ..message }
+            }
+            None => Error::new(INVALID_PARAMS, format!("{method}: {why}")),
+        }
+    })
+}
+
+/// The parameter of the wrong type, if it is one: that without which something else is wrong, or nothing.
+fn culprit<P: DeserializeOwned>(line: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Body {
+        params: serde_json::Map<String, Value>,
+    }
+    // Not worth a large tree, nor many trials.
+    if line.len() > 1 << 16 {
+        return None;
+    }
+    let params = serde_json::from_slice::<Body>(line).ok()?.params;
+    if params.len() > 32 {
+        return None;
+    }
+    let wrong =
+        |params| serde_json::from_value::<P>(Value::Object(params)).err().map(|error| error.to_string());
+    let first = wrong(params.clone()).filter(|error| error.starts_with("invalid"))?;
+    let is_culprit = |key: &&String| {
+        let mut others = params.clone();
+        others.remove(*key);
+        wrong(others).as_ref() != Some(&first)
+    };
+    params.keys().find(is_culprit).cloned()
 }
 
 #[derive(Serialize)]
@@ -300,7 +335,16 @@ mod tests {
         };
         assert!(wrong("").starts_with("bridge.add: missing field \"name\""));
         assert!(wrong(r#","params":{"name":"a","mtu":5}"#).starts_with("bridge.add: unknown field \"mtu\""));
-        assert!(wrong(r#","params":{"name":"a","ageing":"5"}"#).contains("expected an integer"));
+        let message = wrong(r#","params":{"name":"a","ageing":"5"}"#);
+        assert!(
+            message.starts_with("bridge.add: ageing: invalid type: string \"5\", expected an integer"),
+            "{message}"
+        );
+        let message = wrong(r#","params":{"ageing":5,"name":true}"#);
+        assert!(
+            message.starts_with("bridge.add: name: invalid type: boolean \"true\", expected a string"),
+            "{message}"
+        );
         assert!(wrong(r#","params":{"name":"a","ageing":1e99}"#).contains("expected an integer"));
         let head = head(br#"{"jsonrpc":"2.0","method":"port.list"}"#).unwrap();
         assert!(params::<api::PortList>(&head, b"").is_ok());
