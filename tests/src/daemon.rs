@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -90,6 +91,7 @@ impl Shuntd {
         argv.extend(["--state-dir".to_owned(), self.path("state").display().to_string()]);
         argv.extend(self.arguments.iter().cloned());
         self.process = Some(Process::start("shuntd", &argv, &self.path("shuntd.log"), self.netns.as_deref()));
+        report_on_panic(&self.control());
         wait_for("shuntd to answer on its control socket", START_LIMIT, || {
             if !self.process.as_mut().is_some_and(Process::alive) {
                 panic!("shuntd ended at its start:\n{}", self.log());
@@ -219,8 +221,31 @@ impl Default for Shuntd {
 impl Drop for Shuntd {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let ports = self.try_ctl(&["port", "list"]);
-            eprintln!("{}\n---- shuntctl port list ----\n{ports:?}", self.log());
+            eprintln!("{}", self.log());
         }
     }
+}
+
+/// Shows what the daemon on this control socket knows as soon as anything panics: later its guests are gone.
+fn report_on_panic(control: &Path) {
+    static HOOK: Once = Once::new();
+    static CONTROL: Mutex<Option<PathBuf>> = Mutex::new(None);
+    *CONTROL.lock().unwrap_or_else(PoisonError::into_inner) = Some(control.to_path_buf());
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            usual(info);
+            let control = CONTROL.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let Some(control) = control.filter(|path| path.exists()) else { return };
+            for words in
+                [["port", "list"].as_slice(), &["fdb", "list"], &["worker", "list"], &["stats", "--drops"]]
+            {
+                let output =
+                    Command::new(tools::shuntctl()).arg("--control").arg(&control).args(words).output();
+                let text =
+                    output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+                eprintln!("---- shuntctl {} ----\n{text}", words.join(" "));
+            }
+        }));
+    });
 }

@@ -47,7 +47,7 @@ fn a_guest_reaches_a_namespace_over_a_tap_with_two_queues() {
 
     // Made anew by command, it works again.
     shuntd.ctl("port del out");
-    shuntd.ctl(&format!("port add out --bridge shunt0 --tap tap0 --netns {}", outside.id()));
+    shuntd.ctl(&format!("port add out --bridge shunt0 --tap tap0 --netns {} --mac {mac}", outside.id()));
     outside.up("tap0", Some("10.0.0.9/24"));
     answers(&guest, "10.0.0.9", SOON);
 }
