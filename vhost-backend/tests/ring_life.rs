@@ -219,8 +219,9 @@ fn no_kick_is_lost(features: u64) {
             let deadline = Instant::now() + PATIENCE;
             // Usually one at a time, so that the worker is about to sleep when the next one comes.
             let count = if random.below(8) == 0 { 1 + random.below(16) } else { 1 };
-            for _ in 0..random.below(200) {
-                std::hint::spin_loop();
+            // At all moments of the worker's way to bed; a pause instruction would be too coarse.
+            for i in 0..random.below(300) {
+                std::hint::black_box(i);
             }
             let old = index;
             index = index.wrapping_add(count as u16);
