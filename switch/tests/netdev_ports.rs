@@ -180,8 +180,9 @@ fn both_ends_of_a_tap_device_exchange_whole_tso_frames() {
     let ns = Namespace::new();
     for queues in [1, 2] {
         // The test holds the descriptors, as QEMU does.
-        let tap = Tap::open(&TapConfig { queues, ..ns.tap_config("t0") }).unwrap();
-        let netdev = Netdev::open(&NetdevConfig { queues, ..config(&ns, "t0") }).unwrap();
+        let device = format!("t{queues}");
+        let tap = Tap::open(&TapConfig { queues, ..ns.tap_config(&device) }).unwrap();
+        let netdev = Netdev::open(&NetdevConfig { queues, ..config(&ns, &device) }).unwrap();
         let (header, frame) = tcp([2, 0, 0, 0, 0, 9], 60_000, 1448);
         assert_eq!(give_one(&tap, 0, header, &frame).sent, 1);
         let mut got = Vec::new();
