@@ -289,7 +289,7 @@ fn no_kick_is_lost_with_event_indexes() {
 /// After `stop` has returned, nothing is written, whatever the workers are doing.
 #[test]
 fn nothing_is_touched_after_a_stop() {
-    const ROUNDS: usize = 300;
+    const ROUNDS: usize = 600;
     const WORKERS: usize = 2;
     let guest = Guest::new(&[MEMORY]);
     let transmit = full_ring(&guest, 0x1000, 64, 65500, false, 1000);
@@ -348,7 +348,7 @@ fn nothing_is_touched_after_a_stop() {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-    let mut changed = 0;
+    let (mut rounds, mut changed) = (0, 0);
     std::thread::scope(|scope| {
         let _done = Done(&done);
         for turn in &turns {
@@ -356,7 +356,11 @@ fn nothing_is_touched_after_a_stop() {
         }
         let mut last = watched();
         let mut random = Random::new(11);
-        for round in 0..ROUNDS {
+        // On a busy machine fewer rounds must do.
+        let enough = Instant::now() + PATIENCE / 5;
+        while rounds < ROUNDS && (Instant::now() < enough || rounds < ROUNDS / 30) {
+            let round = rounds;
+            rounds += 1;
             for _ in 0..random.below(20_000) {
                 std::hint::spin_loop();
             }
@@ -389,7 +393,7 @@ fn nothing_is_touched_after_a_stop() {
             }
         }
     });
-    assert!(changed > ROUNDS / 10, "the rings worked between only {changed} of {ROUNDS} stops");
+    assert!(changed > rounds / 10, "the rings worked between only {changed} of {rounds} stops");
     assert!(sent.load(Ordering::Relaxed) > 0 && from.fault().is_none() && to.fault().is_none());
     guest.check_canaries();
 }
