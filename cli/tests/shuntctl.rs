@@ -51,7 +51,8 @@ struct Daemon {
 impl Daemon {
     #[track_caller]
     fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("shuntctl-").tempdir().unwrap();
+        // Not below TMPDIR, which may be closed to the users that a test becomes.
+        let dir = tempfile::Builder::new().prefix("shuntctl-").tempdir_in("/tmp").unwrap();
         let mut command = Command::new(shuntd());
         command
             .arg("--control")
@@ -399,7 +400,12 @@ fn who_may_not_is_refused() {
     let status_as = |uid, gid| {
         let mut command = Command::new(&program);
         command.current_dir("/").env_clear().uid(uid).gid(gid);
-        command.args(["--control", &daemon.path("c.sock"), "status"]).output().unwrap()
+        command.args(["--control", &daemon.path("c.sock"), "status"]);
+        // While another test forks, its child may hold the copy open for writing.
+        wait_for("the copy to be free", || match command.output() {
+            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => None,
+            output => Some(output.unwrap()),
+        })
     };
     let message = failure(status_as(65534, 65534), 3);
     assert!(message.contains("permission denied"), "{message}");
