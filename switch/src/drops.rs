@@ -28,6 +28,8 @@ reasons! {
     Runt = "runt",
     /// Received: longer than any frame may be (64 KiB and headers).
     Oversized = "oversized",
+    /// Received: came to a netdev faster than the switch read it.
+    DeviceOverrun = "device_overrun",
     /// Received: checksum or segmentation metadata that does not fit the frame.
     BadOffload = "bad_offload",
     /// Received: the source address is a group address or zero.

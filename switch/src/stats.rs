@@ -85,6 +85,13 @@ impl Totals {
         let faults = DropReason::ALL.iter().filter(|reason| reason.is_fault());
         faults.filter_map(|reason| self.drops.get(reason.name())).sum()
     }
+
+    /// Adds `n` frames dropped for `reason`.
+    pub fn dropped(&mut self, reason: DropReason, n: u64) {
+        if n > 0 {
+            *self.drops.entry(reason.name()).or_default() += n;
+        }
+    }
 }
 
 /// Sums one direction over the workers' sets.
@@ -95,10 +102,7 @@ pub fn total(sets: &[CachePadded<PortCounters>], side: impl Fn(&PortCounters) ->
         totals.packets += direction.packets.get();
         totals.bytes += direction.bytes.get();
         for &reason in DropReason::ALL {
-            let n = direction.drops[reason as usize].get();
-            if n > 0 {
-                *totals.drops.entry(reason.name()).or_default() += n;
-            }
+            totals.dropped(reason, direction.drops[reason as usize].get());
         }
     }
     totals

@@ -140,7 +140,15 @@ impl Port {
 
     /// What came in, all workers together.
     pub fn received(&self) -> Totals {
-        total(&self.counters, |set| &set.rx)
+        let mut totals = total(&self.counters, |set| &set.rx);
+        if let Attachment::Netdev(netdev) = &self.attachment {
+            // Counted by the kernel, and by the socket that met them.
+            for missed in (0..netdev.queues()).map(|queue| netdev.missed(queue)) {
+                totals.dropped(DropReason::DeviceOverrun, missed.overrun);
+                totals.dropped(DropReason::Oversized, missed.oversize);
+            }
+        }
+        totals
     }
 
     /// What went out, all workers together.
