@@ -1,0 +1,142 @@
+//! Descriptors, chains and indirect tables (virtio 1.3, section 2.7.5): each is read once, each address checked.
+
+use super::{Descriptor, Ring};
+use crate::ring::RingFault;
+
+/// `flags`: the chain goes on at `next`.
+const F_NEXT: u16 = 1;
+/// `flags`: for the device to write; otherwise to read.
+pub(super) const F_WRITE: u16 = 2;
+/// `flags`: the buffer is a table of descriptors.
+const F_INDIRECT: u16 = 4;
+/// Entries that an indirect table may have however short the queue is; QEMU's and Linux's own limit.
+const MIN_INDIRECT_LIMIT: u16 = 1024;
+
+/// What who looks at a chain says after each piece.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum More {
+    Yes,
+    No,
+}
+
+impl Ring {
+    /// Reads descriptor `index` of the table at `table`, once.
+    ///
+    /// # Safety
+    /// The table must hold more than `index` descriptors.
+    #[inline(always)]
+    pub(super) unsafe fn read(table: *const Descriptor, index: u16) -> Descriptor {
+        let at = table.wrapping_add(usize::from(index)).cast::<u64>();
+        // SAFETY: per contract; volatile since the guest may write meanwhile. Two words of 8 bytes are a descriptor.
+        let (addr, rest) = unsafe { (at.read_volatile(), at.add(1).read_volatile()) };
+        Descriptor { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    }
+
+    /// [`Ring::read`] for a table that is not aligned.
+    ///
+    /// # Safety
+    /// As for [`Ring::read`].
+    #[cold]
+    unsafe fn read_odd(table: *const Descriptor, index: u16) -> Descriptor {
+        let at = table.wrapping_add(usize::from(index)).cast::<[u8; 16]>();
+        // SAFETY: per contract; bytes have no alignment, and any bytes are a descriptor.
+        unsafe { std::mem::transmute::<[u8; 16], Descriptor>(at.read_volatile()) }
+    }
+
+    /// Where `len` bytes at `addr` lie, if they lie within one region.
+    #[inline(always)]
+    pub(super) fn whole(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+        let (gpa, size, host) = self.region;
+        let offset = addr.wrapping_sub(gpa);
+        if offset < size && u64::from(len) <= size - offset {
+            return Some(host.wrapping_add(offset as usize));
+        }
+        self.whole_elsewhere(addr, len)
+    }
+
+    #[cold]
+    fn whole_elsewhere(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+        let (gpa, size, host) = self.map.region_of(addr)?;
+        let offset = addr - gpa;
+        if u64::from(len) > size - offset {
+            return None;
+        }
+        self.region = (gpa, size, host);
+        Some(host.wrapping_add(offset as usize))
+    }
+
+    /// Walks the chain at `head` and gives every piece to `piece` (a buffer that crosses regions comes in several),
+    /// until the chain ends or `piece` answers that it needs no more of it.
+    pub(super) fn walk(
+        &mut self,
+        head: u16,
+        write: bool,
+        mut piece: impl FnMut(*mut u8, u32) -> Result<More, RingFault>,
+    ) -> Result<(), RingFault> {
+        let mut table = self.desc;
+        let mut table_len = self.size;
+        let mut index = head;
+        let mut budget = u32::from(self.size);
+        let (mut in_indirect, mut aligned) = (false, true);
+        loop {
+            if index >= table_len {
+                return Err(RingFault::BadDescriptor);
+            }
+            if budget == 0 {
+                return Err(RingFault::ChainTooLong);
+            }
+            budget -= 1;
+            // SAFETY: `index` is below the table's length; the table is mapped (checked below or by `set_map`).
+            let desc =
+                unsafe { if aligned { Self::read(table, index) } else { Self::read_odd(table, index) } };
+            if desc.flags & F_INDIRECT != 0 {
+                // Section 2.7.5.3.1: no nesting, not together with NEXT. It also says that a table is at most as long as
+                // the queue, but Linux fills longer ones when the queue is tiny, and other devices take them.
+                let count = desc.len / 16;
+                if !self.indirect
+                    || in_indirect
+                    || desc.flags & F_NEXT != 0
+                    || desc.len % 16 != 0
+                    || count == 0
+                    || count > u32::from(self.size.max(MIN_INDIRECT_LIMIT))
+                {
+                    return Err(RingFault::BadIndirect);
+                }
+                let at = self.whole(desc.addr, desc.len).ok_or(RingFault::BufferNotMapped)?;
+                // Unlike the queue's own, these tables may lie anywhere.
+                aligned = at.align_offset(align_of::<Descriptor>()) == 0;
+                (table, table_len, index, in_indirect) = (at.cast(), count as u16, 0, true);
+                budget = count;
+                continue;
+            }
+            if (desc.flags & F_WRITE != 0) != write {
+                return Err(RingFault::WrongDirection);
+            }
+            let (mut addr, mut left) = (desc.addr, desc.len);
+            while left > 0 {
+                let (ptr, room) =
+                    self.map.translate(addr, &mut self.hint).ok_or(RingFault::BufferNotMapped)?;
+                let len = u64::from(left).min(room) as u32;
+                if len == 0 {
+                    return Err(RingFault::BufferNotMapped);
+                }
+                if piece(ptr, len)? == More::No {
+                    return Ok(());
+                }
+                addr = addr.wrapping_add(u64::from(len));
+                left -= len;
+            }
+            if desc.flags & F_NEXT == 0 {
+                return Ok(());
+            }
+            index = desc.next;
+        }
+    }
+
+    #[cold]
+    pub(super) fn broken<T: Default>(&mut self, fault: RingFault) -> T {
+        // Memory that was taken away reads as zeroes, which may look like any other fault.
+        self.fault = Some(if self.map.poisoned() { RingFault::MemoryGone } else { fault });
+        T::default()
+    }
+}
