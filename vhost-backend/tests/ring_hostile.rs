@@ -335,6 +335,41 @@ fn each_lie_has_its_fault() {
     assert_eq!(fault_of(2, all, indirect(16 * 19, 0, long)), None);
 }
 
+/// A receive ring writes only where it may, whatever else its chains hold.
+#[test]
+fn what_a_guest_gives_to_read_is_not_written() {
+    for pieces in [
+        vec![(READ_ONLY.0, 2000, false)],
+        vec![(READ_ONLY.0, 12, false), (LOW.0, 2000, true)],
+        vec![(LOW.0, 12, true), (READ_ONLY.0, 2000, false)],
+    ] {
+        for table in [false, true] {
+            let guest = Guest::new(&REGIONS);
+            let queue = Queue::at(0x1000, 8);
+            queue.reset(&guest, 0);
+            let at = if table { TABLES } else { queue.desc };
+            if table {
+                queue.set_desc(&guest, 0, TABLES, 16 * pieces.len() as u32, F_INDIRECT | F_WRITE, 0);
+            }
+            for (i, &(addr, len, write)) in (0..).zip(&pieces) {
+                let next = if usize::from(i) + 1 < pieces.len() { F_NEXT } else { 0 };
+                let flags = next | if write { F_WRITE } else { 0 };
+                write_desc(&guest, at + 16 * u64::from(i), addr, len, flags, i + 1);
+            }
+            queue.avail_idx(&guest).store(1, Ordering::Release);
+            let (cell, _wires) = queue.start(&guest, VERSION_1 | INDIRECT, 0);
+            let delivered = Burst::new().with_slices(
+                |filler| assert!(filler.push(NetHeader::default(), &[FILLER; 60], &[])),
+                |burst| cell.deliver(burst, 1),
+            );
+            assert_eq!(delivered, Delivered { stopped: 1, ..Delivered::default() });
+            assert_eq!(cell.fault(), Some(RingFault::WrongDirection), "{pieces:x?}");
+            assert!(guest.image(READ_ONLY_REGION).iter().all(|&byte| byte == 0));
+            assert_eq!(queue.used_idx(&guest).load(Ordering::Acquire), 0);
+        }
+    }
+}
+
 /// The longest chain that a burst has room for is lent whole, also behind others; only longer ones break the ring.
 #[test]
 fn long_chains_wait_for_the_next_burst() {

@@ -116,13 +116,18 @@ impl Ring {
         if !self.offloads {
             return NetHeader::default();
         }
-        // SAFETY: per contract. The last two bytes (`num_buffers`) mean nothing on this way.
-        let bytes = unsafe { at.cast::<[u8; LEGACY_NET_HEADER_LEN]>().read_unaligned() };
-        if bytes[0] == 0 && bytes[1] == 0 {
+        #[repr(C, packed)]
+        struct Words(u64, u16);
+        // SAFETY: per contract; packed words have no alignment. Volatile: what is looked at is what is kept, whatever the
+        // guest writes meanwhile. The last two bytes (`num_buffers`) mean nothing on this way.
+        let Words(first, last) = unsafe { at.cast::<Words>().read_volatile() };
+        // Neither flags nor a GSO type.
+        if first as u16 == 0 {
             return NetHeader::default();
         }
         let mut full = [0; NET_HEADER_LEN];
-        full[..LEGACY_NET_HEADER_LEN].copy_from_slice(&bytes);
+        full[..8].copy_from_slice(&first.to_le_bytes());
+        full[8..LEGACY_NET_HEADER_LEN].copy_from_slice(&last.to_le_bytes());
         NetHeader::from_bytes(&full)
     }
 
