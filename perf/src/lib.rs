@@ -2,10 +2,13 @@
 //!
 //! [`guest`] is a vhost-user frontend with a virtio-net driver, for the generator and for functional tests alike.
 //! [`generate`] makes traffic with it, [`peers`] are the switches that are compared, [`bench`] compares them.
+//! [`bridge`] and [`gates`] serve the instruction-count gates.
 
 pub mod bench;
+pub mod bridge;
 pub mod clock;
 pub mod frames;
+pub mod gates;
 pub mod generate;
 pub mod guest;
 pub mod peers;

@@ -22,6 +22,12 @@ enum Command {
     Generate(GenerateArguments),
     /// Measure shunt beside its peers
     Bench(shunt_perf::bench::Arguments),
+    /// Record the instruction counts of the last run of the gates as the new standard
+    GatesUpdate {
+        /// Where gungraun saved its summaries
+        #[arg(default_value = "target/gungraun")]
+        dir: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -106,5 +112,11 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Generate(arguments) => generate(arguments),
         Command::Bench(arguments) => shunt_perf::bench::run(&arguments),
+        Command::GatesUpdate { dir } => {
+            for (name, count) in shunt_perf::gates::update(&dir)? {
+                println!("{name}: {count} instructions");
+            }
+            Ok(())
+        }
     }
 }

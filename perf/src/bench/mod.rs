@@ -4,10 +4,13 @@
 //! A machine's speed wavers by the second, so each round measures every candidate within a few seconds, and what is
 //! compared is the best and the median of the rounds. See docs/performance.md for the method.
 
+mod guests;
+mod idle;
 mod machine;
 mod plan;
 mod plot;
 mod report;
+mod tap;
 mod vhost;
 
 use std::path::PathBuf;
@@ -16,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+pub use idle::Idle;
 pub use machine::{Guardian, Machine};
 pub use plan::{Arguments, Part};
 
@@ -59,6 +63,8 @@ pub struct Results {
     pub failures: Vec<String>,
     /// All measurements.
     pub samples: Vec<Sample>,
+    /// What a hundred silent ports cost.
+    pub idle: Option<Idle>,
 }
 
 /// Says what goes on.
@@ -93,6 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         absent: Vec::new(),
         failures: Vec::new(),
         samples: Vec::new(),
+        idle: None,
     };
     let mut kinds = Vec::new();
     for kind in arguments.candidates() {
@@ -110,13 +117,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Part::Vhost => vhost::own_guests(&site, arguments, &kinds, &mut results),
             Part::Testpmd => vhost::testpmd_guests(&site, arguments, &kinds, &mut results),
             Part::Gso => vhost::large_frames(&site, arguments, &kinds, &mut results),
+            Part::Idle if !kinds.contains(&Kind::Shunt) => Ok(()),
+            Part::Idle => {
+                let compared = vhost::adaptive_beside_busy(&site, arguments, &mut results);
+                idle::run(&site, arguments, &mut results).and(compared)
+            }
+            Part::Tap => tap::run(&site, arguments, &kinds, &mut results),
+            Part::Qemu => guests::run(&site, arguments, &kinds, &mut results),
         };
         if let Err(why) = outcome {
             say(&format!("FAILED {part:?}: {why:#}"));
             results.failures.push(format!("{part:?}: {why:#}"));
         }
+        // After each part, so that what has been measured is not lost with what comes later.
+        write(arguments, &results)?;
     }
-    write(arguments, &results)?;
+    println!("{}", report::markdown(&results));
+    say(&format!("results are in {}", arguments.output.display()));
     drop(guardian);
     Ok(())
 }
@@ -133,13 +150,10 @@ fn write(arguments: &Arguments, results: &Results) -> Result<()> {
     let dir = &arguments.output;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     std::fs::write(dir.join("results.json"), serde_json::to_string_pretty(results)?)?;
-    let markdown = report::markdown(results);
-    std::fs::write(dir.join("results.md"), &markdown)?;
+    std::fs::write(dir.join("results.md"), report::markdown(results))?;
     for (name, svg) in plot::plots(results) {
         std::fs::write(dir.join(name), svg)?;
     }
-    println!("{markdown}");
-    say(&format!("results are in {}", dir.display()));
     Ok(())
 }
 

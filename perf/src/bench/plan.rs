@@ -20,10 +20,16 @@ pub enum Part {
     Testpmd,
     /// 64 KiB segmentation frames between guests of our own
     Gso,
+    /// A hundred silent ports, waking up, adaptive beside busy polling
+    Idle,
+    /// TCP between two TAP devices
+    Tap,
+    /// TCP between two Linux guests in QEMU
+    Qemu,
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Vhost, Self::Testpmd, Self::Gso];
+    const ALL: [Self; 6] = [Self::Vhost, Self::Testpmd, Self::Gso, Self::Idle, Self::Tap, Self::Qemu];
 }
 
 /// The candidates as they are named on the command line.
@@ -93,6 +99,16 @@ impl Arguments {
     /// Seconds of each measurement, after a third of that to warm up.
     pub fn seconds(&self) -> f64 {
         self.seconds.unwrap_or(if self.quick { 0.5 } else { 1.0 })
+    }
+
+    /// Whether a short run was asked for.
+    pub(super) fn is_quick(&self) -> bool {
+        self.quick
+    }
+
+    /// Seconds of each TCP transfer.
+    pub(super) fn iperf_seconds(&self) -> u64 {
+        if self.quick { 2 } else { 5 }
     }
 
     pub(super) fn parts(&self) -> Vec<Part> {

@@ -19,7 +19,7 @@ pub(super) struct Summary {
     pub(super) cycles: Option<(f64, f64)>,
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,
@@ -61,7 +61,7 @@ pub(super) fn settings(results: &Results) -> BTreeMap<Setting, Vec<(&'static str
 
 /// Whether a part's rates are shown in Gbit/s.
 pub(super) fn in_gigabits(part: &str) -> bool {
-    !matches!(part, "vhost" | "testpmd")
+    !matches!(part, "vhost" | "testpmd" | "adaptive")
 }
 
 fn heading(part: &str, guests: &str) -> String {
@@ -70,6 +70,10 @@ fn heading(part: &str, guests: &str) -> String {
         ("vhost", "credit") => "Two vhost-user ports, our own guests, prepared frames (Mpps each way)",
         ("testpmd", _) => "Two vhost-user ports, testpmd's virtio-user guests (Mpps each way)",
         ("gso", _) => "65,214-byte TCP segmentation frames between our own guests (Gbit/s each way)",
+        ("adaptive", _) => "Adaptive beside busy polling, our own guests (Mpps each way)",
+        ("tap", _) => "iperf3, one TCP connection between two TAP devices in two network namespaces (Gbit/s)",
+        ("qemu", "TSO") => "iperf3, one TCP connection between two QEMU guests with TSO (Gbit/s)",
+        ("qemu", _) => "iperf3, one TCP connection between two QEMU guests without TSO (Gbit/s)",
         (other, _) => other,
     };
     title.to_owned()
@@ -127,6 +131,9 @@ pub(super) fn markdown(results: &Results) -> String {
                 ratio(|s| s.median)
             );
         }
+    }
+    if let Some(idle) = &results.idle {
+        text.push_str(&super::idle::markdown(idle));
     }
     text
 }

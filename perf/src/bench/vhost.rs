@@ -84,6 +84,19 @@ pub(super) fn large_frames(
     rounds(site, arguments, &mut running, "gso", "credit", 1, &traffic, results)
 }
 
+/// shunt with adaptive and with busy workers, 64-byte frames.
+pub(super) fn adaptive_beside_busy(site: &Site, arguments: &Arguments, results: &mut Results) -> Result<()> {
+    let traffic = traffic(arguments, 64, 1, Answer::Forward);
+    let mut running = Vec::new();
+    for (busy, name) in [(false, "adaptive"), (true, "shunt")] {
+        let mut candidate = Kind::Shunt.launch(site, &Wiring { busy, ..Wiring::pair(1) })?;
+        candidate.rename(name);
+        candidate.pause()?;
+        running.push(candidate);
+    }
+    rounds(site, arguments, &mut running, "adaptive", "forward", 1, &traffic, results)
+}
+
 #[expect(clippy::too_many_arguments, reason = "one caller a part, each argument a column of the results")]
 fn rounds(
     site: &Site,
@@ -97,7 +110,7 @@ fn rounds(
 ) -> Result<()> {
     for round in 0..arguments.rounds() {
         for candidate in running.iter_mut() {
-            let name = candidate.kind.name();
+            let name = candidate.name();
             candidate.resume()?;
             let measured = measure_own(site, arguments, candidate, queues, traffic);
             candidate.pause()?;

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use shunt_tests::poll_for;
 use shunt_tests::process::{Process, run};
 
-pub use shunt::Control;
+pub use shunt::{Control, Shunt};
 pub use testpmd::{TestpmdGuests, available as testpmd_available};
 
 /// Where and how candidates run.
@@ -43,8 +43,8 @@ pub struct Site {
 pub struct Wiring {
     /// vhost-user ports.
     pub sockets: usize,
-    /// TAP devices to make, which end in the candidate's namespace.
-    pub taps: usize,
+    /// TAP devices to make: name and network namespace.
+    pub taps: Vec<(String, String)>,
     /// Queue pairs of each port.
     pub queues: u16,
     /// Whether segmentation offload is wanted, where it is off by default.
@@ -56,7 +56,7 @@ pub struct Wiring {
 impl Wiring {
     /// Two vhost-user ports with `queues` queue pairs, workers that never sleep.
     pub fn pair(queues: u16) -> Self {
-        Self { sockets: 2, taps: 0, queues, tso: false, busy: true }
+        Self { sockets: 2, taps: Vec::new(), queues, tso: false, busy: true }
     }
 }
 
@@ -119,7 +119,7 @@ impl Kind {
             Self::Ovs => Box::new(ovs::Ovs::launch(site, &dir, wiring)?),
             Self::Testpmd => Box::new(testpmd::Forwarder::launch(site, &dir, wiring)?),
         };
-        Ok(Running { kind: self, inner, site: site.clone() })
+        Ok(Running { kind: self, name: self.name(), inner, site: site.clone() })
     }
 }
 
@@ -129,11 +129,22 @@ static SERIAL: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(
 pub struct Running {
     /// What it is.
     pub kind: Kind,
+    name: &'static str,
     inner: Box<dyn Candidate>,
     site: Site,
 }
 
 impl Running {
+    /// Its name in the results.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Gives it another name: two of a kind are compared.
+    pub fn rename(&mut self, name: &'static str) {
+        self.name = name;
+    }
+
     /// Sockets of its vhost-user ports.
     pub fn sockets(&self) -> &[PathBuf] {
         self.inner.sockets()
@@ -152,6 +163,11 @@ impl Running {
     /// Busy cycles a packet since the reset.
     pub fn busy_cycles(&mut self) -> Result<Option<f64>> {
         self.inner.busy_cycles().with_context(|| self.words())
+    }
+
+    /// The process, to look at its threads and memory.
+    pub fn process(&mut self) -> &mut Process {
+        self.inner.process()
     }
 
     /// What it says of itself.

@@ -115,8 +115,10 @@ impl Ovs {
             await_start("a port's socket", &mut switch, LIMIT, |_| path.exists().then_some(()))?;
             sockets.push(path);
         }
-        for n in 0..wiring.taps {
-            vsctl(&format!("add-port br0 tap{n} -- set Interface tap{n} type=tap"))?;
+        for (device, namespace) in &wiring.taps {
+            vsctl(&format!("add-port br0 {device} -- set Interface {device} type=tap"))?;
+            // It makes devices where it lives; its descriptor stays good when they move.
+            sh(&["ip", "-n", netns.id(), "link", "set", device, "netns", namespace])?;
         }
         Ok(Self { switch, dir: dir.to_owned(), sockets, _database: database, _netns: netns })
     }

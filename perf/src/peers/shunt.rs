@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shunt_tests::process::Process;
@@ -53,14 +53,21 @@ impl Control {
     }
 }
 
-pub(super) struct Shunt {
+/// A running `shuntd` with a bridge `bench`.
+pub struct Shunt {
     process: Process,
     control: Control,
     sockets: Vec<PathBuf>,
 }
 
 impl Shunt {
-    pub(super) fn launch(site: &Site, dir: &Path, wiring: &Wiring) -> Result<Self> {
+    /// Its control socket.
+    pub fn control(&mut self) -> &mut Control {
+        &mut self.control
+    }
+
+    /// Starts it; see [`super::Kind::launch`]. `dir` exists and is empty.
+    pub fn launch(site: &Site, dir: &Path, wiring: &Wiring) -> Result<Self> {
         let control = dir.join("control.sock");
         let argv: Vec<String> = [
             site.programs.join("shuntd").display().to_string(),
@@ -90,7 +97,13 @@ impl Shunt {
             )?;
             sockets.push(path);
         }
-        ensure!(wiring.taps == 0 || nix::unistd::geteuid().is_root(), "TAP devices need root");
+        for (device, netns) in &wiring.taps {
+            let queues = wiring.queues;
+            control.call(
+                "port.add",
+                json!({ "name": device, "bridge": "bench", "tap": device, "netns": netns, "queues": queues }),
+            )?;
+        }
         Ok(Self { process, control, sockets })
     }
 }

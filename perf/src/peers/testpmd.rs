@@ -90,9 +90,7 @@ impl Forwarder {
             ));
             sockets.push(path);
         }
-        for n in 0..wiring.taps {
-            devices.push(format!("--vdev=net_tap{n},iface=tap{n}"));
-        }
+        ensure!(wiring.taps.is_empty(), "testpmd is not measured with TAP devices");
         let queues = wiring.queues;
         let rest = format!("--rxq={queues} --txq={queues} --forward-mode=io --record-core-cycles");
         let mut prompt =

@@ -1,0 +1,98 @@
+//! Instruction counts of the packet path for bursts of 64 frames, and their limits.
+//!
+//! Counts do not waver as times do, so they can be a gate: `gates.json` holds what each benchmark took when it was
+//! last recorded, and 3 % more is a failure. They depend on compiler and C library; see docs/performance.md.
+
+#![allow(missing_docs, reason = "gungraun's macros make public items")]
+
+use std::hint::black_box;
+
+use gungraun::prelude::*;
+use gungraun::{Callgrind, EventKind};
+use shunt_perf::bridge::Bridge;
+use shunt_perf::frames;
+use shunt_perf::gates::limit;
+use shunt_perf::guest::{Options, features};
+use vhost_backend::net_header::NetHeader;
+
+const BURST: usize = 64;
+/// A segmentation frame as large as they get: 45 segments.
+const LARGE: usize = 54 + 45 * 1448;
+
+/// Two guests, a burst of frames of `size` bytes waiting at the first port. One burst has gone before, so that
+/// everything that happens once has happened.
+fn waiting(size: usize) -> Bridge {
+    let mut bridge = Bridge::new(2, &Options::default()).expect("a bridge");
+    for _ in 0..2 {
+        let before = bridge.turn(0);
+        assert!(before == 0 || before == BURST);
+        bridge.guests[1].receive().expect("frames");
+        bridge.offer(0, BURST, &NetHeader::default(), &frames::udp(1, 2, size, 0)).expect("room");
+    }
+    bridge
+}
+
+/// The same with eight guests and frames for all of them.
+fn waiting_to_flood() -> Bridge {
+    let mut bridge = Bridge::new(8, &Options::default()).expect("a bridge");
+    let mut frame = frames::udp(1, 2, 64, 0);
+    frame[..6].fill(0xff);
+    bridge.offer(0, BURST, &NetHeader::default(), &frame).expect("room");
+    bridge
+}
+
+/// Eight large segmentation frames.
+fn waiting_large() -> Bridge {
+    let options =
+        Options { features: features::PLAIN | features::OFFLOADS, buffer_len: 4096, ..Options::default() };
+    let mut bridge = Bridge::new(2, &options).expect("a bridge");
+    let (header, frame) = frames::tcp_gso(1, 2, LARGE, 1448, 0);
+    bridge.offer(0, 8, &header, &frame).expect("room");
+    bridge
+}
+
+fn gate(name: &str) -> LibraryBenchmarkConfig {
+    let mut callgrind = Callgrind::default();
+    if let Some(limit) = limit(name) {
+        callgrind.hard_limits([(EventKind::Ir, limit)]);
+    }
+    let mut config = LibraryBenchmarkConfig::default();
+    // The C library chooses its copy routines by processor; these are in all of them.
+    config.env("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-AVX2,-AVX512F,-ERMS,-FSRM,-AVX_Fast_Unaligned_Load");
+    config.tool(callgrind);
+    config
+}
+
+#[library_benchmark]
+#[bench::small(args = (waiting(64)), config = gate("fetch/small"))]
+fn fetch(mut bridge: Bridge) -> Bridge {
+    assert_eq!(black_box(&mut bridge).fetch(0), BURST);
+    bridge
+}
+
+#[library_benchmark]
+#[bench::small(args = (waiting(64), frames::udp(1, 2, 64, 0)), config = gate("deliver/small"))]
+#[bench::full(args = (waiting(64), frames::udp(1, 2, 1518, 0)), config = gate("deliver/full"))]
+fn deliver(mut bridge: Bridge, frame: Vec<u8>) -> Bridge {
+    assert_eq!(black_box(&mut bridge).deliver(1, BURST, &frame) as usize, BURST);
+    bridge
+}
+
+#[library_benchmark]
+#[bench::small(args = (waiting(64)), config = gate("forward/small"))]
+#[bench::full(args = (waiting(1518)), config = gate("forward/full"))]
+#[bench::flood(args = (waiting_to_flood()), config = gate("forward/flood"))]
+fn forward(mut bridge: Bridge) -> Bridge {
+    assert_eq!(black_box(&mut bridge).turn(0), BURST);
+    bridge
+}
+
+#[library_benchmark]
+#[bench::gso(args = (waiting_large()), config = gate("forward_large/gso"))]
+fn forward_large(mut bridge: Bridge) -> Bridge {
+    assert_eq!(black_box(&mut bridge).turn(0), 8);
+    bridge
+}
+
+library_benchmark_group!(name = path, benchmarks = [fetch, deliver, forward, forward_large]);
+main!(library_benchmark_groups = path);
