@@ -11,6 +11,7 @@
 pub mod daemon;
 pub mod guest;
 pub mod host;
+pub mod hugepages;
 pub mod measure;
 pub mod netns;
 pub mod nic;
@@ -23,6 +24,7 @@ pub mod wait;
 pub use daemon::Shuntd;
 pub use guest::{Guest, GuestSpec, boot_all};
 pub use host::{Host, Job, Output};
+pub use hugepages::Hugepages;
 pub use measure::{Iperf, answers, copy_intact, iperf, pings, start_iperf};
 pub use netns::NetNs;
 pub use nic::Nic;

@@ -165,3 +165,20 @@ fn guests_with_old_and_plain_drivers_talk_to_modern_ones() {
         assert!(iperf(from, to, address, 2, "-R").bits_per_second > 50e6);
     }
 }
+
+#[test]
+fn a_guest_on_hugepages_talks_to_one_on_ordinary_memory() {
+    let Some(_pages) = Hugepages::reserve(128) else { return };
+    let shuntd = Shuntd::start();
+    let [huge, plain] = ["huge", "plain"].map(|name| shuntd.vhost_port(name, ""));
+    let [mut huge, plain] = boot_all([
+        GuestSpec::new("huge").nic(Nic::connects(&huge).address("10.0.0.1/24")).hugepages(),
+        GuestSpec::new("plain").nic(Nic::connects(&plain).address("10.0.0.2/24")),
+    ]);
+    answers(&huge, "10.0.0.2", SOON);
+    copy_intact(&huge, &plain, "10.0.0.2", 8);
+    copy_intact(&plain, &huge, "10.0.0.1", 8);
+    // Its pages must be given back for the next one to start.
+    huge.restart();
+    answers(&plain, "10.0.0.1", SOON);
+}

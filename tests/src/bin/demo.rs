@@ -6,6 +6,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -29,13 +30,13 @@ fn main() {
     show(&shuntd, "port list");
 
     heading("guest a pings guest b");
-    on_console(a, "ping -c5 -i0.5 10.0.3.12");
+    consoles[0].run(a, "ping -c5 -i0.5 10.0.3.12");
 
     heading("guest b measures TCP to guest a, then from it");
     let server = a.start("iperf3 -s", LIMIT);
     wait_for("guest a to listen", LIMIT, || (!a.sh("ss -Hltn sport = :5201").is_empty()).then_some(()));
-    on_console(b, "iperf3 -c 10.0.3.11 -t5 --forceflush | grep -E 'Gbits|Mbits'");
-    on_console(b, "iperf3 -c 10.0.3.11 -t5 -R --forceflush | grep -E 'Gbits|Mbits'");
+    consoles[1].run(b, "iperf3 -c 10.0.3.11 -t5 --forceflush | grep -E 'Gbits|Mbits'");
+    consoles[1].run(b, "iperf3 -c 10.0.3.11 -t5 -R --forceflush | grep -E 'Gbits|Mbits'");
     drop(server);
 
     let outside = nix::unistd::geteuid().is_root().then(|| NetNs::new("demo"));
@@ -43,7 +44,7 @@ fn main() {
         heading("a TAP port reaches a namespace of this machine");
         show(&shuntd, &format!("port add out --bridge shunt0 --tap tap0 --netns {}", outside.id()));
         outside.up("tap0", Some("10.0.3.1/24"));
-        on_console(b, "ping -c3 -i0.5 10.0.3.1");
+        consoles[1].run(b, "ping -c3 -i0.5 10.0.3.1");
     } else {
         heading("not root: the TAP port to this machine is skipped");
     }
@@ -70,35 +71,43 @@ fn show(shuntd: &Shuntd, command: &str) {
     }
 }
 
-/// Runs a command whose output goes to the guest's console, which [`Console`] shows while it comes.
-fn on_console(guest: &Guest, command: &str) {
-    println!("{}$ {command}", guest.name());
-    let output = guest.start(&format!("{{ {command}; }} >/dev/console 2>&1"), LIMIT).wait();
-    assert!(output.ok(), "{}: `{command}` ended with {}", guest.name(), output.status);
-}
-
-/// A thread that prints what a guest writes on its console.
+/// A thread that prints what a guest writes on its console, while it comes.
 struct Console {
     end: Arc<AtomicBool>,
+    commands: Receiver<()>,
     thread: JoinHandle<()>,
 }
+
+/// What a command's output is followed by.
+const MARK: &str = "(that was the command)";
 
 impl Console {
     fn follow(guest: &Guest, name: &'static str) -> Self {
         let end = Arc::new(AtomicBool::new(false));
+        let (done, commands) = channel();
         let (path, last) = (guest.console(), Arc::clone(&end));
         let thread = std::thread::spawn(move || {
             let mut offset = 0;
             loop {
                 let ends = last.load(Ordering::Acquire);
-                offset = print_lines(&path, offset, name);
+                offset = print_lines(&path, offset, name, &done);
                 if ends {
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(50));
             }
         });
-        Self { end, thread }
+        Self { end, commands, thread }
+    }
+
+    /// Runs a command on the guest with its output on the console, and waits until all of that is printed.
+    fn run(&self, guest: &Guest, command: &str) {
+        println!("{}$ {command}", guest.name());
+        let output =
+            guest.start(&format!("{{ {command} && echo '{MARK}'; }} >/dev/console 2>&1"), LIMIT).wait();
+        assert!(output.ok(), "{}: `{command}` ended with {}", guest.name(), output.status);
+        let printed = self.commands.recv_timeout(LIMIT);
+        assert!(printed.is_ok(), "{}: the output of `{command}` does not end", guest.name());
     }
 
     fn end(self) {
@@ -107,8 +116,9 @@ impl Console {
     }
 }
 
-/// Prints the whole lines behind `offset` and returns the offset behind them.
-fn print_lines(path: &PathBuf, offset: u64, name: &str) -> u64 {
+/// Prints the whole lines behind `offset`, tells `done` of commands that have ended, and returns the offset behind the
+/// last line.
+fn print_lines(path: &PathBuf, offset: u64, name: &str, done: &Sender<()>) -> u64 {
     let mut text = Vec::new();
     let read = std::fs::File::open(path).and_then(|mut file| {
         file.seek(SeekFrom::Start(offset))?;
@@ -118,7 +128,12 @@ fn print_lines(path: &PathBuf, offset: u64, name: &str) -> u64 {
         return offset;
     };
     for line in String::from_utf8_lossy(&text[..end]).lines() {
-        println!("  {name} | {}", line.trim_end_matches('\r'));
+        let line = line.trim_end();
+        if line == MARK {
+            let _ = done.send(());
+        } else {
+            println!("  {name} | {line}");
+        }
     }
     offset + end as u64 + 1
 }
