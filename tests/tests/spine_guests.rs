@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use shunt_tests::{
-    GuestSpec, Host, Nic, Shuntd, answers, boot_all, copy_intact, iperf, pings, progress, start_iperf,
+    GuestSpec, Host, Hugepages, Nic, Shuntd, answers, boot_all, copy_intact, iperf, pings, progress,
+    start_iperf,
 };
 
 const SOON: Duration = Duration::from_secs(15);
