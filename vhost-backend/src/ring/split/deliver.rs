@@ -20,14 +20,12 @@ impl Ring {
         }
         let mut room = Room { used: 0, pending: pending as u16 };
         let mut left = mask & burst.all();
-        while left != 0 {
-            let fast = self.deliver_fast(burst, left, &mut room);
-            delivered.sent |= fast;
-            left &= !fast;
-            if left == 0 {
-                break;
-            }
-            // The lowest frame left needs more than one piece, or there is no buffer for it.
+        let fast = self.deliver_fast(burst, left, &mut room);
+        delivered.sent |= fast;
+        left &= !fast;
+        // The lowest frame left needs more than one piece, or there is no buffer for it. Those that follow are mostly of
+        // its kind, and looking ahead for each of them would cost more than it saves.
+        while left != 0 && self.fault.is_none() {
             let i = left.trailing_zeros() as usize;
             let bit = 1u64 << i;
             match self.deliver_pieces(burst, i, &mut room) {

@@ -9,14 +9,35 @@ const F_NEXT: u16 = 1;
 pub(super) const F_WRITE: u16 = 2;
 /// `flags`: the buffer is a table of descriptors.
 const F_INDIRECT: u16 = 4;
-/// Entries that an indirect table may have however short the queue is; QEMU's and Linux's own limit.
-const MIN_INDIRECT_LIMIT: u16 = 1024;
+/// Longest chain, and longest indirect table however short the queue is: QEMU's and Linux's own limit. It also bounds
+/// what a guest with a long queue and tiny buffers can make a worker do.
+const LONGEST_CHAIN: u16 = 1024;
 
 /// What who looks at a chain says after each piece.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum More {
     Yes,
     No,
+}
+
+/// A region of guest memory at hand: its first guest address, its bytes, and where it is here.
+#[derive(Clone, Copy)]
+pub(super) struct Region {
+    gpa: u64,
+    size: u64,
+    host: *mut u8,
+}
+
+impl Region {
+    /// A region of no bytes.
+    pub(super) const NONE: Self = Self { gpa: 0, size: 0, host: std::ptr::null_mut() };
+
+    #[inline(always)]
+    fn whole(&self, addr: u64, len: u32) -> Option<*mut u8> {
+        let offset = addr.wrapping_sub(self.gpa);
+        (offset < self.size && u64::from(len) <= self.size - offset)
+            .then(|| self.host.wrapping_add(offset as usize))
+    }
 }
 
 impl Ring {
@@ -46,23 +67,21 @@ impl Ring {
     /// Where `len` bytes at `addr` lie, if they lie within one region.
     #[inline(always)]
     pub(super) fn whole(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
-        let (gpa, size, host) = self.region;
-        let offset = addr.wrapping_sub(gpa);
-        if offset < size && u64::from(len) <= size - offset {
-            return Some(host.wrapping_add(offset as usize));
+        match self.regions[0].whole(addr, len) {
+            Some(at) => Some(at),
+            None => self.whole_elsewhere(addr, len),
         }
-        self.whole_elsewhere(addr, len)
     }
 
-    #[cold]
+    #[inline(never)]
     fn whole_elsewhere(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
-        let (gpa, size, host) = self.map.region_of(addr)?;
-        let offset = addr - gpa;
-        if u64::from(len) > size - offset {
-            return None;
+        // A large guest has memory below and above 4 GiB, and its buffers lie in both.
+        if let Some(at) = self.regions[1].whole(addr, len) {
+            return Some(at);
         }
-        self.region = (gpa, size, host);
-        Some(host.wrapping_add(offset as usize))
+        let (gpa, size, host) = self.map.region_of(addr)?;
+        self.regions = [Region { gpa, size, host }, self.regions[0]];
+        self.regions[0].whole(addr, len)
     }
 
     /// Walks the chain at `head` and gives every piece to `piece` (a buffer that crosses regions comes in several),
@@ -76,7 +95,7 @@ impl Ring {
         let mut table = self.desc;
         let mut table_len = self.size;
         let mut index = head;
-        let mut budget = u32::from(self.size);
+        let mut budget = u32::from(self.size.min(LONGEST_CHAIN));
         let (mut in_indirect, mut aligned) = (false, true);
         loop {
             if index >= table_len {
@@ -98,7 +117,7 @@ impl Ring {
                     || desc.flags & F_NEXT != 0
                     || desc.len % 16 != 0
                     || count == 0
-                    || count > u32::from(self.size.max(MIN_INDIRECT_LIMIT))
+                    || count > u32::from(LONGEST_CHAIN)
                 {
                     return Err(RingFault::BadIndirect);
                 }

@@ -24,6 +24,7 @@ use super::{RingFault, RingSetup};
 use crate::frame::BURST;
 use crate::memory::GuestMap;
 use crate::net_header::{LEGACY_NET_HEADER_LEN, NET_HEADER_LEN};
+use descriptor::Region;
 
 /// Largest split ring of the specification.
 const MAX_SIZE: u16 = 32768;
@@ -68,8 +69,8 @@ pub struct Ring {
     /// Whether the guest may ask for checksum or segmentation; otherwise its header is not even read.
     offloads: bool,
     hint: u32,
-    /// The region of `map` that was last used: its first guest address, its bytes, and where it is here.
-    region: (u64, u64, *mut u8),
+    /// The regions of `map` that were last used.
+    regions: [Region; 2],
     map: Arc<GuestMap>,
     fault: Option<RingFault>,
     kick: Option<Arc<EventFd>>,
@@ -121,7 +122,7 @@ impl Ring {
                 .iter()
                 .any(|&bit| has(setup.features, bit)),
             hint: 0,
-            region: (0, 0, ptr::null_mut()),
+            regions: [Region::NONE; 2],
             map: setup.map.clone(),
             fault: None,
             kick: setup.kick,
@@ -174,7 +175,7 @@ impl Ring {
         self.used = used.cast();
         self.map = map;
         self.hint = 0;
-        self.region = (0, 0, ptr::null_mut());
+        self.regions = [Region::NONE; 2];
         Ok(())
     }
 
