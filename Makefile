@@ -53,7 +53,12 @@ unit: ## Tests inside the crates
 
 .PHONY: gates
 gates: ## Instruction counts of the packet path, against the recorded ones
-	GUNGRAUN_RUNNER=$(TOOLS)/bin/gungraun-runner $(CARGO) bench -p shunt-perf --benches
+	GUNGRAUN_RUNNER=$(TOOLS)/bin/gungraun-runner $(CARGO) bench -p shunt-perf --bench gates
+
+.PHONY: gates-update
+gates-update: setup ## Record today's instruction counts as the new standard
+	GUNGRAUN_RUNNER=$(TOOLS)/bin/gungraun-runner GUNGRAUN_SAVE_SUMMARY=json $(CARGO) bench -p shunt-perf --bench gates || true
+	$(CARGO) run -q -p shunt-perf -- gates-update $(TARGET)/gungraun
 
 .PHONY: build-test
 build-test: ## shuntd and shuntctl as the end-to-end tests run them: optimised, with checks
