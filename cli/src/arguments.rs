@@ -147,11 +147,12 @@ pub(crate) struct PortAdd {
     /// MTU in bytes, 46 to 9600
     #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "netdev")]
     pub(crate) mtu: Option<i64>,
-    /// Unicast MAC address of the guest's or kernel's side
+    /// Unicast MAC address: with --vhost-user the guest's, as a static entry of the forwarding database; with --tap the
+    /// device's own
     #[arg(long, value_name = "MAC", conflicts_with = "netdev")]
     pub(crate) mac: Option<String>,
-    /// With --tap: the network namespace of the device, a name or an absolute path
-    #[arg(long, value_name = "NETNS", conflicts_with_all = ["vhost_user", "netdev"])]
+    /// With --tap and --netdev: the network namespace of the device, a name or an absolute path
+    #[arg(long, value_name = "NETNS", conflicts_with = "vhost_user")]
     pub(crate) netns: Option<String>,
     /// With --tap: the device stays when the port goes
     #[arg(long, conflicts_with_all = ["vhost_user", "netdev"])]

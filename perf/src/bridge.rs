@@ -61,14 +61,13 @@ impl Bridge {
                 path: path.clone(),
                 role: Role::Server,
                 queue_pairs: options.pairs,
-                mtu: None,
             };
             let device = Device::start(config, Arc::new(|| ()))?;
             bridge.guests.push(Guest::connect(&path, options)?);
             poll_for(Duration::from_secs(10), || (device.state().0 == State::Up).then_some(()))
                 .with_context(|| format!("port {n} does not come up: {:?}", device.state()))?;
             let attachment = Attachment::Vhost(device.clone());
-            bridge.ports.push(Port::new(n as u16, format!("v{n}"), attachment, 9600, 1));
+            bridge.ports.push(Port::new(n as u16, attachment, 9600, 1));
             bridge.members.push(n as u16);
             bridge.devices.push(device);
             bridge.fdb.learn(Key::new(mac(n as u8 + 1), 0), n as u16, NOW);

@@ -65,7 +65,13 @@ impl DropReason {
         use DropReason::*;
         matches!(
             self,
-            Runt | Oversized | BadOffload | BadSource | BufferTooSmall | DeviceRefused | OffloadFailed
+            Runt | Oversized
+                | BadOffload
+                | BadSource
+                | BufferTooSmall
+                | DeviceRefused
+                | TooManySegments
+                | OffloadFailed
         )
     }
 }

@@ -231,7 +231,11 @@ impl Switch {
         }
         let number = self.free_number()?;
         let (attachment, mtu) = self.attach(&spec)?;
-        let port = Port::new(number, spec.name.to_string(), attachment, mtu, self.workers.len());
+        let port = Port::new(number, attachment, mtu, self.workers.len());
+        if let (Some(mac), Asked::VhostUser { .. }) = (spec.mac, &spec.attachment) {
+            // Whose address is known need not be learned, and nobody else can claim it.
+            self.fix(spec.bridge.as_str(), mac, 0, number)?;
+        }
         let member = Member { pins: spec.pins.iter().copied().collect(), port: Arc::new(port), spec };
         self.ports.insert(member.spec.name, member);
         self.publish();
@@ -245,16 +249,25 @@ impl Switch {
             (Asked::Tap { device: a, netns: m, .. }, Asked::Tap { device: b, netns: n, .. }) => {
                 a == b && m == n
             }
-            (Asked::Netdev { device: a }, Asked::Netdev { device: b }) => a == b,
-            (Asked::Tap { device: a, netns: None, .. }, Asked::Netdev { device: b })
-            | (Asked::Netdev { device: a }, Asked::Tap { device: b, netns: None, .. }) => a == b,
+            (Asked::Netdev { device: a, netns: m }, Asked::Netdev { device: b, netns: n })
+            | (Asked::Tap { device: a, netns: m, .. }, Asked::Netdev { device: b, netns: n })
+            | (Asked::Netdev { device: a, netns: m }, Asked::Tap { device: b, netns: n, .. }) => {
+                a == b && m == n
+            }
             _ => false,
         });
+        let same_mac = |other: &&Member| other.spec.bridge == spec.bridge && other.spec.mac == spec.mac;
+        if let (Some(mac), Some(other)) = (spec.mac, self.ports.values().find(same_mac)) {
+            return Err(Refusal::new(format!(
+                "mac {mac} belongs to port {:?} already",
+                other.spec.name.as_str()
+            )));
+        }
         let Some(other) = taken else { return Ok(()) };
         let what = match &spec.attachment {
             Asked::VhostUser { path, .. } => format!("vhost_user {path:?}"),
             Asked::Tap { device, .. } => format!("tap {device:?}"),
-            Asked::Netdev { device } => format!("netdev {device:?}"),
+            Asked::Netdev { device, .. } => format!("netdev {device:?}"),
         };
         Err(Refusal::new(format!("{what} belongs to port {:?} already", other.spec.name.as_str())))
     }
@@ -279,7 +292,6 @@ impl Switch {
                         Role::Client => vhost_backend::device::Role::Client,
                     },
                     queue_pairs: spec.queues,
-                    mtu: spec.mtu,
                 };
                 let device =
                     Device::start(config, changed).map_err(|error| Refusal::new(error.to_string()))?;
@@ -299,8 +311,9 @@ impl Switch {
                 let mtu = tap.mtu().min(u32::from(u16::MAX)) as u16;
                 Ok((Attachment::Tap(tap), mtu))
             }
-            Asked::Netdev { device } => {
-                let config = NetdevConfig { device: device.clone(), queues: spec.queues, netns: None };
+            Asked::Netdev { device, netns } => {
+                let netns = netns.as_ref().map(PathBuf::from);
+                let config = NetdevConfig { device: device.clone(), queues: spec.queues, netns };
                 let netdev = Netdev::open(&config).map_err(|error| Refusal::new(error.to_string()))?;
                 netdev.on_change(changed);
                 let mtu = netdev.mtu().min(u32::from(u16::MAX)) as u16;
@@ -401,13 +414,18 @@ impl Switch {
     /// # Errors
     /// No such bridge or port, the port is on another bridge, or the table is full.
     pub fn fdb_add(&mut self, bridge: &str, mac: Mac, port: &str, vlan: u16) -> Result<(), Refusal> {
-        let table = &self.find_bridge(bridge)?.fdb;
+        self.find_bridge(bridge)?;
         let member = self.find_port(port)?;
         if member.spec.bridge.as_str() != bridge {
             let other = member.spec.bridge.as_str();
             return Err(Refusal::new(format!("port {port:?} is on bridge {other:?}, not on {bridge:?}")));
         }
-        match table.fix(Key::new(mac.0, vlan), member.port.number(), self.now()) {
+        self.fix(bridge, mac, vlan, member.port.number())
+    }
+
+    fn fix(&self, bridge: &str, mac: Mac, vlan: u16, port: u16) -> Result<(), Refusal> {
+        let table = &self.find_bridge(bridge)?.fdb;
+        match table.fix(Key::new(mac.0, vlan), port, self.now()) {
             Learned::Full => Err(Refusal::new(format!(
                 "the forwarding database of bridge {bridge:?} is full: its limit is {} (bridge add --fdb-limit)",
                 table.limit()

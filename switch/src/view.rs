@@ -147,7 +147,10 @@ fn port_view(member: &Member) -> api::Port {
             view.netns = netns.clone();
             view.persist = *persist;
         }
-        Asked::Netdev { device } => view.device = Some(device.clone()),
+        Asked::Netdev { device, netns } => {
+            view.device = Some(device.clone());
+            view.netns = netns.clone();
+        }
     }
     match port.attachment() {
         Attachment::Vhost(device) => {

@@ -58,9 +58,6 @@ pub struct DeviceConfig {
     pub role: Role,
     /// Receive and transmit queue pairs that a guest may use, 1 to [`MAX_QUEUE_PAIRS`].
     pub queue_pairs: u16,
-    /// The port's MTU. The protocol does not carry it (guests learn theirs from their VMM, QEMU: `host_mtu`); it is
-    /// kept for [`Device::mtu`].
-    pub mtu: Option<u16>,
 }
 
 /// How a port is doing.
@@ -136,7 +133,6 @@ pub struct Device {
     control: Arc<Mutex<Control>>,
     wake: UnixStream,
     thread: Mutex<Option<JoinHandle<()>>>,
-    mtu: Option<u16>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -169,7 +165,6 @@ impl Device {
         let shared = Arc::new(Shared::new(config.queue_pairs, changed));
         let control = Arc::new(Mutex::new(Control::default()));
         let thread_name = config.name.replace('\0', "");
-        let mtu = config.mtu;
         let port = Port { config, listener, shared: shared.clone(), control: control.clone(), woken };
         port.shared.waiting(port.expecting());
         let thread = thread::Builder::new()
@@ -177,17 +172,12 @@ impl Device {
             .stack_size(STACK)
             .spawn(move || port.run())
             .map_err(DeviceError::Thread)?;
-        Ok(Arc::new(Self { shared, control, wake, thread: Mutex::new(Some(thread)), mtu }))
+        Ok(Arc::new(Self { shared, control, wake, thread: Mutex::new(Some(thread)) }))
     }
 
     /// Queue pairs that a guest may use.
     pub fn queue_pairs(&self) -> usize {
         self.shared.rings().len() / 2
-    }
-
-    /// The MTU that the port was given.
-    pub fn mtu(&self) -> Option<u16> {
-        self.mtu
     }
 
     /// The guest's transmit queue of a pair (vring 2i+1).

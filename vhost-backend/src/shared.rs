@@ -119,7 +119,7 @@ impl Shared {
         let up = self.rings.chunks(2).filter(|pair| pair.iter().all(RingCell::is_active)).count();
         match (up, self.rings.len() / 2) {
             (0, _) => (State::Down, "the guest has not started its network device".into()),
-            (1, 1) => (State::Up, "running".into()),
+            (up, all) if up == all => (State::Up, String::new()),
             (up, all) => (State::Up, format!("running with {up} of {all} queue pairs")),
         }
     }

@@ -16,7 +16,7 @@ pub const CORES_MAX: usize = 1024;
 /// The workers of a switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Workers {
-    /// So many (1 to [`WORKERS_MAX`]), wherever the kernel runs them.
+    /// So many (1 to [`WORKERS_MAX`]), one each on the highest-numbered cores that the process may use.
     Count(usize),
     /// One on each of these cores, bound to it; at least one, at most [`WORKERS_MAX`], none twice, each below
     /// [`CORES_MAX`]. Whether the machine has them and lets us is for who starts the workers to find out.

@@ -111,6 +111,8 @@ pub enum Attachment {
     },
     /// An existing device: a TAP that somebody else holds, a veth, a NIC.
     Netdev {
+        /// The network namespace of the device, as with a TAP.
+        netns: Option<String>,
         /// The device, of the kernel's form for device names.
         device: String,
     },
@@ -267,6 +269,16 @@ impl TryFrom<&api::BridgeAdd> for BridgeSpec {
     }
 }
 
+fn netns(asked: &api::PortAdd) -> Result<Option<String>, Invalid> {
+    match asked.netns.as_deref().filter(|name| !is_netns(name)) {
+        None => Ok(asked.netns.clone()),
+        Some(name) => {
+            let rule = "it must be a name as \"ip netns list\" shows it, or an absolute path";
+            Err(Invalid::new("netns", format!("netns {name:?} is no network namespace: {rule}")))
+        }
+    }
+}
+
 fn attachment(asked: &api::PortAdd) -> Result<Attachment, Invalid> {
     let only_with = |field: &'static str, given: bool, kind: &str| match given {
         true => Err(Invalid::new(field, format!("{field} goes with {kind} only: leave it out"))),
@@ -282,25 +294,18 @@ fn attachment(asked: &api::PortAdd) -> Result<Attachment, Invalid> {
     };
     match (&asked.vhost_user, &asked.tap, &asked.netdev) {
         (Some(path), None, None) => {
-            only_with("netns", asked.netns.is_some(), "tap")?;
+            only_with("netns", asked.netns.is_some(), "tap and netdev")?;
             only_with("persist", asked.persist, "tap")?;
             Ok(Attachment::VhostUser { path: socket_path("vhost_user", path)?, role })
         }
         (None, Some(device), None) => {
             only_with("role", asked.role.is_some(), "vhost_user")?;
             let device = name("tap", device)?.to_string();
-            if let Some(netns) = asked.netns.as_deref().filter(|n| !is_netns(n)) {
-                let rule = "it must be a name as \"ip netns list\" shows it, or an absolute path";
-                return Err(Invalid::new(
-                    "netns",
-                    format!("netns {netns:?} is no network namespace: {rule}"),
-                ));
-            }
-            Ok(Attachment::Tap { device, netns: asked.netns.clone(), persist: asked.persist })
+            Ok(Attachment::Tap { device, netns: netns(asked)?, persist: asked.persist })
         }
         (None, None, Some(device)) => {
             only_with("role", asked.role.is_some(), "vhost_user")?;
-            only_with("netns", asked.netns.is_some(), "tap")?;
+            let netns = netns(asked)?;
             only_with("persist", asked.persist, "tap")?;
             only_with("mtu", asked.mtu.is_some(), "vhost_user and tap (a netdev keeps its own)")?;
             only_with("mac", asked.mac.is_some(), "vhost_user and tap (a netdev keeps its own)")?;
@@ -308,7 +313,7 @@ fn attachment(asked: &api::PortAdd) -> Result<Attachment, Invalid> {
                 let rule = "it must be the name of a network device, 1 to 15 bytes without \"/\", \":\", \"%\" and blanks";
                 return Err(Invalid::new("netdev", format!("netdev {device:?} is no device name: {rule}")));
             }
-            Ok(Attachment::Netdev { device: device.clone() })
+            Ok(Attachment::Netdev { device: device.clone(), netns })
         }
         (None, None, None) => Err(Invalid::new(
             "name",
@@ -497,7 +502,10 @@ mod tests {
     fn options_go_with_their_kind() {
         let refused = |result: Result<PortSpec, Invalid>| result.unwrap_err().to_string();
         assert_eq!(refused(port(|p| p.persist = true)), "persist goes with tap only: leave it out");
-        assert_eq!(refused(port(|p| p.netns = Some("n".into()))), "netns goes with tap only: leave it out");
+        assert_eq!(
+            refused(port(|p| p.netns = Some("n".into()))),
+            "netns goes with tap and netdev only: leave it out"
+        );
         assert_eq!(
             refused(tap(|p| p.role = Some("client".into()))),
             "role goes with vhost_user only: leave it out"

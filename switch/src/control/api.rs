@@ -123,7 +123,7 @@ pub struct PortAdd {
     /// A TAP device to make or adopt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
-    /// With `tap`: the network namespace, a name or an absolute path.
+    /// With `tap` and `netdev`: the network namespace, a name or an absolute path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<String>,
     /// With `tap`: the device stays when the port goes.
@@ -414,7 +414,7 @@ pub struct Port {
     pub role: Option<Role>,
     /// The TAP or network device; `null` for vhost-user.
     pub device: Option<String>,
-    /// Network namespace of the TAP; `null` where it is the daemon's own, and for other kinds.
+    /// Network namespace of the device; `null` where it is the daemon's own, and for other kinds.
     pub netns: Option<String>,
     /// Whether the TAP stays when the port goes.
     pub persist: bool,

@@ -62,7 +62,6 @@ const SEGMENTS_PER_BURST: usize = 4096;
 /// A port of the switch.
 pub struct Port {
     number: u16,
-    name: String,
     attachment: Attachment,
     mtu: AtomicU16,
     counters: Box<[CachePadded<PortCounters>]>,
@@ -74,19 +73,14 @@ pub struct Gone;
 
 impl Port {
     /// A port with a set of counters for each of `workers` workers.
-    pub fn new(number: u16, name: String, attachment: Attachment, mtu: u16, workers: usize) -> Self {
+    pub fn new(number: u16, attachment: Attachment, mtu: u16, workers: usize) -> Self {
         let counters = (0..workers).map(|_| CachePadded::default()).collect();
-        Self { number, name, attachment, mtu: AtomicU16::new(mtu), counters }
+        Self { number, attachment, mtu: AtomicU16::new(mtu), counters }
     }
 
     /// The number by which tables know it.
     pub fn number(&self) -> u16 {
         self.number
-    }
-
-    /// The name by which people know it.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// What it is attached to.

@@ -74,7 +74,7 @@ pub(crate) struct Port {
 }
 
 pub(crate) fn config(path: &Path, role: Role, queue_pairs: u16) -> DeviceConfig {
-    DeviceConfig { name: "port".into(), path: path.into(), role, queue_pairs, mtu: None }
+    DeviceConfig { name: "port".into(), path: path.into(), role, queue_pairs }
 }
 
 pub(crate) fn start(path: &Path, role: Role) -> Result<Arc<Device>, DeviceError> {
