@@ -73,10 +73,17 @@ soak: build-test setup ## The end-to-end scenarios again and again, for SOAK_MIN
 	@$(CARGO) build -q -p shunt-tests --bin soak
 	@$(IN_SCRATCH) SOAK_MINUTES=$(SOAK_MINUTES) $(TARGET)/debug/soak
 
+.PHONY: gates-update
+gates-update: ## Record the instruction counts of now as the standard of `make gates`
+	rm -rf $(TARGET)/gungraun
+	-GUNGRAUN_SAVE_SUMMARY=json GUNGRAUN_RUNNER=$(TOOLS)/bin/gungraun-runner $(CARGO) bench -p shunt-perf --bench gates
+	$(CARGO) run -q -p shunt-perf -- gates-update $(TARGET)/gungraun
+
 .PHONY: bench
 bench: setup ## shunt beside its peers in one run (BENCH="--help" for what can be chosen)
-	$(CARGO) build --release -p shunt-switch -p shuntctl
-	$(CARGO) run --release -p shunt-perf -- bench $(BENCH)
+	perf/setup-bench.sh
+	$(CARGO) build --release -p shunt-switch -p shunt-perf
+	$(IN_SCRATCH) SHUNT_TEST_TOOLS=$(TOOLS) $(TARGET)/release/shunt-perf bench --output $(TARGET)/bench $(BENCH)
 
 .PHONY: man
 man: build ## Manual pages and shell completions, in target/man and target/completions

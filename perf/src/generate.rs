@@ -49,6 +49,8 @@ pub struct Shape {
     pub event_idx: bool,
     /// Whether the guests' memory is in 2 MiB pages.
     pub hugepages: bool,
+    /// Whether the guests make the sockets, and the switch connects.
+    pub listen: bool,
 }
 
 /// Result of one measurement.
@@ -116,8 +118,9 @@ impl Generator {
         let mut bounds = vec![0];
         let mut connections = Vec::new();
         for (n, socket) in sockets.iter().enumerate() {
-            let guest = Guest::connect(socket, &options)
-                .with_context(|| format!("guest {n} on {}", socket.display()))?;
+            let guest =
+                if shape.listen { Guest::listen(socket, &options) } else { Guest::connect(socket, &options) };
+            let guest = guest.with_context(|| format!("guest {n} on {}", socket.display()))?;
             let (from, to) = (n as u8 + 1, ((n + 1) % sockets.len()) as u8 + 1);
             let header =
                 if large { frames::tcp_gso(from, to, traffic.size, MSS, 0).0 } else { NetHeader::default() };
@@ -181,8 +184,9 @@ impl Generator {
     fn drive(&mut self, length: Duration, meter: &mut Meter) -> Result<f64> {
         let start = Instant::now();
         let end = clock::cycles() + (length.as_secs_f64() * self.cycles_per_second) as u64;
-        // Traffic that is silent for this long has been lost on its way.
-        let silence = (self.cycles_per_second * 0.002) as u64;
+        // Traffic that is silent for this long has been lost on its way; a thread that lost its processor for a while
+        // must not look like that, for what is sent then comes on top of what is still there.
+        let silence = (self.cycles_per_second * 0.25) as u64;
         let mut heard = 0;
         loop {
             let before = clock::cycles();

@@ -76,6 +76,9 @@ struct GenerateArguments {
     /// With event indexes
     #[arg(long)]
     event_idx: bool,
+    /// Make the sockets and wait for the switch
+    #[arg(long)]
+    listen: bool,
     /// Guest memory in 2 MiB pages
     #[arg(long)]
     hugepages: bool,
@@ -88,6 +91,7 @@ fn generate(arguments: GenerateArguments) -> Result<()> {
         mergeable: !arguments.no_mergeable,
         event_idx: arguments.event_idx,
         hugepages: arguments.hugepages,
+        listen: arguments.listen,
     };
     let traffic = Traffic {
         size: arguments.size,

@@ -28,7 +28,9 @@ fn launch(site: &Site, kind: Kind, tso: bool) -> Result<Pair> {
     let wiring = Wiring { tso, busy: false, ..Wiring::pair(1) };
     let mut candidate = kind.launch(site, &wiring)?;
     let spec = |n: usize| {
-        let nic = Nic::connects(&candidate.sockets()[n]).address(&format!("10.79.0.{}/24", n + 1));
+        let socket = &candidate.sockets()[n];
+        let nic = if candidate.guests_listen() { Nic::listens(socket) } else { Nic::connects(socket) };
+        let nic = nic.address(&format!("10.79.0.{}/24", n + 1));
         let nic = if tso { nic } else { nic.without_tso() };
         GuestSpec::new(&format!("{}{n}{tso}", kind.name())).nic(nic)
     };

@@ -14,7 +14,7 @@ pub(super) const HUGEPAGES: usize = 1600;
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// Two vhost-user ports, guests of our own, frames of 64 to 1518 bytes, 1 to 4 queues
+    /// Two vhost-user ports, guests of our own, frames of 64 to 1514 bytes (1518 with FCS), 1 to 4 queues
     Vhost,
     /// The same with testpmd's virtio-user guests
     Testpmd,
@@ -131,8 +131,8 @@ impl Arguments {
     pub(super) fn sizes(&self, queues: u16) -> Vec<usize> {
         match () {
             () if !self.sizes.is_empty() => self.sizes.clone(),
-            () if self.quick || queues > 1 => vec![64, 1518],
-            () => vec![64, 128, 256, 512, 1024, 1518],
+            () if self.quick || queues > 1 => vec![64, 1514],
+            () => vec![64, 128, 256, 512, 1024, 1514],
         }
     }
 

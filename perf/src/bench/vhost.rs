@@ -11,8 +11,15 @@ use crate::peers::{Kind, Running, Site, TestpmdGuests, Wiring, testpmd_available
 /// A 64 KiB segmentation frame: 45 segments of 1448 bytes and their headers.
 const LARGE: usize = 54 + 45 * 1448;
 
-fn shape(arguments: &Arguments, queues: u16) -> Shape {
-    Shape { pairs: queues, ring_size: arguments.ring, mergeable: true, event_idx: false, hugepages: false }
+fn shape(arguments: &Arguments, candidate: &Running, queues: u16) -> Shape {
+    Shape {
+        pairs: queues,
+        ring_size: arguments.ring,
+        mergeable: true,
+        event_idx: false,
+        hugepages: false,
+        listen: candidate.guests_listen(),
+    }
 }
 
 fn traffic(arguments: &Arguments, size: usize, queues: u16, answer: Answer) -> Traffic {
@@ -150,7 +157,8 @@ fn measure_own(
     traffic: &Traffic,
 ) -> Result<(Measured, Option<f64>)> {
     let length = arguments.seconds();
-    let mut generator = Generator::connect(candidate.sockets(), &shape(arguments, queues), traffic)?;
+    let shape = shape(arguments, candidate, queues);
+    let mut generator = Generator::connect(candidate.sockets(), &shape, traffic)?;
     drive(site, &mut generator, 0.0, length / 3.0)?;
     candidate.reset()?;
     let measured = drive(site, &mut generator, 0.01, length)?;

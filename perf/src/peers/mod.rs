@@ -64,6 +64,10 @@ impl Wiring {
 pub trait Candidate {
     /// Sockets of its vhost-user ports.
     fn sockets(&self) -> &[PathBuf];
+    /// Whether the guests make the sockets, and the candidate connects.
+    fn guests_listen(&self) -> bool {
+        false
+    }
     /// The process with the packet path.
     fn process(&mut self) -> &mut Process;
     /// Starts its counters at zero.
@@ -150,9 +154,9 @@ impl Running {
         self.inner.sockets()
     }
 
-    /// Process id of the packet path.
-    pub fn pid(&mut self) -> u32 {
-        self.inner.process().pid()
+    /// Whether the guests make the sockets, and the candidate connects.
+    pub fn guests_listen(&self) -> bool {
+        self.inner.guests_listen()
     }
 
     /// Counters at zero.
@@ -163,11 +167,6 @@ impl Running {
     /// Busy cycles a packet since the reset.
     pub fn busy_cycles(&mut self) -> Result<Option<f64>> {
         self.inner.busy_cycles().with_context(|| self.words())
-    }
-
-    /// The process, to look at its threads and memory.
-    pub fn process(&mut self) -> &mut Process {
-        self.inner.process()
     }
 
     /// What it says of itself.

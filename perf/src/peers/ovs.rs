@@ -33,6 +33,7 @@ pub(super) struct Ovs {
     switch: Process,
     dir: PathBuf,
     sockets: Vec<PathBuf>,
+    guests_listen: bool,
     _database: Process,
     _netns: NetNs,
 }
@@ -109,10 +110,19 @@ impl Ovs {
         })?;
         vsctl("add-br br0 -- set bridge br0 datapath_type=netdev")?;
         let mut sockets = Vec::new();
+        // Ports that make their sockets themselves never offer segmentation offload; those that connect do.
+        let guests_listen = wiring.tso;
         for n in 0..wiring.sockets {
-            vsctl(&format!("add-port br0 v{n} -- set Interface v{n} type=dpdkvhostuser"))?;
             let path = dir.join(format!("v{n}"));
-            await_start("a port's socket", &mut switch, LIMIT, |_| path.exists().then_some(()))?;
+            if guests_listen {
+                let options = format!("options:vhost-server-path={}", path.display());
+                vsctl(&format!(
+                    "add-port br0 v{n} -- set Interface v{n} type=dpdkvhostuserclient {options}"
+                ))?;
+            } else {
+                vsctl(&format!("add-port br0 v{n} -- set Interface v{n} type=dpdkvhostuser"))?;
+                await_start("a port's socket", &mut switch, LIMIT, |_| path.exists().then_some(()))?;
+            }
             sockets.push(path);
         }
         for (device, namespace) in &wiring.taps {
@@ -120,7 +130,7 @@ impl Ovs {
             // It makes devices where it lives; its descriptor stays good when they move.
             sh(&["ip", "-n", netns.id(), "link", "set", device, "netns", namespace])?;
         }
-        Ok(Self { switch, dir: dir.to_owned(), sockets, _database: database, _netns: netns })
+        Ok(Self { switch, dir: dir.to_owned(), sockets, guests_listen, _database: database, _netns: netns })
     }
 
     fn appctl(&self, arguments: &[&str]) -> Result<String> {
@@ -134,6 +144,10 @@ impl Ovs {
 impl Candidate for Ovs {
     fn sockets(&self) -> &[PathBuf] {
         &self.sockets
+    }
+
+    fn guests_listen(&self) -> bool {
+        self.guests_listen
     }
 
     fn process(&mut self) -> &mut Process {
