@@ -354,8 +354,8 @@ mod tests {
                 "7:7: port.mtu: invalid type: string \"45\", expected an integer",
             ),
             (
-                &format!("{port}netdev = \"t\"\nnetns = \"n\"\n"),
-                "7:9: port \"p\": netns goes with tap only: leave it out",
+                &format!("{port}vhost_user = \"/t\"\nnetns = \"n\"\n"),
+                "7:9: port \"p\": netns goes with tap and netdev only: leave it out",
             ),
             (port, "4:8: port \"p\": port \"p\" is attached to nothing"),
             (

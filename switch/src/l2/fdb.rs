@@ -395,7 +395,7 @@ impl Fdb {
             self.full.fetch_add(1, Ordering::Relaxed);
             return Learned::Full;
         }
-        let Some(index) = self.vacancy(writer, key, now) else {
+        let Some(index) = self.vacancy(writer, key, now).or_else(|| self.make_way(writer, key, now)) else {
             self.full.fetch_add(1, Ordering::Relaxed);
             return Learned::Full;
         };
@@ -436,6 +436,33 @@ impl Fdb {
             }
         }
         best.map(|(_, at)| at)
+    }
+
+    /// Moves an entry of the key's buckets, both full, to its other bucket; the slot that it leaves. A reader that looks
+    /// meanwhile finds it at one place or at both, or at worst misses it once.
+    #[cold]
+    fn make_way(&self, writer: &mut Writer, key: Key, now: u32) -> Option<usize> {
+        let (first, second) = self.places(key);
+        for place in [first, second] {
+            for (way, slot) in self.buckets[place].0.iter().enumerate() {
+                let resident = Key(slot.key.load(Ordering::Relaxed));
+                let (a, b) = self.places(resident);
+                let other = if a == place { b } else { a };
+                let empty = |slot: &Slot| slot.key.load(Ordering::Relaxed) == 0;
+                let Some(free) = self.buckets[other].0.iter().position(empty) else { continue };
+                let value = Value(slot.value.load(Ordering::Relaxed));
+                let target = &self.buckets[other].0[free];
+                target.value.store(value.0, Ordering::Release);
+                target.key.store(resident.0, Ordering::Release);
+                slot.key.store(0, Ordering::Release);
+                if self.ageing != 0 && !value.fixed() {
+                    let at = value.seen().wrapping_add(self.ageing).wrapping_add(1);
+                    writer.wheel.schedule(other * WAYS + free, at, now);
+                }
+                return Some(place * WAYS + way);
+            }
+        }
+        None
     }
 
     /// Makes room in a full table for a port that holds less than its share, at the cost of one that holds more: a
