@@ -351,7 +351,7 @@ fn wrong_usage_is_told_without_a_daemon() {
         &["port", "add", "vm", "--bridge", "b", "--tap", "t", "--netdev", "n"],
         &["port", "add", "vm", "--bridge", "b", "--tap", "t", "--role", "server"],
         &["port", "add", "vm", "--bridge", "b", "--vhost-user", socket, "--persist"],
-        &["port", "add", "vm", "--bridge", "b", "--netdev", "n", "--netns", "x"],
+        &["port", "add", "vm", "--bridge", "b", "--vhost-user", "/s", "--netns", "x"],
         &["port", "add", "vm", "--bridge", "b", "--tap", "t", "--mtu", "big"],
         &["port", "set", "vm"],
         &["port", "set", "vm", "--worker", "0"],
