@@ -22,7 +22,6 @@ GUEST_PROGRAMS="ip bridge ss ethtool iperf3 ping arping tcpdump nc flock setsid 
 GUEST_MODULES="virtio_pci virtio_console virtio_net 8021q"
 GUNGRAUN=0.20.0 # the same version as the library in Cargo.toml
 
-export DEBIAN_FRONTEND=noninteractive
 say() { echo "setup: $*"; }
 die() { echo "setup: $*" >&2; exit 1; }
 
@@ -30,21 +29,7 @@ mkdir -p "$TOOLS"
 exec 9>"$TOOLS/.lock"
 flock 9 # one at a time: test runs of the same tree may start together
 
-# --- packages -------------------------------------------------------------------------------------------------------
-installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
-missing=
-for package in $PACKAGES; do installed "$package" || missing+=" $package"; done
-if [ -n "$missing" ]; then
-  as_root=
-  if [ "$(id -u)" != 0 ]; then
-    sudo -n true 2>/dev/null || die "packages are missing and this is neither root nor sudo without a password; run: apt-get install$missing"
-    as_root="sudo -n"
-  fi
-  say "installing by apt:$missing"
-  $as_root apt-get -qq -o Dpkg::Use-Pty=0 update
-  $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends $missing >"$TOOLS/apt.log" 2>&1 ||
-    { tail -20 "$TOOLS/apt.log" >&2; die "apt-get install failed"; }
-fi
+"$REPO/scripts/apt-install.sh" $PACKAGES
 
 # --- QEMU and the guest kernel: downloaded with apt's own mirror and keys, unpacked, never installed ----------------------
 # Debian 12's QEMU 7.2 crashes under emulation as soon as a driver starts a vhost-user device with MSI-X; the one in its
