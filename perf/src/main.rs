@@ -2,6 +2,7 @@
 //! `shunt-perf`: traffic generator and benchmark.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -112,8 +113,8 @@ fn generate(arguments: GenerateArguments) -> Result<()> {
     Ok(())
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().command {
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Generate(arguments) => generate(arguments),
         Command::Bench(arguments) => shunt_perf::bench::run(&arguments),
         Command::GatesUpdate { dir } => {
@@ -121,6 +122,16 @@ fn main() -> Result<()> {
                 println!("{name}: {count} instructions");
             }
             Ok(())
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("shunt-perf: {why:#}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -54,10 +54,23 @@ impl Machine {
             tsc_mhz: (crate::clock::cycles_per_second() / 1e6).round(),
             kernel: read("/proc/sys/kernel/osrelease"),
             virtual_machine: field("flags").split(' ').any(|f| f == "hypervisor"),
-            versions: ["openvswitch-switch-dpdk", "dpdk-dev"].into_iter().filter_map(version).collect(),
+            versions: revision()
+                .into_iter()
+                .chain(["openvswitch-switch-dpdk", "dpdk-dev"].into_iter().filter_map(version))
+                .collect(),
             load: read("/proc/loadavg"),
         }
     }
+}
+
+/// The commit that was measured, with a `+` if there were changes beside it.
+fn revision() -> Option<String> {
+    let output = Command::new("git")
+        .args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty=+"])
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    output.status.success().then(|| format!("shunt {}", String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 /// A shell that waits for our end, however it comes, then removes the scratch directory and gives hugepages back.

@@ -112,6 +112,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     ensure!(!kinds.is_empty(), "no candidate can run here");
+    // Where the kernel or an emulator does most of the work, a switch that cannot be preempted would starve it.
+    let shared = Site { realtime: false, ..site.clone() };
     for part in arguments.parts() {
         let outcome = match part {
             Part::Vhost => vhost::own_guests(&site, arguments, &kinds, &mut results),
@@ -122,8 +124,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 let compared = vhost::adaptive_beside_busy(&site, arguments, &mut results);
                 idle::run(&site, arguments, &mut results).and(compared)
             }
-            Part::Tap => tap::run(&site, arguments, &kinds, &mut results),
-            Part::Qemu => guests::run(&site, arguments, &kinds, &mut results),
+            Part::Tap => tap::run(&shared, arguments, &kinds, &mut results),
+            Part::Qemu => guests::run(&shared, arguments, &kinds, &mut results),
         };
         if let Err(why) = outcome {
             say(&format!("FAILED {part:?}: {why:#}"));
