@@ -25,7 +25,7 @@ pub use daemon::Shuntd;
 pub use guest::{Guest, GuestSpec, boot_all};
 pub use host::{Host, Job, Output};
 pub use hugepages::Hugepages;
-pub use measure::{Iperf, answers, copy_intact, iperf, pings, start_iperf};
+pub use measure::{Iperf, MUCH, answers, copy_intact, iperf, pings, start_iperf};
 pub use netns::NetNs;
 pub use nic::Nic;
 pub use wait::{poll_for, wait_for};

@@ -9,6 +9,9 @@ use crate::host::{Host, Job};
 use crate::progress;
 use crate::wait::{poll_for, wait_for};
 
+/// Bytes that show that a connection carries data, however busy the machine is. How fast it is, `make bench` tells.
+pub const MUCH: u64 = 1 << 20;
+
 /// TCP and UDP ports of the servers started here; each takes a new one.
 fn next_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(5201);

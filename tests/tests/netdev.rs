@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shunt_tests::{
-    GuestSpec, Host, NetNs, Nic, Shuntd, answers, copy_intact, iperf, is_root, pings, wait_for,
+    GuestSpec, Host, MUCH, NetNs, Nic, Shuntd, answers, copy_intact, iperf, is_root, pings, wait_for,
 };
 
 const SOON: Duration = Duration::from_secs(15);
@@ -30,7 +30,7 @@ fn a_guest_on_qemus_own_tap_talks_to_a_guest_on_vhost_user() {
     answers(&vhost, "10.0.0.1", SOON);
     assert_eq!(pings(&tap, "10.0.0.2", 20, ""), 20);
     for options in ["", "-R", "-P4"] {
-        assert!(iperf(&tap, &vhost, "10.0.0.2", 3, options).bits_per_second > 50e6);
+        assert!(iperf(&tap, &vhost, "10.0.0.2", 3, options).bytes > MUCH);
     }
     copy_intact(&tap, &vhost, "10.0.0.2", 16);
     copy_intact(&vhost, &tap, "10.0.0.1", 16);
@@ -67,7 +67,7 @@ fn a_veth_is_a_port_and_is_given_back_as_it_was() {
     answers(&outside, "10.0.0.1", SOON);
     assert_eq!(pings(&guest, "10.0.0.9", 20, ""), 20, "and no answer twice");
     for options in ["", "-R"] {
-        assert!(iperf(&guest, &outside, "10.0.0.9", 3, options).bits_per_second > 50e6);
+        assert!(iperf(&guest, &outside, "10.0.0.9", 3, options).bytes > MUCH);
     }
     copy_intact(&guest, &outside, "10.0.0.9", 16);
     copy_intact(&outside, &guest, "10.0.0.1", 16);

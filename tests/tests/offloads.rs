@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use shunt_tests::{GuestSpec, Host, NetNs, Nic, Shuntd, answers, boot_all, copy_intact, iperf, is_root};
+use shunt_tests::{
+    GuestSpec, Host, MUCH, NetNs, Nic, Shuntd, answers, boot_all, copy_intact, iperf, is_root,
+};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -35,7 +37,7 @@ fn every_mix_of_offloads_delivers_every_byte() {
             answers(from, &address, SOON);
             copy_intact(from, to, &address, 8);
             copy_intact(from, to, &format!("fd00::{}", index + 1), 4);
-            assert!(iperf(from, to, &address, 2, "").bits_per_second > 50e6);
+            assert!(iperf(from, to, &address, 2, "").bytes > MUCH);
         }
     }
     // A wrong checksum would be counted by the receiver that verifies it.
@@ -70,7 +72,7 @@ fn a_namespace_behind_a_tap_takes_and_gives_large_segments() {
         copy_intact(guest, &outside, "10.0.0.9", 8);
         copy_intact(&outside, guest, address, 8);
         for options in ["", "-R"] {
-            assert!(iperf(guest, &outside, "10.0.0.9", 2, options).bits_per_second > 50e6);
+            assert!(iperf(guest, &outside, "10.0.0.9", 2, options).bytes > MUCH);
         }
     }
     // With the device's own offloads off, the host's checks see what the switch made.

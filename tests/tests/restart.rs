@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use shunt_tests::{
-    Guest, GuestSpec, Host, Nic, Shuntd, answers, boot_all, copy_intact, iperf, pings, progress, start_iperf,
-    wait_for,
+    Guest, GuestSpec, Host, MUCH, Nic, Shuntd, answers, boot_all, copy_intact, iperf, pings, progress,
+    start_iperf, wait_for,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -87,12 +87,12 @@ fn a_killed_shuntd_comes_back_and_so_does_the_traffic() {
         answers(&a, "10.0.0.2", SOON);
         answers(&b, "10.0.0.1", SOON);
     }
-    assert!(traffic.finish().bytes > 10 << 20, "a connection that stood before is to go on");
+    assert!(traffic.finish().bytes > MUCH, "a connection that stood before is to go on");
     for port in ["a", "b"] {
         assert_eq!(shuntd.port(port)["state"], "up");
     }
     copy_intact(&a, &b, "10.0.0.2", 8);
-    assert!(iperf(&a, &b, "10.0.0.2", 2, "-R").bits_per_second > 100e6);
+    assert!(iperf(&a, &b, "10.0.0.2", 2, "-R").bytes > MUCH);
 
     progress!("the same with an orderly end");
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -118,7 +118,7 @@ fn ports_come_and_go_under_traffic_of_others() {
         shuntd.ctl(&format!("port del {name}"));
         assert!(!path.exists(), "the socket of a removed port is to go");
     }
-    assert!(traffic.finish().bits_per_second > 100e6);
+    assert!(traffic.finish().bytes > MUCH);
     // The guest of a removed port waits; a port on the same path takes it again.
     shuntd.ctl("port del a");
     assert_eq!(pings(&b, "10.0.0.1", 2, ""), 0);
