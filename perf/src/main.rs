@@ -23,6 +23,18 @@ enum Command {
     Generate(GenerateArguments),
     /// Measure shunt beside its peers
     Bench(shunt_perf::bench::Arguments),
+    /// Say how many cycles a cache line takes from one core to another, again and again
+    Distance {
+        /// The first core
+        #[arg(default_value_t = 0)]
+        first: usize,
+        /// The second core
+        #[arg(default_value_t = 1)]
+        second: usize,
+        /// How often
+        #[arg(long, default_value_t = 10)]
+        repeat: u32,
+    },
     /// Record the instruction counts of the last run of the gates as the new standard
     GatesUpdate {
         /// Where gungraun saved its summaries
@@ -117,6 +129,13 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Generate(arguments) => generate(arguments),
         Command::Bench(arguments) => shunt_perf::bench::run(&arguments),
+        Command::Distance { first, second, repeat } => {
+            for _ in 0..repeat {
+                println!("{:.0}", shunt_perf::clock::line_transfer(first, second)?);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        }
         Command::GatesUpdate { dir } => {
             for (name, count) in shunt_perf::gates::update(&dir)? {
                 println!("{name}: {count} instructions");

@@ -25,6 +25,9 @@ pub use plan::{Arguments, Part};
 
 use crate::peers::{Kind, Site};
 
+/// Cycles that a line takes at most between cores that share a cache.
+const NEAR: f64 = 200.0;
+
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sample {
@@ -46,8 +49,24 @@ pub struct Sample {
     pub gbps: f64,
     /// Cycles of polls that found frames, for each frame, by the candidate's own count.
     pub busy_cycles: Option<f64>,
+    /// Cycles that a cache line took between the two cores just before and just after; see
+    /// [`crate::clock::line_transfer`].
+    pub line_transfer: Option<[f64; 2]>,
     /// Share of the generator's time in which it had frames to work on, where that is known.
     pub generator_busy: Option<f64>,
+}
+
+impl Sample {
+    /// How far the two cores were from each other. A virtual machine's cores move; samples are only compared with
+    /// samples of the same distance. `mixed`: they moved in the middle.
+    pub fn cores(&self) -> &'static str {
+        match self.line_transfer {
+            None => "",
+            Some([before, after]) if before.max(after) <= NEAR => "near",
+            Some([before, after]) if before.min(after) > NEAR => "far",
+            Some(_) => "mixed",
+        }
+    }
 }
 
 /// Everything that a run found.

@@ -46,6 +46,10 @@ pub struct Arguments {
     /// Interleaved rounds of every measurement
     #[arg(long, default_value_t = 5)]
     rounds: u32,
+    /// Go on for up to this many times the rounds, until that many found the two cores near each other (a virtual
+    /// machine's cores move)
+    #[arg(long, default_value_t = 1)]
+    patience: u32,
     /// A short run: two rounds, short measurements, the smallest and the largest frame, one queue
     #[arg(long)]
     quick: bool,
@@ -94,6 +98,11 @@ impl Arguments {
     /// Rounds of each measurement.
     pub fn rounds(&self) -> u32 {
         if self.quick { self.rounds.min(2) } else { self.rounds.max(1) }
+    }
+
+    /// Rounds of each measurement where the cores stay far from each other.
+    pub(super) fn most_rounds(&self) -> u32 {
+        self.rounds() * self.patience.max(1)
     }
 
     /// Seconds of each measurement, after a third of that to warm up.

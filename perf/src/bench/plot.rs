@@ -2,11 +2,12 @@
 //! Bar charts as SVG: one group of bars a frame length, one colour a candidate, the median as the bar's end and the
 //! best as a line above it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::Results;
-use super::report::{Setting, in_gigabits, settings, summarise};
+use super::report::{in_gigabits, settings, summarise};
 
 const COLOURS: [(&str, &str); 4] =
     [("shunt", "#0b7a75"), ("ovs-dpdk", "#d97706"), ("testpmd-io", "#7c8794"), ("", "#3b5bdb")];
@@ -35,11 +36,10 @@ fn colour(candidate: &str) -> &'static str {
 /// File names and contents of the plots: rates and busy cycles by frame length, a pair for each kind of guests and
 /// number of queues.
 pub(super) fn plots(results: &Results) -> Vec<(String, String)> {
-    let mut charts: BTreeMap<(&str, &str, u16), [Vec<Group>; 2]> = BTreeMap::new();
+    let mut charts: BTreeMap<(&str, &str, u16, &str), [Vec<Group>; 2]> = BTreeMap::new();
     let all = settings(results);
-    for ((part, guests, queues, size), candidates) in &all {
-        let (part, guests, queues, size): Setting = (part, guests, *queues, *size);
-        let [rates, cycles] = charts.entry((part, guests, queues)).or_default();
+    for (&(part, guests, queues, size, Reverse(cores)), candidates) in &all {
+        let [rates, cycles] = charts.entry((part, guests, queues, cores)).or_default();
         let mut rate_bars = Vec::new();
         let mut cycle_bars = Vec::new();
         for (candidate, samples) in candidates {
@@ -53,16 +53,25 @@ pub(super) fn plots(results: &Results) -> Vec<(String, String)> {
         cycles.push((size, cycle_bars));
     }
     let mut files = Vec::new();
-    for ((part, guests, queues), [rates, cycles]) in charts {
+    for ((part, guests, queues, cores), [rates, cycles]) in charts {
         let unit = if in_gigabits(part) { "Gbit/s each way" } else { "Mpps each way" };
-        let of = format!("{part}, {guests} guests, {queues} queue{}", if queues == 1 { "" } else { "s" });
+        let plural = if queues == 1 { "" } else { "s" };
+        let of = match cores {
+            "" => format!("{part}, {guests} guests, {queues} queue{plural}"),
+            cores => format!("{part}, {guests} guests, {queues} queue{plural}, cores {cores}"),
+        };
+        let file = format!(
+            "{part}-{}-{queues}q{}{cores}",
+            guests.replace(' ', "-"),
+            if cores.is_empty() { "" } else { "-" }
+        );
         files.push((
-            format!("{part}-{guests}-{queues}q-rate.svg"),
+            format!("{file}-rate.svg"),
             chart(&format!("{unit}: {of}"), &rates, "line: best of the rounds"),
         ));
         if cycles.iter().any(|(_, bars)| !bars.is_empty()) {
             files.push((
-                format!("{part}-{guests}-{queues}q-cycles.svg"),
+                format!("{file}-cycles.svg"),
                 chart(&format!("busy cycles a packet: {of}"), &cycles, "line: best (fewest)"),
             ));
         }

@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
 //! Results as Markdown: per candidate best, median and spread, and ratios against the peers.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -43,20 +44,36 @@ pub(super) fn summarise(samples: &[&Sample], rate: impl Fn(&Sample) -> f64) -> S
     }
 }
 
-/// What samples must share to be compared: part, guests, queues, size.
-pub(super) type Setting = (&'static str, &'static str, u16, usize);
+/// What samples must share to be compared: part, guests, queues, size, distance of the cores.
+pub(super) type Setting = (&'static str, &'static str, u16, usize, Reverse<&'static str>);
 
 /// Candidates in the order in which they were first measured, for each setting.
 pub(super) fn settings(results: &Results) -> BTreeMap<Setting, Vec<(&'static str, Vec<&Sample>)>> {
     let mut settings: BTreeMap<Setting, Vec<(&'static str, Vec<&Sample>)>> = BTreeMap::new();
-    for sample in &results.samples {
-        let group = settings.entry((sample.part, sample.guests, sample.queues, sample.size)).or_default();
+    for sample in results.samples.iter().filter(|s| s.cores() != "mixed") {
+        let setting = (sample.part, sample.guests, sample.queues, sample.size, Reverse(sample.cores()));
+        let group = settings.entry(setting).or_default();
         match group.iter_mut().find(|(name, _)| *name == sample.candidate) {
             Some((_, samples)) => samples.push(sample),
             None => group.push((sample.candidate, vec![sample])),
         }
     }
     settings
+}
+
+/// The median of shunt's rate over another candidate's in the same round: what was measured within seconds.
+fn paired(
+    candidates: &[(&'static str, Vec<&Sample>)],
+    samples: &[&Sample],
+    rate: impl Fn(&Sample) -> f64,
+) -> Option<f64> {
+    let (_, ours) = candidates.iter().find(|(name, _)| *name == "shunt")?;
+    let ratios: Vec<f64> = samples
+        .iter()
+        .filter(|s| s.candidate != "shunt")
+        .filter_map(|s| Some(rate(ours.iter().find(|o| o.round == s.round)?) / rate(s)))
+        .collect();
+    (!ratios.is_empty()).then(|| median(ratios))
 }
 
 /// Whether a part's rates are shown in Gbit/s.
@@ -102,33 +119,36 @@ pub(super) fn markdown(results: &Results) -> String {
         let _ = writeln!(text, "Failed: {line}\n");
     }
     let mut last = None;
-    for ((part, guests, queues, size), candidates) in settings(results) {
+    for ((part, guests, queues, size, Reverse(cores)), candidates) in settings(results) {
         if last != Some((part, guests)) {
             last = Some((part, guests));
             let _ = writeln!(text, "\n### {}\n", heading(part, guests));
-            text.push_str("| bytes | queues | candidate | best | median | spread | busy cycles/packet: best | median | shunt/this, best | median |\n");
-            text.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
+            text.push_str("| bytes | queues | cores | candidate | rounds | best | median | spread | busy cycles/packet: best | median | shunt/this: best | by round |\n");
+            text.push_str("|---|---|---|---|---|---|---|---|---|---|---|---|\n");
         }
         let rate = |s: &Sample| if in_gigabits(part) { s.gbps } else { s.mpps };
         let ours = candidates.iter().find(|(name, _)| *name == "shunt").map(|(_, s)| summarise(s, rate));
         for (name, samples) in &candidates {
             let summary = summarise(samples, rate);
-            let ratio = |of: fn(&Summary) -> f64| match &ours {
-                Some(ours) if *name != "shunt" => format!("{:.2}", of(ours) / of(&summary)),
+            let best = match &ours {
+                Some(ours) if *name != "shunt" => format!("{:.2}", ours.best / summary.best),
                 _ => String::new(),
             };
+            let by_round =
+                paired(&candidates, samples, rate).map_or(String::new(), |ratio| format!("{ratio:.2}"));
             let cycles =
                 |of: fn((f64, f64)) -> f64| summary.cycles.map_or(String::new(), |c| format!("{:.0}", of(c)));
             let _ = writeln!(
                 text,
-                "| {size} | {queues} | {name} | {:.2} | {:.2} | {:.0} % | {} | {} | {} | {} |",
+                "| {size} | {queues} | {cores} | {name} | {} | {:.2} | {:.2} | {:.0} % | {} | {} | {} | {} |",
+                samples.len(),
                 summary.best,
                 summary.median,
                 summary.spread * 100.0,
                 cycles(|c| c.0),
                 cycles(|c| c.1),
-                ratio(|s| s.best),
-                ratio(|s| s.median)
+                best,
+                by_round
             );
         }
     }
@@ -153,8 +173,19 @@ mod tests {
             mpps,
             gbps: 0.0,
             busy_cycles: cycles,
+            line_transfer: None,
             generator_busy: None,
         }
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        let of = |candidate, round, mpps| Sample { candidate, round, ..sample(mpps, None) };
+        let ours = [of("shunt", 0, 10.0), of("shunt", 1, 2.0), of("shunt", 2, 9.0)];
+        let theirs = [of("other", 0, 5.0), of("other", 1, 1.0), of("other", 2, 3.0)];
+        let candidates = [("shunt", ours.iter().collect()), ("other", theirs.iter().collect::<Vec<_>>())];
+        assert_eq!(paired(&candidates, &candidates[1].1, |s| s.mpps), Some(2.0));
+        assert_eq!(paired(&candidates, &candidates[0].1, |s| s.mpps), None);
     }
 
     #[test]

@@ -65,6 +65,7 @@ pub(super) fn run(site: &Site, arguments: &Arguments, kinds: &[Kind], results: &
                 mpps: 0.0,
                 gbps: measured.bits_per_second / 1e9,
                 busy_cycles: None,
+                line_transfer: None,
                 generator_busy: None,
             });
         }

@@ -42,9 +42,23 @@ fn launch(site: &Site, kinds: &[Kind], wiring: &Wiring, results: &mut Results) -
     running
 }
 
+/// How far the two cores are from each other at this moment. Nobody may poll meanwhile.
+fn distance(arguments: &Arguments) -> Result<f64> {
+    crate::clock::line_transfer(arguments.guest_core, arguments.switch_core)
+}
+
+/// Whether each of `candidates` has been measured often enough while the cores were near each other.
+fn enough_near(samples: &[Sample], candidates: usize, arguments: &Arguments) -> bool {
+    let near = |name: &str| samples.iter().filter(|s| s.candidate == name && s.cores() == "near").count();
+    let mut names: Vec<_> = samples.iter().map(|s| s.candidate).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.len() >= candidates && names.iter().all(|name| near(name) >= arguments.rounds() as usize)
+}
+
 fn note(results: &mut Results, sample: Sample) {
     say(&format!(
-        "{:<7} {:>5} B {} queue(s) round {} {:<10} {:>6.2} Mpps each way {:>6.2} Gbit/s{}",
+        "{:<7} {:>5} B {} queue(s) round {} {:<10} {:>6.2} Mpps each way {:>6.2} Gbit/s{}{}",
         sample.guests,
         sample.size,
         sample.queues,
@@ -52,7 +66,8 @@ fn note(results: &mut Results, sample: Sample) {
         sample.candidate,
         sample.mpps,
         sample.gbps,
-        sample.busy_cycles.map(|c| format!(" {c:>6.1} busy cycles/packet")).unwrap_or_default()
+        sample.busy_cycles.map(|c| format!(" {c:>6.1} busy cycles/packet")).unwrap_or_default(),
+        sample.line_transfer.map(|[b, a]| format!(" (a line: {b:.0}, {a:.0})")).unwrap_or_default()
     ));
     results.samples.push(sample);
 }
@@ -115,12 +130,18 @@ fn rounds(
     traffic: &Traffic,
     results: &mut Results,
 ) -> Result<()> {
-    for round in 0..arguments.rounds() {
+    let first = results.samples.len();
+    for round in 0..arguments.most_rounds() {
+        if round >= arguments.rounds() && enough_near(&results.samples[first..], running.len(), arguments) {
+            break;
+        }
         for candidate in running.iter_mut() {
             let name = candidate.name();
+            let before = distance(arguments)?;
             candidate.resume()?;
             let measured = measure_own(site, arguments, candidate, queues, traffic);
             candidate.pause()?;
+            let line_transfer = Some([before, distance(arguments)?]);
             match measured {
                 Ok((measured, busy_cycles)) => note(
                     results,
@@ -134,6 +155,7 @@ fn rounds(
                         mpps: measured.mpps_each_way,
                         gbps: measured.gbps.iter().sum::<f64>() / measured.gbps.len() as f64,
                         busy_cycles,
+                        line_transfer,
                         generator_busy: Some(measured.generator_busy),
                     },
                 ),
@@ -214,10 +236,18 @@ pub(super) fn testpmd_guests(
             }
         }
         for size in arguments.sizes(queues) {
-            for round in 0..arguments.rounds() {
+            let first = results.samples.len();
+            for round in 0..arguments.most_rounds() {
+                if round >= arguments.rounds()
+                    && enough_near(&results.samples[first..], pairs.len(), arguments)
+                {
+                    break;
+                }
                 for (candidate, guests) in &mut pairs {
+                    let before = distance(arguments)?;
                     let (mpps, busy_cycles) = measure_testpmd(arguments, candidate, guests, size)
                         .with_context(|| format!("{} with testpmd's guests", candidate.kind.name()))?;
+                    let line_transfer = Some([before, distance(arguments)?]);
                     note(
                         results,
                         Sample {
@@ -230,6 +260,7 @@ pub(super) fn testpmd_guests(
                             mpps,
                             gbps: mpps * size as f64 * 8.0 / 1e3,
                             busy_cycles,
+                            line_transfer,
                             generator_busy: None,
                         },
                     );
