@@ -71,7 +71,7 @@ impl PacketSocket {
         set(&fd, libc::PACKET_VNET_HDR, &one)?;
         set(&fd, libc::PACKET_IGNORE_OUTGOING, &one)?;
         // The switch keeps no queue of its own and neither shall a queueing discipline that nobody asked for: a full
-        // device says so, and the drop is counted where it is seen. Saves 5 to 10% of a send over a veth, too.
+        // device says so, and the drop is counted where it is seen.
         set(&fd, libc::PACKET_QDISC_BYPASS, &one)?;
         setsockopt(&fd, RcvBufForce, &RECEIVE_BUFFER)?;
         setsockopt(&fd, SndBufForce, &SEND_BUFFER)?;

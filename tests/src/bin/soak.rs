@@ -46,8 +46,9 @@ fn main() {
             shuntd.ctl(&format!("port del p{port}"));
         }
         if let Some(outside) = &outside {
-            shuntd
-                .ctl(&format!("port add out --bridge shunt0 --tap tap0 --queues 2 --netns {}", outside.id()));
+            // The same address each time: nobody asks for it again.
+            let device = format!("--tap tap0 --queues 2 --mac 02:00:00:00:00:09 --netns {}", outside.id());
+            shuntd.ctl(&format!("port add out --bridge shunt0 {device}"));
             outside.up("tap0", Some("10.0.0.9/24"));
             answers(&a, "10.0.0.9", SOON);
             iperf(&a, outside, "10.0.0.9", 2, "");
