@@ -40,6 +40,14 @@ reasons! {
     SamePort = "same_port",
     /// Received: to be flooded, but the bridge has no other port.
     NoOtherPort = "no_other_port",
+    /// To route: the IP packet is longer than its frame, or its headers than the bytes that are looked at.
+    IpTruncated = "ip_truncated",
+    /// To route: version or lengths of the IP header contradict each other.
+    IpHeader = "ip_header",
+    /// To route: the IPv4 header's checksum is wrong.
+    IpChecksum = "ip_checksum",
+    /// To route: no room for the transport header that the packet says it has.
+    TransportTruncated = "transport_truncated",
     /// To send: the port is down or its guest has no receive ring running.
     LinkDown = "link_down",
     /// To send: the guest had no receive buffer left.
@@ -68,6 +76,10 @@ impl DropReason {
             Runt | Oversized
                 | BadOffload
                 | BadSource
+                | IpTruncated
+                | IpHeader
+                | IpChecksum
+                | TransportTruncated
                 | BufferTooSmall
                 | DeviceRefused
                 | TooManySegments

@@ -8,12 +8,14 @@
 
 pub mod checksum;
 pub mod ethernet;
+pub mod headers;
 pub mod ip;
 mod mtu;
 pub mod offload;
 mod segment;
 #[cfg(test)]
 mod testing;
+pub mod tuple;
 mod validate;
 
 pub use mtu::fits;
