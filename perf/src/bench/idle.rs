@@ -3,9 +3,12 @@
 //! costs: the first frame after silence, and the rate of adaptive beside busy workers.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
 use serde_json::json;
 
@@ -35,6 +38,8 @@ pub struct Idle {
     pub cpu_seconds: f64,
     /// Microseconds from the guest's kick to the frame in the other guest's ring: median, 90th, 99th percentile, most.
     pub wake_us: [f64; 4],
+    /// The same of a bare wake-up: an eventfd, epoll and two threads on the same cores.
+    pub bare_wake_us: [f64; 4],
 }
 
 /// Nanoseconds on a processor, all threads.
@@ -95,6 +100,7 @@ pub(super) fn run(site: &Site, arguments: &Arguments, results: &mut Results) -> 
     let cpu_share = (cpu_ns(pid)? - before) as f64 / 1e9 / cpu_seconds;
 
     let wake_us = wake(site, &mut guests)?;
+    let bare_wake_us = bare_wake(site)?;
     let most = add.iter().copied().fold(0.0, f64::max);
     let idle = Idle {
         ports: PORTS,
@@ -103,6 +109,7 @@ pub(super) fn run(site: &Site, arguments: &Arguments, results: &mut Results) -> 
         cpu_share,
         cpu_seconds,
         wake_us,
+        bare_wake_us,
     };
     say(&format!("idle: {idle:?}"));
     results.idle = Some(idle);
@@ -131,12 +138,62 @@ fn wake(site: &Site, guests: &mut [Guest]) -> Result<[f64; 4]> {
                 }
                 times.push(start.elapsed().as_secs_f64() * 1e6);
             }
-            times.sort_by(f64::total_cmp);
-            let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-            Ok([at(0.5), at(0.9), at(0.99), at(1.0)])
+            Ok(quantiles(times))
         };
         scope.spawn(work).join().map_err(|_| anyhow::anyhow!("the measuring thread panicked"))?
     })
+}
+
+/// What the machine itself takes to wake a thread that sleeps in epoll on the switch's core, from a write to its
+/// eventfd until it runs: the floor of [`wake`], in the same run.
+fn bare_wake(site: &Site) -> Result<[f64; 4]> {
+    let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    let woken = AtomicU64::new(0);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let sleeper = scope.spawn(|| -> Result<()> {
+            crate::clock::pin(site.switch_core)?;
+            for _ in 0..WAKES {
+                ensure!(
+                    epoll.wait(&mut [EpollEvent::empty()], 2000u16)? == 1,
+                    "no wake-up within two seconds"
+                );
+                woken.store(begun.elapsed().as_nanos() as u64, Ordering::Release);
+                event.read()?;
+            }
+            Ok(())
+        });
+        let waker = scope.spawn(|| -> Result<[f64; 4]> {
+            crate::clock::pin(site.guest_core)?;
+            let mut times = Vec::new();
+            for n in 0..WAKES {
+                std::thread::sleep(Duration::from_micros(2000 + (n as u64 * 37) % 3000));
+                woken.store(0, Ordering::Release);
+                let start = begun.elapsed().as_nanos() as u64;
+                event.write(1)?;
+                let end = loop {
+                    match woken.load(Ordering::Acquire) {
+                        0 => {
+                            ensure!(begun.elapsed().as_nanos() as u64 - start < 2_000_000_000, "it sleeps on")
+                        }
+                        end => break end,
+                    }
+                };
+                times.push(end.saturating_sub(start) as f64 / 1e3);
+            }
+            Ok(quantiles(times))
+        });
+        sleeper.join().map_err(|_| anyhow::anyhow!("the sleeping thread panicked"))??;
+        waker.join().map_err(|_| anyhow::anyhow!("the waking thread panicked"))?
+    })
+}
+
+/// Median, 90 %, 99 % and most.
+fn quantiles(mut values: Vec<f64>) -> [f64; 4] {
+    values.sort_by(f64::total_cmp);
+    [0.5, 0.9, 0.99, 1.0].map(|share| values[((values.len() - 1) as f64 * share) as usize])
 }
 
 /// As Markdown.
@@ -156,6 +213,10 @@ pub(super) fn markdown(idle: &Idle) -> String {
         (
             "first frame after silence: median / 90 % / 99 % / most",
             idle.wake_us.map(|us| format!("{us:.0}")).join(" / ") + " us",
+        ),
+        (
+            "a bare eventfd wake-up between the same cores: the same",
+            idle.bare_wake_us.map(|us| format!("{us:.0}")).join(" / ") + " us",
         ),
     ];
     for (name, value) in rows {
