@@ -7,11 +7,13 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod embedded;
 pub mod ethernet;
 pub mod headers;
 pub mod ip;
 mod mtu;
 pub mod offload;
+pub mod rewrite;
 mod segment;
 #[cfg(test)]
 mod testing;
