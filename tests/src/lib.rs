@@ -8,18 +8,23 @@
 
 #![forbid(unsafe_code)]
 
+pub mod conntrack;
 pub mod daemon;
+pub mod dhcp;
 pub mod guest;
 pub mod host;
 pub mod hugepages;
+pub mod lan;
 pub mod measure;
 pub mod netns;
 pub mod nic;
 pub mod process;
 pub mod qmp;
+pub mod station;
 pub mod testpmd;
 pub mod tools;
 pub mod wait;
+pub mod web;
 
 pub use daemon::Shuntd;
 pub use guest::{Guest, GuestSpec, boot_all};
@@ -28,7 +33,9 @@ pub use hugepages::Hugepages;
 pub use measure::{Iperf, MUCH, answers, copy_intact, iperf, pings, start_iperf};
 pub use netns::NetNs;
 pub use nic::Nic;
+pub use station::Station;
 pub use wait::{poll_for, wait_for};
+pub use web::{Knock, Web, knock, seen_as};
 
 use std::io::Write as _;
 use std::sync::OnceLock;

@@ -115,7 +115,7 @@ pub fn iperf(client: &dyn Host, server: &dyn Host, address: &str, seconds: u64, 
 }
 
 #[track_caller]
-fn wait_listening(server: &dyn Host, port: u16) {
+pub(crate) fn wait_listening(server: &dyn Host, port: u16) {
     wait_for(&format!("{} to listen on TCP port {port}", server.name()), Duration::from_secs(20), || {
         (!server.sh(&format!("ss -Hltn sport = :{port}")).is_empty()).then_some(())
     });

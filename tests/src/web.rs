@@ -1,0 +1,99 @@
+//! A web server on a host, which gives away random bytes and tells callers what address they come from.
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::host::{Host, Job, Output};
+use crate::measure::wait_listening;
+use crate::progress;
+
+/// A running server; it ends when dropped.
+pub struct Web {
+    /// TCP port.
+    pub port: u16,
+    sum: String,
+    _job: Job,
+    _dir: TempDir,
+}
+
+impl Web {
+    /// Serves `kibibytes` of random bytes as `/file`, and the caller's address as `/cgi-bin/who`, on every address of
+    /// `host`.
+    #[track_caller]
+    pub fn serve(host: &dyn Host, port: u16, kibibytes: u32) -> Self {
+        // A guest's own directory goes with the guest, a namespace's is this one.
+        let held = tempfile::Builder::new().prefix("shunt-web-").tempdir();
+        let held = held.unwrap_or_else(|e| panic!("no temporary directory: {e}"));
+        let dir = held.path().display();
+        let sum = host.sh(&format!(
+            "mkdir -p {dir}/cgi-bin; head -c {kibibytes}K /dev/urandom >{dir}/file
+             printf '#!/bin/sh\\nprintf \"\\\\r\\\\n%%s\" \"$REMOTE_ADDR\"\\n' >{dir}/cgi-bin/who
+             chmod +x {dir}/cgi-bin/who; sha256sum <{dir}/file"
+        ));
+        let job = host.start(&format!("exec busybox httpd -f -p {port} -h {dir}"), Duration::from_secs(600));
+        wait_listening(host, port);
+        Self { port, sum, _job: job, _dir: held }
+    }
+
+    /// Fetches the file and compares its sum.
+    #[track_caller]
+    pub fn fetch_intact(&self, client: &dyn Host, address: &str) {
+        let url = url(address, "file");
+        let output = get_to(client, &url, "| sha256sum");
+        assert_eq!(output.text.trim(), self.sum, "{}: {url} arrived changed, or not at all", client.name());
+        progress!("{} fetched {url} unchanged", client.name());
+    }
+}
+
+/// The address from which the server at `address` (`host:port`) sees `client`; an IPv4 one without the prefix of
+/// mapped addresses. `Err` holds the client's words when it does not answer.
+#[track_caller]
+pub fn seen_as(client: &dyn Host, address: &str) -> Result<String, String> {
+    let output = get_to(client, &url(address, "cgi-bin/who"), "");
+    let text = output.text.trim().trim_matches(['[', ']']);
+    let text = text.strip_prefix("::ffff:").unwrap_or(text).to_owned();
+    if output.ok() { Ok(text) } else { Err(text) }
+}
+
+fn url(address: &str, path: &str) -> String {
+    format!("http://{address}/{path}")
+}
+
+/// Runs the host's client; curl where it is, busybox' in guests.
+#[track_caller]
+fn get_to(client: &dyn Host, url: &str, rest: &str) -> Output {
+    client.run(&format!(
+        "if command -v curl >/dev/null; then curl -gsS --max-time 10 '{url}' {rest}; \
+         else wget -q -T 10 -O - '{url}' {rest}; fi"
+    ))
+}
+
+/// What becomes of an attempt to open a TCP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Knock {
+    /// It was accepted.
+    Open,
+    /// Answered with a reset.
+    Refused,
+    /// Answered with an ICMP error.
+    Unreachable,
+    /// Not answered at all.
+    Silent,
+}
+
+/// Tries to open a TCP connection from `client`; three seconds without an answer are silence.
+#[track_caller]
+pub fn knock(client: &dyn Host, address: &str, port: u16) -> Knock {
+    let text = client.run(&format!("nc -z -v -n -w 3 {address} {port}")).text;
+    let words = [
+        ("succeeded", Knock::Open),
+        ("refused", Knock::Refused),
+        ("No route to host", Knock::Unreachable),
+        ("unreachable", Knock::Unreachable),
+        ("Permission denied", Knock::Unreachable),
+        ("timed out", Knock::Silent),
+    ];
+    let found = words.iter().find(|(word, _)| text.contains(word));
+    found.unwrap_or_else(|| panic!("{}: nc {address} {port}: {text}", client.name())).1
+}
