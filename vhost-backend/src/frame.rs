@@ -19,6 +19,11 @@ pub const SEGMENTS: usize = 2048;
 /// Longest frame that any port may bring: a 64 KiB GSO frame with its Ethernet header and two VLAN tags.
 pub const MAX_FRAME: usize = 65535 + 14 + 8;
 
+/// Bytes of a VLAN tag, which stands behind the two addresses.
+const TAG: usize = 4;
+/// Bytes before it.
+const BEFORE_TAG: usize = 12;
+
 /// A piece of a frame in the sender's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
@@ -108,6 +113,8 @@ pub struct Burst {
     pub(crate) segments: Box<[Segment]>,
     pub(crate) segments_used: usize,
     pub(crate) totals: Totals,
+    /// Bytes that a tag pushed out of a full snapshot.
+    spilled: Box<[[u8; TAG]; BURST]>,
 }
 
 /// What is asked about a whole burst, summed up as it is filled.
@@ -144,6 +151,7 @@ impl Burst {
             segments: vec![Segment::EMPTY; SEGMENTS].into_boxed_slice(),
             segments_used: 0,
             totals: Totals::default(),
+            spilled: Box::new([[0; TAG]; BURST]),
         }
     }
 
@@ -288,6 +296,65 @@ impl Burst {
         Some(at)
     }
 
+    /// Takes the outermost VLAN tag off frame `i`; offload metadata moves along. False, and nothing changed, if the
+    /// frame is too short to have one or its metadata points into what would be taken.
+    pub fn remove_tag(&mut self, i: usize) -> bool {
+        let head_len = usize::from(self.frames[i].head_len).min(SNAPSHOT);
+        let Some(header) = self.header(i).moved(-(TAG as i16)) else { return false };
+        if head_len < BEFORE_TAG + TAG + 2 {
+            return false;
+        }
+        self.snapshots[i].0.copy_within(BEFORE_TAG + TAG..head_len, BEFORE_TAG);
+        self.frames[i].head_len -= TAG as u16;
+        self.frames[i].len -= TAG as u32;
+        self.totals.bytes -= TAG as u64;
+        self.set_header(i, header);
+        true
+    }
+
+    /// Puts a VLAN tag (its four bytes as they go on the wire) into frame `i`; offload metadata moves along. False, and
+    /// nothing changed, if the frame cannot grow.
+    pub fn insert_tag(&mut self, i: usize, tag: [u8; TAG]) -> bool {
+        let frame = self.frames[i];
+        let head_len = usize::from(frame.head_len).min(SNAPSHOT);
+        let Some(header) = frame.header.moved(TAG as i16) else { return false };
+        if head_len < BEFORE_TAG + 2 || frame.len as usize + TAG > MAX_FRAME {
+            return false;
+        }
+        if head_len + TAG > SNAPSHOT && !self.spill(i, head_len, SNAPSHOT - TAG) {
+            return false;
+        }
+        let kept = head_len.min(SNAPSHOT - TAG);
+        let snapshot = &mut self.snapshots[i].0;
+        snapshot.copy_within(BEFORE_TAG..kept, BEFORE_TAG + TAG);
+        snapshot[BEFORE_TAG..BEFORE_TAG + TAG].copy_from_slice(&tag);
+        self.frames[i].head_len = (kept + TAG) as u16;
+        self.frames[i].len += TAG as u32;
+        self.totals.bytes += TAG as u64;
+        self.totals.longest = self.totals.longest.max(self.frames[i].len);
+        self.set_header(i, header);
+        true
+    }
+
+    /// Moves the bytes `from..to` of frame `i`'s snapshot into a segment of their own in front of its others.
+    fn spill(&mut self, i: usize, to: usize, from: usize) -> bool {
+        let frame = self.frames[i];
+        let (at, more) = (usize::from(frame.more_at), usize::from(frame.more));
+        let new_at = self.segments_used;
+        if new_at + 1 + more > self.segments.len() {
+            return false;
+        }
+        self.spilled[i][..to - from].copy_from_slice(&self.snapshots[i].0[from..to]);
+        self.segments[new_at] = frame.tail;
+        self.segments.copy_within(at..at + more, new_at + 1);
+        self.segments_used += 1 + more;
+        // SAFETY: the bytes are in a box of this burst, which nobody else writes while the frame is in it.
+        self.frames[i].tail = unsafe { Segment::new(self.spilled[i].as_ptr(), (to - from) as u32) };
+        self.frames[i].more = (1 + more) as u16;
+        self.frames[i].more_at = new_at as u16;
+        true
+    }
+
     /// Fills the (empty) burst with frames that lie in slices of the caller's, lends it to `consume`, and clears it.
     /// This is the safe way in, for frames that the switch made itself.
     pub fn with_slices<'a, R>(
@@ -365,6 +432,32 @@ impl<'a> Filler<'_, 'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net_header::NEEDS_CSUM;
+
+    #[test]
+    fn a_tag_goes_in_and_out_and_nothing_else_changes() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        for (len, head) in [(60, 60), (126, 126), (130, 128), (1000, 128), (1000, 100)] {
+            let mut burst = Burst::new();
+            let header =
+                NetHeader { flags: NEEDS_CSUM, csum_start: 34, csum_offset: 6, ..NetHeader::default() };
+            burst.with_slices(
+                |filler| assert!(filler.push(header, &bytes[..head], &bytes[head..len])),
+                |burst| {
+                    let mut to = vec![0; 2000];
+                    assert!(burst.insert_tag(0, [0x81, 0, 0x20, 7]));
+                    let expected = [&bytes[..12], &[0x81, 0, 0x20, 7], &bytes[12..len]].concat();
+                    assert_eq!(burst.linearise(0, &mut to), Some(len + 4));
+                    assert_eq!(&to[..len + 4], &expected[..]);
+                    assert_eq!((burst.header(0).csum_start, burst.bytes()), (38, len as u64 + 4));
+                    assert!(burst.remove_tag(0));
+                    assert_eq!(burst.linearise(0, &mut to), Some(len));
+                    assert_eq!(&to[..len], &bytes[..len]);
+                    assert_eq!((*burst.header(0), burst.bytes()), (header, len as u64));
+                },
+            );
+        }
+    }
 
     #[test]
     fn slices_come_back_whole_and_the_burst_is_empty_afterwards() {

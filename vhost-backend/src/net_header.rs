@@ -71,6 +71,18 @@ impl NetHeader {
         self.gso_kind() != GSO_NONE
     }
 
+    /// The metadata of the same frame with `by` more bytes in front of what it points to; `None` if that is beyond a
+    /// frame's bounds.
+    pub fn moved(mut self, by: i16) -> Option<Self> {
+        if self.flags & NEEDS_CSUM != 0 {
+            self.csum_start = self.csum_start.checked_add_signed(by)?;
+        }
+        if self.hdr_len != 0 {
+            self.hdr_len = self.hdr_len.checked_add_signed(by)?;
+        }
+        Some(self)
+    }
+
     /// The header as it lies in memory.
     #[inline]
     pub fn to_bytes(self) -> [u8; NET_HEADER_LEN] {
