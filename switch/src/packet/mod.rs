@@ -16,7 +16,7 @@ pub mod offload;
 pub mod rewrite;
 mod segment;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod tuple;
 mod validate;
 

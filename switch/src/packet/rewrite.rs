@@ -410,4 +410,4 @@ fn lower_mss(options: &mut [u8], mss: u16) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,7 +1,9 @@
 //! Frames for tests, put together by etherparse and by the definitions of the RFCs: nothing here shares code with
 //! what it is to judge.
 
-use etherparse::{IpNumber, Ipv4Header, Ipv6Header, TcpHeader, UdpHeader};
+use etherparse::{
+    IpNumber, Ipv4Header, Ipv6Header, NetHeaders, PacketHeaders, TcpHeader, TransportHeader, UdpHeader,
+};
 use vhost_backend::net_header::{GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader};
 
 pub(crate) const FIN: u8 = 0x01;
@@ -222,4 +224,31 @@ fn pseudo(from: &[u8], to: &[u8], protocol: u8, length: usize) -> u16 {
         let (sum, carry) = sum.overflowing_add(u16::from_be_bytes([word[0], word[1]]));
         sum + u16::from(carry)
     })
+}
+
+/// The frame with its checksums as etherparse computes them. Nothing may follow the IP packet.
+pub(crate) fn recomputed(frame: &[u8]) -> Vec<u8> {
+    let parsed = PacketHeaders::from_ethernet_slice(frame).expect("a whole packet");
+    let mut frame = frame.to_vec();
+    let network = 14 + 4 * parsed.link_exts.len();
+    let payload = parsed.payload.slice();
+    let mut transport = parsed.transport.expect("a transport header");
+    match parsed.net.expect("an IP packet") {
+        NetHeaders::Ipv4(ip, _) => {
+            frame[network + 10..network + 12].copy_from_slice(&ip.calc_header_checksum().to_be_bytes());
+            transport.update_checksum_ipv4(&ip, payload).expect("a length that fits");
+        }
+        NetHeaders::Ipv6(ip, _) => transport.update_checksum_ipv6(&ip, payload).expect("a length that fits"),
+        NetHeaders::Arp(_) => unreachable!("ARP has no transport header"),
+    }
+    let at = frame.len() - payload.len() - transport.header_len();
+    let (offset, checksum) = match transport {
+        TransportHeader::Tcp(tcp) => (16, tcp.checksum),
+        TransportHeader::Udp(udp) => (6, udp.checksum),
+        TransportHeader::Icmpv4(icmp) => (2, icmp.checksum),
+        TransportHeader::Icmpv6(icmp) => (2, icmp.checksum),
+        _ => unreachable!("no other protocol here"),
+    };
+    frame[at + offset..at + offset + 2].copy_from_slice(&checksum.to_be_bytes());
+    frame
 }
