@@ -6,9 +6,11 @@
 
 pub mod clock;
 pub mod config;
+pub mod conntrack;
 pub mod control;
 pub mod drops;
 pub mod l2;
+pub mod memory;
 pub mod packet;
 pub mod pipeline;
 pub mod port;

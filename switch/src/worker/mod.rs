@@ -4,10 +4,13 @@
 //! leaves by, give the buffers back. A worker owns its scratch memory and its counters and shares nothing per packet.
 #![forbid(unsafe_code)]
 
+pub mod epoch;
 mod poll;
 mod sleep;
 
 use std::sync::Arc;
+// The epochs take their atomics from here, so that their test can put others in their place.
+use std::sync::atomic;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;

@@ -1,0 +1,342 @@
+//! What packets do to the state of their connection. Only packets that may change something come here: those of a
+//! settled connection touch their half and are gone.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::Ordering;
+
+use super::entry::Half;
+use super::key::{ANSWER, Family, Key};
+use super::owner::Owner;
+use super::state::{Phase, State};
+use super::table::{Ref, Slot, Table};
+use super::tcp::{self, Kind, Next, Segment};
+use crate::packet::headers::tcp_flags::{ACK, FIN, RST, SYN};
+use crate::packet::headers::{Fragment, Headers};
+use crate::packet::ip::{ICMP, ICMPV6, TCP, UDP};
+
+/// Seconds after which a UDP conversation that goes on is a stream.
+const STREAM_AFTER: u16 = 2;
+/// Data that a SYN may carry and a reset may leave unacknowledged.
+const SYN_DATA: u32 = 1460;
+
+/// What tracking needs to know of a packet beyond its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Bytes of the IP packet.
+    pub bytes: u32,
+    /// The segment, if the packet is one of TCP and has its header.
+    pub tcp: Option<Segment>,
+}
+
+/// What happens to a packet of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes its way.
+    Accept,
+    /// It does not belong to its connection's state; counted.
+    Invalid,
+    /// Its connection was over and is removed: it begins a new one.
+    Renew,
+}
+
+/// What a connection's first packet begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Begun {
+    pub(super) phase: Phase,
+    pub(super) status: u8,
+    pub(super) note: u16,
+    segment: Option<Segment>,
+}
+
+impl Packet {
+    /// Reads it from the head of a frame.
+    #[inline]
+    pub fn of(headers: &Headers, head: &[u8]) -> Self {
+        let tcp = headers.protocol == TCP && headers.fragment != Fragment::Later;
+        Self { bytes: headers.len, tcp: if tcp { segment(headers, head) } else { None } }
+    }
+
+    /// Whether it may change the state of a settled connection.
+    #[inline(always)]
+    pub fn is_special(headers: &Headers) -> bool {
+        headers.tcp_flags & (SYN | FIN | RST) != 0
+    }
+
+    /// The number that a segment acknowledges, cheaply: for [`Half::touch_tcp`].
+    #[inline(always)]
+    pub fn acknowledged(headers: &Headers, head: &[u8]) -> Option<u32> {
+        if headers.tcp_flags & ACK == 0 || headers.fragment == Fragment::Later {
+            return None;
+        }
+        let at = usize::from(headers.transport) + 8;
+        head.get(at..).and_then(|rest| rest.first_chunk()).map(|bytes| u32::from_be_bytes(*bytes))
+    }
+
+    /// What it begins as the first packet of a connection; none if nothing can begin with it (state INVALID).
+    pub fn begin<F: Family>(&self, key: &Key<F>, loose: bool, now: u32) -> Option<Begun> {
+        let begun = |phase, note| Begun { phase, status: 0, note, segment: None };
+        match key.protocol {
+            TCP => {
+                let segment = self.tcp?;
+                let phase = tcp::begin(segment.kind()?, loose)?;
+                Some(Begun { segment: Some(segment), ..begun(phase, 0) })
+            }
+            UDP => Some(begun(Phase::UdpShort, now as u16)),
+            ICMP | ICMPV6 if key.destination_port == 0 || key.destination_port & ANSWER != 0 => None,
+            ICMP => Some(begun(Phase::Icmp, 0)),
+            ICMPV6 => Some(begun(Phase::Icmpv6, 0)),
+            _ => Some(begun(Phase::Generic, 0)),
+        }
+    }
+}
+
+impl Begun {
+    /// Where the connection begins.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub(super) fn apply<F: Family>(&self, first: &Half<F>, second: &Half<F>) {
+        if let Some(segment) = &self.segment {
+            follow(segment, first, second);
+        }
+    }
+}
+
+/// Reads a segment; none if its header lies.
+fn segment(headers: &Headers, head: &[u8]) -> Option<Segment> {
+    let at = usize::from(headers.transport);
+    let header: &[u8; 20] = head.get(at..)?.first_chunk()?;
+    let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let header_len = usize::from(header[12] >> 4) * 4;
+    let before = (at - usize::from(headers.network)) as u32;
+    let len = headers.len.checked_sub(before)?.checked_sub(header_len as u32)?;
+    let flags = header[13];
+    let scale =
+        if flags & SYN != 0 { head.get(at + 20..at + header_len).and_then(window_scale) } else { None };
+    Some(Segment { flags, seq: word(4), ack: word(8), len, scale })
+}
+
+/// The window scale among a SYN's options (RFC 7323, section 2.2).
+fn window_scale(mut options: &[u8]) -> Option<u8> {
+    loop {
+        options = match *options {
+            [3, 3, scale, ..] => return Some(scale),
+            [1, ref rest @ ..] => rest,
+            [0, ..] | [_] | [] => return None,
+            [_, len, ..] => options.get(usize::from(len).max(2)..)?,
+        };
+    }
+}
+
+/// Notes what a segment tells about sequence numbers. `mine` is the half that it goes by.
+fn follow<F: Family>(segment: &Segment, mine: &Half<F>, others: &Half<F>) {
+    if segment.flags & SYN != 0 {
+        mine.set_scale(segment.scale.unwrap_or(0));
+        others.expect(segment.end(), true);
+    } else if others.expects().is_none() {
+        others.expect(segment.seq, true);
+    }
+    if segment.has_ack() && segment.flags & RST == 0 {
+        mine.expect(segment.ack, segment.flags & SYN != 0);
+    }
+}
+
+/// How a reset fits what its receiver expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reset {
+    Exact,
+    InWindow,
+    Implausible,
+}
+
+fn judge_reset<F: Family>(segment: &Segment, mine: &Half<F>, others: &Half<F>) -> Reset {
+    match (others.expects(), mine.expects()) {
+        (Some(expected), _) if segment.seq == expected => Reset::Exact,
+        (Some(expected), _) if segment.seq.wrapping_sub(expected) <= others.largest_window() => {
+            Reset::InWindow
+        }
+        (Some(_), _) => Reset::Implausible,
+        // To a SYN: it must acknowledge it (RFC 793, section 3.4).
+        (None, Some(sent)) if segment.has_ack() && sent.wrapping_sub(segment.ack) <= SYN_DATA => Reset::Exact,
+        (None, Some(_)) => Reset::Implausible,
+        (None, None) => Reset::InWindow,
+    }
+}
+
+impl<F: Family> Owner<F> {
+    /// Follows and counts a packet of the connection of `half`, unless the half is settled and the packet is not
+    /// special ([`Packet::is_special`]), when [`Half::touch`] or [`Half::touch_tcp`] do.
+    pub fn update(&mut self, table: &Table<F>, half: Ref, packet: &Packet, now: u32) -> Fate {
+        let fate = match &packet.tcp {
+            Some(segment) => self.update_tcp(table, half, segment, now),
+            None => {
+                Self::update_other(table, half, now);
+                Fate::Accept
+            }
+        };
+        match fate {
+            Fate::Accept => table.half(half).touch(now, packet.bytes),
+            Fate::Invalid => table.shared.counters(self.worker()).invalid.add(1),
+            Fate::Renew => {}
+        }
+        fate
+    }
+
+    /// UDP, ICMP, and whatever has no states.
+    fn update_other(table: &Table<F>, half: Ref, now: u32) {
+        let slot = half.slot();
+        let changed = change_state(table, slot, |state| {
+            let mut status = state.status();
+            if half.is_reply() {
+                status |= State::SEEN_REPLY;
+            }
+            let both = status & State::SEEN_REPLY != 0;
+            let mut phase = state.phase();
+            match phase {
+                Phase::UdpShort if both && (now as u16).wrapping_sub(state.note()) > STREAM_AFTER => {
+                    phase = Phase::UdpStream;
+                    status |= State::ASSURED;
+                }
+                Phase::Generic if both => status |= State::ASSURED,
+                _ => {}
+            }
+            State::new(phase, status, state.note())
+        });
+        let Some((old, new)) = changed else { return };
+        let settled = |state: State| match state.phase() {
+            Phase::UdpStream | Phase::Generic => state.assured(),
+            Phase::Icmp | Phase::Icmpv6 => state.seen_reply(),
+            _ => false,
+        };
+        if settled(new) && !settled(old) {
+            Self::settle(table, slot, true);
+        }
+    }
+
+    fn update_tcp(&mut self, table: &Table<F>, half: Ref, segment: &Segment, now: u32) -> Fate {
+        let Some(kind) = segment.kind() else { return Fate::Invalid };
+        let slot = half.slot();
+        let (mine, others) = (table.half(half), table.half(half.other()));
+        let mut state = table.state(half);
+        loop {
+            let mut phase = state.phase();
+            let mut status = state.status();
+            let mut note = state.note();
+            if phase == Phase::Gone {
+                // Removed this moment; the packet saw it alive.
+                return Fate::Accept;
+            }
+            if status & State::DOUBTED != 0 && kind != Kind::Rst {
+                // The reset was not believed.
+                status &= !State::DOUBTED;
+                phase = Phase::Established;
+            }
+            let reset = (kind == Kind::Rst).then(|| judge_reset(segment, mine, others));
+            let mut anew = false;
+            let next = match tcp::next(phase, half.is_reply(), kind) {
+                Next::Invalid => return Fate::Invalid,
+                Next::Renew => {
+                    self.kill(table, half);
+                    return Fate::Renew;
+                }
+                Next::Ignore if kind == Kind::Syn => {
+                    (status, note) = (status | State::ODD_SYN, segment.end() as u16);
+                    phase
+                }
+                Next::Ignore
+                    if kind == Kind::SynAck && status & State::ODD_SYN != 0 && segment.ack as u16 == note =>
+                {
+                    // The server agrees to begin anew, so it is us who have an old idea of the connection.
+                    anew = true;
+                    status &= !(State::ODD_SYN | State::ASSURED);
+                    Phase::SynRecv
+                }
+                Next::Ignore => phase,
+                Next::To(_) if reset == Some(Reset::Implausible) => return Fate::Invalid,
+                Next::To(to) => {
+                    if reset == Some(Reset::InWindow) && phase == Phase::Established {
+                        // The receiver may ask whether it was meant (RFC 5961, section 3.2).
+                        status |= State::DOUBTED;
+                    }
+                    to
+                }
+            };
+            let replied_before = status & State::SEEN_REPLY != 0;
+            if half.is_reply() {
+                status |= State::SEEN_REPLY;
+            }
+            if next == Phase::Established
+                && matches!(phase, Phase::SynRecv | Phase::Established)
+                && status & State::SEEN_REPLY != 0
+            {
+                status |= State::ASSURED;
+            }
+            let new = State::new(next, status, note);
+            if new != state {
+                match table.second(slot).cold.compare_exchange(
+                    state.0,
+                    new.0,
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                ) {
+                    Ok(_) => self.changed(table, slot, state, new, now),
+                    Err(other) => {
+                        state = State(other);
+                        continue;
+                    }
+                }
+            }
+            if anew {
+                // The SYN that was let through without being believed.
+                mine.expect(segment.ack, true);
+            }
+            if kind != Kind::Syn || next.is_half_open() {
+                follow(segment, mine, others);
+            }
+            if kind == Kind::Rst && !replied_before {
+                // An answer that there is nobody: nothing to keep.
+                self.kill(table, half);
+            }
+            return Fate::Accept;
+        }
+    }
+
+    /// What follows from a change of a TCP connection's state.
+    fn changed(&mut self, table: &Table<F>, slot: Slot, old: State, new: State, now: u32) {
+        let settled = |state: State| state.phase() == Phase::Established && state.assured();
+        if settled(old) != settled(new) {
+            Self::settle(table, slot, settled(new));
+        }
+        match (old.phase().is_half_open(), new.phase().is_half_open()) {
+            (true, false) => table.shared.release_half_open(),
+            (false, true) => table.shared.count_half_open(),
+            _ => {}
+        }
+        let seconds = |state: State| table.shared.timeouts.get(state.phase().timeout());
+        // The first look at a new connection comes early enough for the states of its beginning.
+        if seconds(new) < seconds(old) && !matches!(new.phase(), Phase::SynRecv | Phase::SynSent2) {
+            self.shorten(table, slot, now);
+        }
+    }
+}
+
+/// Changes the state word of a live connection; old and new, if they differ.
+fn change_state<F: Family>(
+    table: &Table<F>,
+    slot: Slot,
+    change: impl Fn(State) -> State,
+) -> Option<(State, State)> {
+    let cell = &table.second(slot).cold;
+    let mut old = State(cell.load(Ordering::Relaxed));
+    loop {
+        let new = change(old);
+        if new == old || old.phase() == Phase::Gone {
+            return None;
+        }
+        match cell.compare_exchange_weak(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => return Some((old, new)),
+            Err(other) => old = State(other),
+        }
+    }
+}
