@@ -15,6 +15,7 @@ pub mod packet;
 pub mod pipeline;
 pub mod port;
 pub mod refusal;
+pub mod services;
 pub mod stats;
 pub mod switch;
 pub mod tables;
