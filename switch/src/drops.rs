@@ -48,6 +48,31 @@ reasons! {
     IpChecksum = "ip_checksum",
     /// To route: no room for the transport header that the packet says it has.
     TransportTruncated = "transport_truncated",
+    /// To route: a source address that no packet on a wire may have (0/8, 127/8, 224/4, 240/4, ::, ::1, a group), or
+    /// one of the switch's own.
+    MartianSource = "martian_source",
+    /// To route: a destination address that nobody behind a router may have, or a group's.
+    MartianDestination = "martian_destination",
+    /// To route: from or to a link-local address, which means nothing beyond its link.
+    LinkLocal = "link_local",
+    /// To route: the sender prescribes the route.
+    IpSourceRoute = "ip_source_route",
+    /// To route: the lengths of the IPv4 header's options contradict the header's.
+    IpOptions = "ip_options",
+    /// To route: a fragment that reaches beyond the longest packet there can be.
+    FragmentTooLong = "fragment_too_long",
+    /// To route: a fragment that is not the last, and no multiple of 8 bytes long; or two last ones.
+    FragmentInvalid = "fragment_invalid",
+    /// To route: a fragment of bytes that another one has brought already.
+    FragmentOverlap = "fragment_overlap",
+    /// To route: no room to wait for the first fragment of a packet, or none left in its port's share.
+    FragmentNoRoom = "fragment_no_room",
+    /// To route: the first fragment has not come in time.
+    FragmentTimeout = "fragment_timeout",
+    /// To the switch: a neighbour discovery message that is not valid.
+    NdInvalid = "nd_invalid",
+    /// To the switch, or to translate: the checksum of an ICMP message is wrong.
+    IcmpChecksum = "icmp_checksum",
     /// To send: the port is down or its guest has no receive ring running.
     LinkDown = "link_down",
     /// To send: the guest had no receive buffer left.
@@ -80,6 +105,16 @@ impl DropReason {
                 | IpHeader
                 | IpChecksum
                 | TransportTruncated
+                | MartianSource
+                | MartianDestination
+                | LinkLocal
+                | IpSourceRoute
+                | IpOptions
+                | FragmentTooLong
+                | FragmentInvalid
+                | FragmentOverlap
+                | NdInvalid
+                | IcmpChecksum
                 | BufferTooSmall
                 | DeviceRefused
                 | TooManySegments

@@ -10,6 +10,7 @@ pub mod conntrack;
 pub mod control;
 pub mod drops;
 pub mod l2;
+pub mod l3;
 pub mod memory;
 pub mod packet;
 pub mod pipeline;

@@ -1,0 +1,7 @@
+//! Layer 3: what the switch does as a router and as a host of its own.
+#![forbid(unsafe_code)]
+
+pub mod arp;
+pub mod checks;
+pub mod compose;
+pub mod nd;
