@@ -241,7 +241,8 @@ mod tests {
     use super::*;
 
     fn hash(n: u64) -> u64 {
-        let wide = u128::from(n ^ 0x5851_f42d_4c95_7f2d) * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+        let wide =
+            u128::from(n ^ 0x5851_f42d_4c95_7f2d).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
         (wide >> 64) as u64 ^ wide as u64
     }
 

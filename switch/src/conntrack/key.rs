@@ -16,6 +16,7 @@ use crate::conntrack::owner::Owner;
 use crate::conntrack::table::Table;
 use crate::packet::headers::Headers;
 use crate::packet::ip::{ICMP, ICMPV6};
+use crate::packet::rewrite;
 use crate::packet::tuple::Tuple;
 
 /// Set in the destination port of an ICMP query's answer: the way back is not the way of a request that happens to
@@ -25,7 +26,7 @@ pub const ANSWER: u16 = 0x100;
 /// IPv4 or IPv6.
 pub trait Family: Copy + Debug + Default + Eq + Hash + Send + Sync + 'static {
     /// An address in host order.
-    type Address: Copy + Debug + Default + Eq + Ord + Hash + Send + Sync + 'static;
+    type Address: rewrite::Address + Default + Ord + Hash + Send + Sync + 'static;
     /// Source and destination, in atomics.
     type Pair: FromZeros + Send + Sync + 'static;
     /// Whether it is IPv6.
@@ -37,8 +38,6 @@ pub trait Family: Copy + Debug + Default + Eq + Hash + Send + Sync + 'static {
     fn store(pair: &Self::Pair, source: Self::Address, destination: Self::Address);
     /// Mixes a pair with a secret.
     fn mix(source: Self::Address, destination: Self::Address, secret: &Secret) -> u64;
-    /// Sum of the address's 16-bit words.
-    fn sum(address: Self::Address) -> u32;
     /// For people.
     fn to_ip(address: Self::Address) -> IpAddr;
     /// An address of this family, or none.
@@ -98,11 +97,6 @@ impl Family for V4 {
         fold((u64::from(source) << 32 | u64::from(destination)) ^ secret.0[0], secret.0[1])
     }
 
-    #[inline]
-    fn sum(address: u32) -> u32 {
-        (address >> 16) + (address & 0xffff)
-    }
-
     fn to_ip(address: u32) -> IpAddr {
         Ipv4Addr::from(address).into()
     }
@@ -155,11 +149,6 @@ impl Family for V6 {
         let halves = |address: u128| ((address >> 64) as u64, address as u64);
         let ((a, b), (c, d)) = (halves(source), halves(destination));
         fold(a ^ secret.0[0], b ^ secret.0[1]).wrapping_add(fold(c ^ secret.0[2], d ^ secret.0[3]))
-    }
-
-    #[inline]
-    fn sum(address: u128) -> u32 {
-        (0..8).map(|word| (address >> (16 * word) & 0xffff) as u32).sum()
     }
 
     fn to_ip(address: u128) -> IpAddr {

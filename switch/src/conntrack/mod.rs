@@ -28,7 +28,7 @@ use std::sync::atomic::AtomicU64;
 
 use zerocopy::FromZeros;
 
-pub use entry::{Half, NextHop, Rewrite};
+pub use entry::{Flags, Half, NextHop};
 pub use key::{Family, Key, Key4, Key6, V4, V6};
 pub use owner::{NewConnection, Owner};
 pub use shared::{Counters, Limits, Refused, Shared};

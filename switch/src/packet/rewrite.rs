@@ -75,7 +75,7 @@ pub(super) fn store(bytes: &mut [u8], at: usize, word: u16) {
 
 /// Adds up to three words in one's complement.
 #[inline(always)]
-pub(super) fn fold(sum: u32) -> u16 {
+pub(crate) fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     (sum + (sum >> 16)) as u16
 }
