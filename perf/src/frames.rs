@@ -12,7 +12,7 @@ pub fn mac(n: u8) -> [u8; 6] {
 }
 
 /// The Internet checksum (RFC 1071) of `bytes` continued from `sum`, not yet complemented.
-fn sum(bytes: &[u8], sum: u32) -> u32 {
+pub(crate) fn sum(bytes: &[u8], sum: u32) -> u32 {
     let words = bytes.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w.get(1).copied().unwrap_or(0)));
     let mut sum = words.fold(sum, |sum, word| sum + word);
     while sum > 0xffff {

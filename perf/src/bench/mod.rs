@@ -4,8 +4,10 @@
 //! A machine's speed wavers by the second, so each round measures every candidate within a few seconds, and what is
 //! compared is the best and the median of the rounds. See docs/performance.md for the method.
 
+mod connections;
 mod guests;
 mod idle;
+mod layer3;
 mod machine;
 mod plan;
 mod plot;
@@ -19,6 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+pub use connections::Connections;
 pub use idle::Idle;
 pub use machine::{Guardian, Machine};
 pub use plan::{Arguments, Part};
@@ -84,6 +87,8 @@ pub struct Results {
     pub samples: Vec<Sample>,
     /// What a hundred silent ports cost.
     pub idle: Option<Idle>,
+    /// What new connections and a full table cost.
+    pub connections: Option<Connections>,
 }
 
 /// Says what goes on.
@@ -119,6 +124,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         failures: Vec::new(),
         samples: Vec::new(),
         idle: None,
+        connections: None,
     };
     let mut kinds = Vec::new();
     for kind in arguments.candidates() {
@@ -138,6 +144,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Part::Vhost => vhost::own_guests(&site, arguments, &kinds, &mut results),
             Part::Testpmd => vhost::testpmd_guests(&site, arguments, &kinds, &mut results),
             Part::Gso => vhost::large_frames(&site, arguments, &kinds, &mut results),
+            Part::Route => layer3::route(&site, arguments, &kinds, &mut results),
+            Part::Snat => layer3::snat(&site, arguments, &kinds, &mut results),
+            Part::Connections => connections::run(&site, arguments, &kinds, &mut results),
             Part::Idle if !kinds.contains(&Kind::Shunt) => Ok(()),
             Part::Idle => {
                 let compared = vhost::adaptive_beside_busy(&site, arguments, &mut results);

@@ -20,6 +20,12 @@ pub enum Part {
     Testpmd,
     /// 64 KiB segmentation frames between guests of our own
     Gso,
+    /// Many flows routed between two networks: by one route, by a million; beside the same on one bridge
+    Route,
+    /// Many established flows with their source translated: 1,024 and 1,048,576 of them
+    Snat,
+    /// New connections: each frame the first of another one; a full table at rest and while it empties
+    Connections,
     /// A hundred silent ports, waking up, adaptive beside busy polling
     Idle,
     /// TCP between two TAP devices
@@ -29,7 +35,17 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 6] = [Self::Vhost, Self::Testpmd, Self::Gso, Self::Idle, Self::Tap, Self::Qemu];
+    const ALL: [Self; 9] = [
+        Self::Vhost,
+        Self::Testpmd,
+        Self::Gso,
+        Self::Route,
+        Self::Snat,
+        Self::Connections,
+        Self::Idle,
+        Self::Tap,
+        Self::Qemu,
+    ];
 }
 
 /// The candidates as they are named on the command line.

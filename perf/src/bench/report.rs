@@ -78,7 +78,7 @@ fn paired(
 
 /// Whether a part's rates are shown in Gbit/s.
 pub(super) fn in_gigabits(part: &str) -> bool {
-    !matches!(part, "vhost" | "testpmd" | "adaptive")
+    !matches!(part, "vhost" | "testpmd" | "adaptive" | "route" | "snat" | "connections")
 }
 
 fn heading(part: &str, guests: &str) -> String {
@@ -87,6 +87,17 @@ fn heading(part: &str, guests: &str) -> String {
         ("vhost", "credit") => "Two vhost-user ports, our own guests, prepared frames (Mpps each way)",
         ("testpmd", _) => "Two vhost-user ports, testpmd's virtio-user guests (Mpps each way)",
         ("gso", _) => "65,214-byte TCP segmentation frames between our own guests (Gbit/s each way)",
+        ("route", "flowgen") => "Routed, testpmd's flowgen, one way (Mpps)",
+        ("route", flows) => {
+            return format!("Routed, our own guests, {flows}, each frame answered (Mpps each way)");
+        }
+        ("snat", "flowgen") => "Source translated, testpmd's flowgen, 1,024 flows, one way (Mpps)",
+        ("snat", flows) => {
+            return format!(
+                "Source translated, our own guests, {flows}, each frame answered (Mpps each way)"
+            );
+        }
+        ("connections", _) => "Source translated, each frame the first of a new connection (Mpps)",
         ("adaptive", _) => "Adaptive beside busy polling, our own guests (Mpps each way)",
         ("tap", _) => "iperf3, one TCP connection between two TAP devices in two network namespaces (Gbit/s)",
         ("qemu", "TSO") => "iperf3, one TCP connection between two QEMU guests with TSO (Gbit/s)",
@@ -154,6 +165,9 @@ pub(super) fn markdown(results: &Results) -> String {
     }
     if let Some(idle) = &results.idle {
         text.push_str(&super::idle::markdown(idle));
+    }
+    if let Some(connections) = &results.connections {
+        text.push_str(&super::connections::markdown(connections));
     }
     text
 }

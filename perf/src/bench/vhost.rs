@@ -28,7 +28,7 @@ fn traffic(arguments: &Arguments, size: usize, queues: u16, answer: Answer) -> T
 }
 
 /// Starts every candidate that can be started and stops it until its turn.
-fn launch(site: &Site, kinds: &[Kind], wiring: &Wiring, results: &mut Results) -> Vec<Running> {
+pub(super) fn launch(site: &Site, kinds: &[Kind], wiring: &Wiring, results: &mut Results) -> Vec<Running> {
     let mut running = Vec::new();
     for kind in kinds {
         match kind.launch(site, wiring).and_then(|mut r| r.pause().map(|()| r)) {
@@ -43,12 +43,12 @@ fn launch(site: &Site, kinds: &[Kind], wiring: &Wiring, results: &mut Results) -
 }
 
 /// How far the two cores are from each other at this moment. Nobody may poll meanwhile.
-fn distance(arguments: &Arguments) -> Result<f64> {
+pub(super) fn distance(arguments: &Arguments) -> Result<f64> {
     crate::clock::line_transfer(arguments.guest_core, arguments.switch_core)
 }
 
 /// Whether each of `candidates` has been measured often enough while the cores were near each other.
-fn enough_near(samples: &[Sample], candidates: usize, arguments: &Arguments) -> bool {
+pub(super) fn enough_near(samples: &[Sample], candidates: usize, arguments: &Arguments) -> bool {
     let near = |name: &str| samples.iter().filter(|s| s.candidate == name && s.cores() == "near").count();
     let mut names: Vec<_> = samples.iter().map(|s| s.candidate).collect();
     names.sort_unstable();
@@ -56,7 +56,7 @@ fn enough_near(samples: &[Sample], candidates: usize, arguments: &Arguments) -> 
     names.len() >= candidates && names.iter().all(|name| near(name) >= arguments.rounds() as usize)
 }
 
-fn note(results: &mut Results, sample: Sample) {
+pub(super) fn note(results: &mut Results, sample: Sample) {
     say(&format!(
         "{:<7} {:>5} B {} queue(s) round {} {:<10} {:>6.2} Mpps each way {:>6.2} Gbit/s{}{}",
         sample.guests,
@@ -201,7 +201,7 @@ fn drive(site: &Site, generator: &mut Generator, warm_up: f64, length: f64) -> R
     })
 }
 
-fn promote_self() -> Result<()> {
+pub(super) fn promote_self() -> Result<()> {
     let tid = nix::unistd::gettid().to_string();
     shunt_tests::process::run(&["chrt", "-f", "-p", "1", &tid]).map(drop).map_err(anyhow::Error::msg)
 }

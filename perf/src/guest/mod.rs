@@ -7,6 +7,7 @@
 //! [`Guest::into_lanes`]. Specifications: virtio 1.3 sections 2.7 and 5.1, and QEMU's vhost-user document.
 
 pub mod features;
+mod flow;
 mod lane;
 mod memory;
 mod pair;
@@ -26,6 +27,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vhost_backend::net_header::NetHeader;
 
+pub use flow::{End, Flow, FlowLane, Flows, Framing, INNER};
 pub use lane::{Answer, Counts, Lane, TURN};
 use memory::Memory;
 use pair::Pair;
@@ -419,6 +421,15 @@ impl Guest {
             .map(|(n, pair)| Lane::new(pair, answer, header, &frame(n as u16)))
             .collect::<Result<_>>()?;
         Ok((Connection { _session: self.session }, lanes))
+    }
+}
+
+impl Guest {
+    /// Hands the first queue pair to the generator of flows; see [`Guest::into_lanes`].
+    pub fn into_flow_lane(mut self, end: End, framing: &Framing) -> Result<(Connection, FlowLane)> {
+        ensure!(self.pairs.len() == 1, "{} queue pairs for flows", self.pairs.len());
+        let lane = FlowLane::new(self.pairs.remove(0), end, framing)?;
+        Ok((Connection { _session: self.session }, lane))
     }
 }
 

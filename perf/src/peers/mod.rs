@@ -5,6 +5,7 @@
 //! bound to the switch's core, and stopped (SIGSTOP) whenever it is not its turn, so that candidates can alternate
 //! within seconds. Whatever happens, the kernel ends them when the benchmark ends.
 
+pub mod layer3;
 mod ovs;
 mod shunt;
 mod testpmd;
@@ -19,7 +20,7 @@ use shunt_tests::poll_for;
 use shunt_tests::process::{Process, run};
 
 pub use shunt::{Control, Shunt};
-pub use testpmd::{TestpmdGuests, available as testpmd_available};
+pub use testpmd::{Flowgen, TestpmdGuests, available as testpmd_available};
 
 /// Where and how candidates run.
 #[derive(Clone, Debug)]
@@ -51,12 +52,36 @@ pub struct Wiring {
     pub tso: bool,
     /// Whether shunt's workers never sleep.
     pub busy: bool,
+    /// What is done with packets between the first two ports.
+    pub task: Task,
+}
+
+/// What a candidate does with IPv4 packets between two ports; addresses are those of [`layer3`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Both are on one bridge.
+    Bridge,
+    /// Each is on a network of its own.
+    Route {
+        /// Routes in the table, beside those that are needed.
+        routes: u32,
+    },
+    /// The same, and what leaves the inner network gets the address [`layer3::TRANSLATED`].
+    Snat {
+        /// Connections for which there is room.
+        limit: u32,
+    },
 }
 
 impl Wiring {
     /// Two vhost-user ports with `queues` queue pairs, workers that never sleep.
     pub fn pair(queues: u16) -> Self {
-        Self { sockets: 2, taps: Vec::new(), queues, tso: false, busy: true }
+        Self { sockets: 2, taps: Vec::new(), queues, tso: false, busy: true, task: Task::Bridge }
+    }
+
+    /// Two vhost-user ports with one queue pair and a router between them.
+    pub fn layer3(task: Task) -> Self {
+        Self { task, ..Self::pair(1) }
     }
 }
 
@@ -74,6 +99,10 @@ pub trait Candidate {
     fn reset(&mut self) -> Result<()>;
     /// Cycles of polls that found something, for each packet, by its own counters since the reset.
     fn busy_cycles(&mut self) -> Result<Option<f64>>;
+    /// Its control connection, if it is shunt.
+    fn control(&mut self) -> Option<&mut Control> {
+        None
+    }
     /// Everything that it says of itself, for the record.
     fn report(&mut self) -> String {
         String::new()
@@ -167,6 +196,16 @@ impl Running {
     /// Busy cycles a packet since the reset.
     pub fn busy_cycles(&mut self) -> Result<Option<f64>> {
         self.inner.busy_cycles().with_context(|| self.words())
+    }
+
+    /// shunt's control connection.
+    pub fn control(&mut self) -> Option<&mut Control> {
+        self.inner.control()
+    }
+
+    /// Process id.
+    pub fn pid(&mut self) -> u32 {
+        self.inner.process().pid()
     }
 
     /// What it says of itself.

@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 use shunt_tests::NetNs;
 use shunt_tests::process::{Process, run};
 
-use super::{Candidate, Site, Wiring, await_start, program};
+use super::layer3::{self, GATEWAYS, NETWORKS};
+use super::{Candidate, Site, Task, Wiring, await_start, program};
 
 /// Where Debian puts the switch that is built with DPDK; the plain one is not.
 const SWITCH: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
@@ -22,10 +23,11 @@ pub(super) fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("it needs root".into());
     }
-    let absent: Vec<_> = [SWITCH, SCHEMA, "ovsdb-server", "ovsdb-tool", "ovs-vsctl", "ovs-appctl"]
-        .into_iter()
-        .filter(|p| !program(p))
-        .collect();
+    let absent: Vec<_> =
+        [SWITCH, SCHEMA, "ovsdb-server", "ovsdb-tool", "ovs-vsctl", "ovs-ofctl", "ovs-appctl"]
+            .into_iter()
+            .filter(|p| !program(p))
+            .collect();
     (!absent.is_empty()).then(|| format!("{} not installed (openvswitch-switch-dpdk)", absent.join(", ")))
 }
 
@@ -40,6 +42,37 @@ pub(super) struct Ovs {
 
 fn sh(argv: &[&str]) -> Result<String> {
     run(argv).map_err(anyhow::Error::msg)
+}
+
+/// What a router does with a packet from each port to the other, as flows: hop by hop, and for [`Task::Snat`] through
+/// the userspace connection tracker.
+fn flows(task: Task) -> Vec<String> {
+    let hop = |to: usize| {
+        format!(
+            "dec_ttl,mod_dl_src:{},mod_dl_dst:{},output:{}",
+            layer3::text(GATEWAYS[to]),
+            layer3::text(layer3::guests()[to]),
+            to + 1
+        )
+    };
+    let to_switch = |from: usize| format!("in_port={},ip,dl_dst={}", from + 1, layer3::text(GATEWAYS[from]));
+    match task {
+        Task::Bridge => vec!["actions=NORMAL".into()],
+        // The address alone decides; how many routes there are does not matter to a cache of flows.
+        Task::Route { .. } => [(0, 1), (1, 0)]
+            .map(|(from, to)| format!("{},nw_dst={},actions={}", to_switch(from), NETWORKS[to], hop(to)))
+            .into(),
+        Task::Snat { .. } => vec![
+            format!(
+                "table=0,{},actions=ct(commit,zone=1,nat(src={}:1024-65535),table=1)",
+                to_switch(0),
+                layer3::TRANSLATED
+            ),
+            format!("table=0,{},actions=ct(zone=1,nat,table=1)", to_switch(1)),
+            format!("table=1,in_port=1,ip,actions={}", hop(1)),
+            format!("table=1,in_port=2,ip,actions={}", hop(0)),
+        ],
+    }
 }
 
 impl Ovs {
@@ -120,10 +153,19 @@ impl Ovs {
                     "add-port br0 v{n} -- set Interface v{n} type=dpdkvhostuserclient {options}"
                 ))?;
             } else {
-                vsctl(&format!("add-port br0 v{n} -- set Interface v{n} type=dpdkvhostuser"))?;
+                let number = format!("ofport_request={}", n + 1);
+                vsctl(&format!("add-port br0 v{n} -- set Interface v{n} type=dpdkvhostuser {number}"))?;
                 await_start("a port's socket", &mut switch, LIMIT, |_| path.exists().then_some(()))?;
             }
             sockets.push(path);
+        }
+        if wiring.task != Task::Bridge {
+            sh(&["ovs-appctl", "-t", &at("sw.ctl"), "dpctl/ct-set-maxconns", "8000000"])?;
+            let bridge = format!("unix:{}", at("br0.mgmt"));
+            sh(&["ovs-ofctl", "del-flows", &bridge])?;
+            for flow in flows(wiring.task) {
+                sh(&["ovs-ofctl", "add-flow", &bridge, &flow])?;
+            }
         }
         for (device, namespace) in &wiring.taps {
             vsctl(&format!("add-port br0 {device} -- set Interface {device} type=tap"))?;

@@ -1,7 +1,9 @@
 #![forbid(unsafe_code)]
 //! shunt as a candidate: `shuntd` with one worker, asked on its control socket.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +13,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use shunt_tests::process::Process;
 
-use super::{Candidate, Site, Wiring, await_start};
+use super::layer3::{self, ADDRESSES, GATEWAYS, GUESTS, LINKS, NETWORKS};
+use super::{Candidate, Site, Task, Wiring, await_start};
 
 pub(super) fn missing(site: &Site) -> Option<String> {
     let path = site.programs.join("shuntd");
@@ -69,6 +72,12 @@ impl Shunt {
     /// Starts it; see [`super::Kind::launch`]. `dir` exists and is empty.
     pub fn launch(site: &Site, dir: &Path, wiring: &Wiring) -> Result<Self> {
         let control = dir.join("control.sock");
+        let config = dir.join("shunt.toml");
+        let limit = match wiring.task {
+            Task::Snat { limit } => format!("[conntrack]\nlimit = {limit}\n"),
+            _ => String::new(),
+        };
+        std::fs::write(&config, limit)?;
         let argv: Vec<String> = [
             site.programs.join("shuntd").display().to_string(),
             "--control".into(),
@@ -81,21 +90,32 @@ impl Shunt {
             if wiring.busy { "busy" } else { "adaptive" }.into(),
             "--log".into(),
             "warn".into(),
+            "--config".into(),
+            config.display().to_string(),
         ]
         .into();
         let mut process = Process::start("shuntd", &argv, &dir.join("shuntd.log"), None);
         let mut control = await_start("its control socket", &mut process, Duration::from_secs(30), |_| {
             Control::connect(&control).ok()
         })?;
-        control.call("bridge.add", json!({ "name": "bench" }))?;
+        let bridge = |n: usize| match wiring.task {
+            Task::Bridge => "bench",
+            _ => LINKS[n],
+        };
+        for name in (0..wiring.sockets.max(1)).map(bridge).collect::<BTreeSet<_>>() {
+            control.call("bridge.add", json!({ "name": name }))?;
+        }
         let mut sockets = Vec::new();
         for n in 0..wiring.sockets {
             let path = dir.join(format!("v{n}"));
             control.call(
                 "port.add",
-                json!({ "name": format!("v{n}"), "bridge": "bench", "vhost_user": path, "queues": wiring.queues }),
+                json!({ "name": format!("v{n}"), "bridge": bridge(n), "vhost_user": path, "queues": wiring.queues }),
             )?;
             sockets.push(path);
+        }
+        if wiring.task != Task::Bridge {
+            route(&mut control, wiring.task)?;
         }
         for (device, netns) in &wiring.taps {
             let queues = wiring.queues;
@@ -108,7 +128,49 @@ impl Shunt {
     }
 }
 
+/// Interfaces, neighbours, routes and translation of [`super::layer3`].
+fn route(control: &mut Control, task: Task) -> Result<()> {
+    for (n, link) in LINKS.into_iter().enumerate() {
+        let guest = layer3::text(layer3::guests()[n]);
+        control.call(
+            "interface.add",
+            json!({ "name": link, "bridge": link, "address": [ADDRESSES[n]], "mac": layer3::text(GATEWAYS[n]) }),
+        )?;
+        // testpmd's flowgen sends under another address than it is reached at.
+        control.call("fdb.add", json!({ "bridge": link, "mac": guest, "port": format!("v{n}") }))?;
+        control.call("neighbour.add", json!({ "interface": link, "address": GUESTS[n], "mac": guest }))?;
+        control.call("route.add", json!({ "prefix": NETWORKS[n], "via": GUESTS[n] }))?;
+    }
+    match task {
+        Task::Bridge => (),
+        Task::Route { routes } => {
+            let table = layer3::internet(routes);
+            let mut left = table.len();
+            for part in table.chunks(100_000) {
+                left -= part.len();
+                let routes: Vec<Value> = part
+                    .iter()
+                    .map(|(address, length)| {
+                        let prefix = format!("{}/{length}", Ipv4Addr::from(*address));
+                        json!({ "prefix": prefix, "via": GUESTS[1] })
+                    })
+                    .collect();
+                control.call("route.load", json!({ "routes": routes, "more": left > 0 }))?;
+            }
+        }
+        Task::Snat { .. } => {
+            let rule = json!({ "source": NETWORKS[0], "out": LINKS[1], "to": layer3::TRANSLATED });
+            control.call("nat.add-snat", rule)?;
+        }
+    }
+    Ok(())
+}
+
 impl Candidate for Shunt {
+    fn control(&mut self) -> Option<&mut Control> {
+        Some(&mut self.control)
+    }
+
     fn sockets(&self) -> &[PathBuf] {
         &self.sockets
     }

@@ -186,3 +186,60 @@ impl TestpmdGuests {
         self.prompt.command("stop", "Done.", 1).map(drop)
     }
 }
+
+/// Two guests in one testpmd that send packets of many flows (its `flowgen` mode) and take what they get.
+pub struct Flowgen {
+    prompt: Prompt,
+}
+
+/// Packets a second of [`Flowgen`].
+#[derive(Clone, Copy, Debug)]
+pub struct FlowgenRates {
+    /// What the outer guest received: what was forwarded.
+    pub forwarded: f64,
+    /// What both guests sent. What the outer one sends goes to an address that nobody has.
+    pub sent: f64,
+}
+
+impl Flowgen {
+    /// Connects to the inner and the outer socket. The candidate must be running meanwhile.
+    pub fn connect(site: &Site, dir: &Path, sockets: &[PathBuf], flows: u32) -> Result<Self> {
+        let [inner, outer] = sockets else { bail!("{} sockets for two guests", sockets.len()) };
+        let devices: Vec<String> = [inner, outer]
+            .iter()
+            .enumerate()
+            .map(|(n, path)| format!("--vdev=net_virtio_user{n},path={},queues=1", path.display()))
+            .chain(["--single-file-segments".to_owned()])
+            .collect();
+        let rest = format!("--forward-mode=flowgen --flowgen-flows={flows}");
+        let prompt =
+            Prompt::start(site, dir, "flowgen", (site.switch_core, site.guest_core), &devices, &rest)?;
+        if site.realtime {
+            promote(prompt.process.pid(), site.guest_core)?;
+        }
+        Ok(Self { prompt })
+    }
+
+    /// Lets the packets go.
+    pub fn start(&mut self) -> Result<()> {
+        self.prompt.command("start", "packets/burst", 1)?;
+        self.rates().map(drop)
+    }
+
+    /// Rates since the last call.
+    pub fn rates(&mut self) -> Result<FlowgenRates> {
+        let text = self.prompt.command("show port stats all", "Tx-bps:", 2)?;
+        let all = |name: &str| -> Vec<f64> {
+            let numbers = text.split(name).skip(1);
+            numbers.filter_map(|rest| rest.split_whitespace().next()?.parse().ok()).collect()
+        };
+        let (received, sent) = (all("Rx-pps:"), all("Tx-pps:"));
+        ensure!(received.len() == 2 && sent.len() == 2, "testpmd's statistics have no rates:\n{text}");
+        Ok(FlowgenRates { forwarded: received[1], sent: sent[0] + sent[1] })
+    }
+
+    /// Takes the packets off the way.
+    pub fn stop(&mut self) -> Result<()> {
+        self.prompt.command("stop", "Done.", 1).map(drop)
+    }
+}
