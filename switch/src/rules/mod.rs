@@ -1,0 +1,19 @@
+//! What the rule engines of [`crate::nat`] and [`crate::policy`] have in common: counters of rules, maps from
+//! addresses and ports to what rules say about them, a cheap hash.
+//!
+//! Rules are compiled by the control thread into immutable snapshots; nothing here is changed by a packet but the
+//! counters.
+#![forbid(unsafe_code)]
+
+pub(crate) mod hash;
+mod hits;
+pub(crate) mod intervals;
+pub(crate) mod prefixes;
+
+pub use hits::{Hits, HitsTotal};
+
+/// The number of a rule, given when it is added and never given twice while the switch runs.
+pub type RuleId = u32;
+
+/// The number of an interface, port or bridge that a packet has not got.
+pub const NONE: u16 = u16::MAX;
