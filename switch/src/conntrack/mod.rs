@@ -9,10 +9,13 @@
 #![forbid(unsafe_code)]
 
 pub mod entry;
+pub mod format;
 mod inbox;
 mod index;
 pub mod key;
+mod listing;
 pub mod owner;
+pub mod record;
 pub mod shared;
 pub mod state;
 pub mod table;
@@ -21,7 +24,7 @@ pub mod timeouts;
 pub mod track;
 mod wheel;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 // The index takes its atomics from here, so that its test can put others in their place.
 use std::sync::atomic;
 use std::sync::atomic::AtomicU64;
@@ -31,6 +34,7 @@ use zerocopy::FromZeros;
 pub use entry::{Flags, Half, NextHop};
 pub use key::{Family, Key, Key4, Key6, V4, V6};
 pub use owner::{NewConnection, Owner};
+pub use record::{Filter, Protocol, Record};
 pub use shared::{Counters, Limits, Refused, Shared};
 pub use state::{Phase, State};
 pub use table::{Ref, Table};
@@ -63,6 +67,8 @@ pub struct Conntrack {
     pub v6: Table<V6>,
     /// Limits, timeouts and counters.
     pub shared: Arc<Shared>,
+    /// Held while the control thread has its seat.
+    control: Mutex<()>,
 }
 
 impl Conntrack {
@@ -70,7 +76,12 @@ impl Conntrack {
     /// In `epochs` each worker has the seat of its number, and the control thread the one behind them.
     pub fn new(capacity: u32, workers: usize, ports: usize, epochs: Arc<Epochs>) -> Self {
         let shared = Arc::new(Shared::new(capacity, ports, epochs));
-        Self { v4: Table::new(workers, shared.clone()), v6: Table::new(workers, shared.clone()), shared }
+        Self {
+            v4: Table::new(workers, shared.clone()),
+            v6: Table::new(workers, shared.clone()),
+            shared,
+            control: Mutex::new(()),
+        }
     }
 
     /// The table of a family.

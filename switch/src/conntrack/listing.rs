@@ -1,0 +1,124 @@
+//! What the control thread does with the connections: look at all of them, remove some.
+//!
+//! It takes a seat among the workers ([`crate::worker::epoch`]) for some hundred connections at a time, so that none
+//! of them changes hands while it is looked at, and gives it up in between.
+#![forbid(unsafe_code)]
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use super::Conntrack;
+use super::key::Family;
+use super::record::{Filter, Record};
+use super::table::{Removed, Table};
+
+/// Places that are looked at in one go.
+const STEP: u32 = 512;
+/// How long a worker is given to take what was removed: a sleeping one wakes up once a second.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Conntrack {
+    /// Calls `show` for each connection that the filter means, until it says `false`. `now` is the tables' clock.
+    /// Connections that begin or end meanwhile may be missed; none is shown twice.
+    pub fn list(&self, filter: &Filter, now: u32, mut show: impl FnMut(Record) -> bool) {
+        if self.list_family(&self.v4, filter, now, &mut show) {
+            self.list_family(&self.v6, filter, now, &mut show);
+        }
+    }
+
+    fn list_family<F: Family>(
+        &self,
+        table: &Table<F>,
+        filter: &Filter,
+        now: u32,
+        show: &mut impl FnMut(Record) -> bool,
+    ) -> bool {
+        let mut records = Vec::new();
+        let mut from = Some(0);
+        while let Some(place) = from {
+            from = self.seated(|| {
+                table.scan(place, STEP, |slot| {
+                    let record = Record::of(table, slot, now);
+                    if filter.matches(&record) {
+                        records.push(record);
+                    }
+                })
+            });
+            if !records.drain(..).all(&mut *show) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Removes the connections that the filter means; how many. `wake` is called with the number of a worker that has
+    /// to take notice before it goes on. To be called without locks that a worker may want.
+    pub fn flush(&self, filter: &Filter, now: u32, mut wake: impl FnMut(usize)) -> u64 {
+        let flushed = self.flush_family(&self.v4, filter, now, &mut wake)
+            + self.flush_family(&self.v6, filter, now, &mut wake);
+        self.shared.counters(self.control_seat()).delete.add(flushed);
+        flushed
+    }
+
+    fn flush_family<F: Family>(
+        &self,
+        table: &Table<F>,
+        filter: &Filter,
+        now: u32,
+        wake: &mut impl FnMut(usize),
+    ) -> u64 {
+        let mut flushed = 0;
+        let mut told = Vec::new();
+        let mut from = Some(0);
+        while let Some(place) = from {
+            from = self.seated(|| {
+                table.scan(place, STEP, |slot| {
+                    if !filter.is_empty() && !filter.matches(&Record::of(table, slot, now)) {
+                        return;
+                    }
+                    loop {
+                        match table.remove(slot) {
+                            Removed::Now(owner) => {
+                                flushed += 1;
+                                told.push((owner, slot));
+                            }
+                            Removed::Already => {}
+                            Removed::Busy => {
+                                std::thread::yield_now();
+                                continue;
+                            }
+                        }
+                        break;
+                    }
+                })
+            });
+            let deadline = Instant::now() + PATIENCE;
+            for (owner, slot) in told.drain(..) {
+                // A worker that does not listen will come across what was removed when its timeout is over.
+                while !table.inbox(owner).post(slot.0) && Instant::now() < deadline {
+                    wake(usize::from(owner));
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            }
+        }
+        flushed
+    }
+
+    fn control_seat(&self) -> usize {
+        self.shared.epochs.seats() - 1
+    }
+
+    /// Does something while nothing that it sees can change hands.
+    fn seated<T>(&self, look: impl FnOnce() -> T) -> T {
+        struct Leave<'a>(&'a Conntrack);
+        impl Drop for Leave<'_> {
+            fn drop(&mut self) {
+                self.0.shared.epochs.leave(self.0.control_seat());
+            }
+        }
+        let _one_at_a_time = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.epochs.arrive(self.control_seat());
+        let _leave = Leave(self);
+        look()
+    }
+}
