@@ -130,7 +130,7 @@ impl Asker {
     fn bridge(&mut self, command: &Bridge) -> Result<String, Failure> {
         match command.clone() {
             Bridge::Add { name, ageing, fdb_limit } => {
-                self.ask(&api::BridgeAdd { name, ageing, fdb_limit }, silent)
+                self.ask(&api::BridgeAdd { name, ageing, fdb_limit, filter: None }, silent)
             }
             Bridge::Del { name } => self.ask(&api::BridgeDel { name }, silent),
             Bridge::List => self.ask(&api::BridgeList {}, |bridges| show::bridges(bridges)),
@@ -159,6 +159,7 @@ impl Asker {
                     mtu: port.mtu,
                     mac: port.mac,
                     pins,
+                    ..api::PortAdd::default()
                 };
                 self.ask(&request, silent)
             }
@@ -167,7 +168,7 @@ impl Asker {
             Port::Show { name } => self.ask(&api::PortShow { name }, show::port),
             Port::Set { name, mtu, worker } => {
                 let (pins, unpin) = placements(&worker);
-                self.ask(&api::PortSet { name, mtu, pins, unpin }, silent)
+                self.ask(&api::PortSet { name, mtu, pins, unpin, ..api::PortSet::default() }, silent)
             }
         }
     }

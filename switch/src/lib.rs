@@ -20,6 +20,7 @@ pub mod port;
 pub mod refusal;
 pub mod rules;
 pub mod services;
+pub mod router;
 pub mod stats;
 pub mod switch;
 pub mod tables;

@@ -26,6 +26,7 @@ use crate::port::netdev::{Netdev, NetdevConfig};
 use crate::port::tap::{Tap, TapConfig};
 use crate::port::{Attachment, Port};
 use crate::refusal::Refusal;
+use crate::router::Router;
 use crate::stats::Counter;
 use crate::tables::{BridgeTable, PortEntry, QueueId, Tables, assign};
 use crate::worker::{Handle, Shared, Worker};
@@ -75,6 +76,7 @@ pub struct Switch {
     threads: Vec<JoinHandle<()>>,
     pub(crate) bridges: BTreeMap<Name, Bridge>,
     pub(crate) ports: BTreeMap<Name, Member>,
+    pub(crate) router: Router,
     pub(crate) started: Instant,
     pub(crate) poll: Poll,
 }
@@ -106,6 +108,7 @@ impl Switch {
             threads: Vec::new(),
             bridges: BTreeMap::new(),
             ports: BTreeMap::new(),
+            router: Router::default(),
             started: Instant::now(),
             poll: options.poll,
         };
@@ -197,6 +200,7 @@ impl Switch {
             let list = ports.iter().map(|port| port.spec.name.as_str()).collect::<Vec<_>>().join(", ");
             return Err(Refusal::new(format!("bridge {name:?} still has ports: delete them first ({list})")));
         }
+        self.refuse_routed(name)?;
         self.bridges.retain(|bridge, _| bridge.as_str() != name);
         Ok(())
     }
@@ -360,6 +364,9 @@ impl Switch {
         for &(_, core) in &change.pins {
             self.worker_on(core)?;
         }
+        if let Some(network) = change.revoke.iter().find(|network| !member.spec.allow.contains(network)) {
+            return Err(Refusal::new(format!("port {name:?} was not allowed to send from {network}")));
+        }
         if let Some(mtu) = change.mtu {
             member.port.change_mtu(mtu).map_err(Refusal::new)?;
         }
@@ -370,8 +377,16 @@ impl Switch {
                 member.pins.remove(queue);
             }
             member.pins.extend(change.pins.iter().copied());
+            member.spec.guard = change.guard.or(member.spec.guard);
+            member.spec.allow.retain(|network| !change.revoke.contains(network));
+            for network in &change.allow {
+                if !member.spec.allow.contains(network) {
+                    member.spec.allow.push(*network);
+                }
+            }
         }
-        if !change.pins.is_empty() || !change.unpin.is_empty() {
+        let guarded = change.guard.is_some() || !change.allow.is_empty() || !change.revoke.is_empty();
+        if guarded || !change.pins.is_empty() || !change.unpin.is_empty() {
             self.publish();
         }
         Ok(())
@@ -489,7 +504,7 @@ impl Switch {
     }
 
     /// Gives all workers a snapshot of what is configured now, and waits until they use it.
-    fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         let old = self.shared.tables.load_full();
         let mut queues = Vec::new();
         for member in self.ports.values() {

@@ -21,6 +21,9 @@ impl Switch {
             ports: self.ports.len(),
             bridges: self.bridges.len(),
             poll: self.poll,
+            interfaces: self.router.interfaces.len(),
+            routes: self.router.route_count(),
+            host_commands: Vec::new(),
         }
     }
 
@@ -46,6 +49,11 @@ impl Switch {
             fdb_moves: bridge.fdb.moves(),
             fdb_refused: bridge.fdb.full(),
             ports: self.ports_of(bridge.spec.name.as_str()).iter().map(|member| member.spec.name).collect(),
+            filter: bridge.spec.filter,
+            interfaces: self
+                .interfaces_on(bridge.spec.name.as_str())
+                .map(|interface| interface.name)
+                .collect(),
         }
     }
 
@@ -136,6 +144,8 @@ fn port_view(member: &Member) -> api::Port {
         device: None,
         netns: None,
         persist: false,
+        guard: spec.guard,
+        allow_address: spec.allow.clone(),
     };
     match &spec.attachment {
         Asked::VhostUser { path, role } => {
@@ -162,7 +172,7 @@ fn port_view(member: &Member) -> api::Port {
     view
 }
 
-fn state(attachment: &Attachment) -> (api::State, Option<String>) {
+pub(crate) fn state(attachment: &Attachment) -> (api::State, Option<String>) {
     let link = match attachment {
         Attachment::Vhost(device) => {
             let (state, reason) = device.state();

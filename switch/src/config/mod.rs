@@ -13,4 +13,7 @@ pub use crate::packet::ethernet::Mac;
 pub use file::Config;
 pub use name::Name;
 pub use runtime::{Poll, Workers};
-pub use spec::{Attachment, BridgeSpec, PortChange, PortSpec, Role};
+pub use spec::{
+    Action, AddressRange, Attachment, BridgeSpec, ClasslessRoute, Place, PortChange, PortSpec, Role,
+    RouteKind,
+};

@@ -61,6 +61,9 @@ pub struct Error {
 pub struct ErrorData {
     /// The parameter that breaks a rule.
     pub field: String,
+    /// Which element of it, where it is a list, counted from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u64>,
 }
 
 impl Error {
@@ -78,7 +81,7 @@ impl From<Refusal> for Error {
 
 impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {
-        let data = Some(ErrorData { field: invalid.field.to_owned() });
+        let data = Some(ErrorData { field: invalid.field.to_owned(), index: None });
         Self { code: INVALID_PARAMS, message: invalid.to_string(), data }
     }
 }
@@ -193,7 +196,7 @@ pub fn params<P: DeserializeOwned>(head: &Head, line: &[u8]) -> Result<P, Error>
         match culprit::<P>(line) {
             Some(field) => {
                 let message = Error::new(INVALID_PARAMS, format!("{method}: {field}: {why}"));
-                Error { data: Some(ErrorData { field }), ..message }
+                Error { data: Some(ErrorData { field, index: None }), ..message }
             }
             None => Error::new(INVALID_PARAMS, format!("{method}: {why}")),
         }

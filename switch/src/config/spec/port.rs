@@ -1,73 +1,18 @@
-//! What a bridge and a port are asked to be: plain descriptions whose every value was checked.
-//!
-//! A description is made from a request ([`crate::control::api::BridgeAdd`], [`crate::control::api::PortAdd`]), which
-//! is also what a `[[bridge]]` or `[[port]]` table of the configuration file holds. Whoever has a description need not
-//! look again; what depends on the state of the switch or of the machine (is there such a bridge, such a device, may
-//! we) is for [`crate::switch`] to find out.
+//! Ports: guests and devices.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::name::{NAME_RULE, Name, is_device, is_netns};
+use super::super::name::{is_device, is_netns};
+use super::super::runtime::CORES_MAX;
+use super::{
+    DEVICE_QUEUES_MAX, Invalid, Mac, Name, VHOST_PAIRS_MAX, mac, mtu, name, number, prefix, socket_path,
+    something,
+};
 use crate::control::api;
-use crate::packet::ethernet::Mac;
-use crate::refusal::Refusal;
-
-/// Seconds after which a learned address is forgotten unless it is seen again, where nothing else is said
-/// (IEEE 802.1Q, table 8-6).
-pub const AGEING_DEFAULT: u32 = 300;
-/// Longest ageing, in seconds (IEEE 802.1Q, table 8-6).
-pub const AGEING_MAX: u32 = 1_000_000;
-/// Addresses that a bridge learns, where nothing else is said.
-pub const FDB_LIMIT_DEFAULT: u32 = 65_536;
-/// Most addresses that a bridge can be told to learn.
-pub const FDB_LIMIT_MAX: u32 = 1_048_576;
-/// Smallest MTU of a port.
-pub const MTU_MIN: u16 = 46;
-/// Largest MTU of a port.
-pub const MTU_MAX: u16 = 9600;
-/// Most queue pairs of a vhost-user port (256 rings).
-pub const VHOST_PAIRS_MAX: u16 = 128;
-/// Most queues of a TAP (the kernel's MAX_TAP_QUEUES) or netdev port.
-pub const DEVICE_QUEUES_MAX: u16 = 256;
-/// Longest path of a Unix socket, in bytes (`sun_path` less the closing zero).
-pub const SOCKET_PATH_MAX: usize = 107;
-
-/// A field that breaks a rule.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Invalid {
-    /// The field as requests and configuration files spell it.
-    pub field: &'static str,
-    /// Field, value and rule in one line.
-    pub message: Refusal,
-}
-
-impl Invalid {
-    fn new(field: &'static str, message: String) -> Self {
-        Self { field, message: Refusal::new(message) }
-    }
-}
-
-impl From<Invalid> for Refusal {
-    fn from(invalid: Invalid) -> Self {
-        invalid.message
-    }
-}
-
-/// A bridge to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BridgeSpec {
-    /// Its name, unique among bridges.
-    pub name: Name,
-    /// Seconds after which a learned address that was not seen again is forgotten: 1 to [`AGEING_MAX`], or 0 for
-    /// never.
-    pub ageing: u32,
-    /// Most entries of its forwarding database, 1 to [`FDB_LIMIT_MAX`].
-    pub fdb_limit: u32,
-}
 
 /// Which side of a vhost-user socket listens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +40,7 @@ impl Role {
 pub enum Attachment {
     /// A guest, through a vhost-user socket.
     VhostUser {
-        /// The socket: absolute, at most [`SOCKET_PATH_MAX`] bytes.
+        /// The socket: absolute, at most [`SOCKET_PATH_MAX`](super::SOCKET_PATH_MAX) bytes.
         path: PathBuf,
         /// Who listens.
         role: Role,
@@ -140,7 +85,7 @@ pub struct PortSpec {
     pub attachment: Attachment,
     /// Queues, or queue pairs: 1 to [`VHOST_PAIRS_MAX`] for vhost-user, 1 to [`DEVICE_QUEUES_MAX`] otherwise.
     pub queues: u16,
-    /// MTU in bytes, [`MTU_MIN`] to [`MTU_MAX`]; `None` leaves it to the device, and 1500 to a guest. Never given for
+    /// MTU in bytes, [`MTU_MIN`](super::MTU_MIN) to [`MTU_MAX`](super::MTU_MAX); `None` leaves it to the device, and 1500 to a guest. Never given for
     /// a netdev port, whose device keeps its own.
     pub mtu: Option<u16>,
     /// Address that the guest or the device is to have, a unicast one; `None` leaves it to them. Never given for a
@@ -148,84 +93,28 @@ pub struct PortSpec {
     pub mac: Option<Mac>,
     /// Queues (counted from 0, below `queues`, none twice) that are to be received by the worker on a core.
     pub pins: Vec<(u16, u32)>,
+    /// Whether it may send only from its own addresses; `None`: once shunt has assigned it one.
+    pub guard: Option<bool>,
+    /// Networks and addresses that it may send from beside those that shunt assigns; none twice.
+    pub allow: Vec<IpNet>,
 }
 
 /// What is to change at a port; what is `None` or empty stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortChange {
-    /// MTU in bytes, [`MTU_MIN`] to [`MTU_MAX`].
+    /// MTU in bytes, [`MTU_MIN`](super::MTU_MIN) to [`MTU_MAX`](super::MTU_MAX).
     pub mtu: Option<u16>,
     /// Queues to be received by the worker on a core from now on. Whether the port has the queue is for the switch to
     /// find out; no queue stands here twice, or in `unpin`, too.
     pub pins: Vec<(u16, u32)>,
     /// Queues to be placed by the switch again.
     pub unpin: Vec<u16>,
-}
-
-/// Checks a name in `field`.
-pub fn name(field: &'static str, text: &str) -> Result<Name, Invalid> {
-    text.parse().map_err(|_| Invalid::new(field, format!("{field} {text:?} is no valid name: {NAME_RULE}")))
-}
-
-/// Checks that `value` in `field` lies in `min` to `max`.
-fn number<T: TryFrom<i64>>(field: &'static str, value: i64, min: u32, max: u32) -> Result<T, Invalid> {
-    let refusal =
-        || Invalid::new(field, format!("{field} {value} is out of range: it must be {min} to {max}"));
-    if !(i64::from(min)..=i64::from(max)).contains(&value) {
-        return Err(refusal());
-    }
-    T::try_from(value).map_err(|_| refusal())
-}
-
-/// Checks an MTU.
-fn mtu(value: Option<i64>) -> Result<Option<u16>, Invalid> {
-    value.map(|v| number("mtu", v, MTU_MIN.into(), MTU_MAX.into())).transpose()
-}
-
-/// Checks the address of a host: unicast and not zero.
-pub fn mac(field: &'static str, text: &str) -> Result<Mac, Invalid> {
-    let mac: Mac = text.parse().map_err(|_| {
-        Invalid::new(
-            field,
-            format!("{field} {text:?} is no MAC address: it must be six bytes in hexadecimal such as 52:54:00:12:34:56"),
-        )
-    })?;
-    if mac.0[0] & 1 == 1 || mac.0 == [0; 6] {
-        return Err(Invalid::new(
-            field,
-            format!(
-                "{field} {text} is not the address of a host: it must be a unicast address other than zero"
-            ),
-        ));
-    }
-    Ok(mac)
-}
-
-/// Checks a VLAN identifier; none is 0, which stands for untagged.
-pub fn vlan(value: Option<i64>) -> Result<u16, Invalid> {
-    value.map_or(Ok(0), |v| number("vlan", v, 0, 4094))
-}
-
-/// Checks the path of a Unix socket in `field`.
-pub fn socket_path(field: &'static str, text: &str) -> Result<PathBuf, Invalid> {
-    let refuse = |rule: &str| Err(Invalid::new(field, format!("{field} {text:?} {rule}")));
-    if !text.starts_with('/') {
-        return refuse("is not absolute: a socket path must begin with \"/\"");
-    }
-    if text.len() > SOCKET_PATH_MAX {
-        let n = text.len();
-        return refuse(&format!(
-            "is {n} bytes long: the kernel allows a socket path {SOCKET_PATH_MAX} bytes"
-        ));
-    }
-    if text.contains(char::is_control) {
-        return refuse("holds a control character: a socket path must not");
-    }
-    let last = text.rsplit('/').next().unwrap_or_default();
-    if matches!(last, "" | "." | "..") {
-        return refuse("names a directory: it must end with the socket's own name");
-    }
-    Ok(PathBuf::from(text))
+    /// Whether it may send only from its own addresses.
+    pub guard: Option<bool>,
+    /// Networks and addresses that it may send from from now on.
+    pub allow: Vec<IpNet>,
+    /// Networks and addresses that it was allowed to send from and may no longer.
+    pub revoke: Vec<IpNet>,
 }
 
 fn pins(pins: &[api::Pin], queues: Option<u16>) -> Result<Vec<(u16, u32)>, Invalid> {
@@ -239,8 +128,8 @@ fn pins(pins: &[api::Pin], queues: Option<u16>) -> Result<Vec<(u16, u32)>, Inval
             return Err(Invalid::new("pins", rule));
         }
         let core = pin.core;
-        if !(0..super::runtime::CORES_MAX as i64).contains(&core) {
-            let last = super::runtime::CORES_MAX - 1;
+        if !(0..CORES_MAX as i64).contains(&core) {
+            let last = CORES_MAX - 1;
             return Err(Invalid::new(
                 "pins",
                 format!("pins: core {core} is out of range: it must be 0 to {last}"),
@@ -253,20 +142,6 @@ fn pins(pins: &[api::Pin], queues: Option<u16>) -> Result<Vec<(u16, u32)>, Inval
         checked.push((queue, core as u32));
     }
     Ok(checked)
-}
-
-impl TryFrom<&api::BridgeAdd> for BridgeSpec {
-    type Error = Invalid;
-
-    fn try_from(asked: &api::BridgeAdd) -> Result<Self, Invalid> {
-        Ok(Self {
-            name: name("name", &asked.name)?,
-            ageing: asked.ageing.map_or(Ok(AGEING_DEFAULT), |v| number("ageing", v, 0, AGEING_MAX))?,
-            fdb_limit: asked
-                .fdb_limit
-                .map_or(Ok(FDB_LIMIT_DEFAULT), |v| number("fdb_limit", v, 1, FDB_LIMIT_MAX))?,
-        })
-    }
 }
 
 fn netns(asked: &api::PortAdd) -> Result<Option<String>, Invalid> {
@@ -352,6 +227,8 @@ impl TryFrom<&api::PortAdd> for PortSpec {
             mtu: mtu(asked.mtu)?,
             mac: asked.mac.as_deref().map(|text| mac("mac", text)).transpose()?,
             pins: pins(&asked.pins, Some(queues))?,
+            guard: asked.guard,
+            allow: networks("allow_address", &asked.allow_address)?,
         })
     }
 }
@@ -374,16 +251,36 @@ impl TryFrom<&api::PortSet> for PortChange {
                 unpin.push(queue);
             }
         }
-        let change = Self { mtu: mtu(asked.mtu)?, pins, unpin };
-        if change == Self::default() {
-            let rule = "give at least one of mtu, pins and unpin";
+        let change = Self {
+            mtu: mtu(asked.mtu)?,
+            pins,
+            unpin,
+            guard: asked.guard,
+            allow: networks("allow_address", &asked.allow_address)?,
+            revoke: networks("revoke_address", &asked.revoke_address)?,
+        };
+        if let Some(both) = change.allow.iter().find(|network| change.revoke.contains(network)) {
             return Err(Invalid::new(
-                "name",
-                format!("nothing is to change at port {:?}: {rule}", asked.name),
+                "revoke_address",
+                format!("revoke_address: {both} is to be allowed, too: choose one"),
             ));
         }
+        let fields = "mtu, pins, unpin, guard, allow_address and revoke_address";
+        something(change != Self::default(), "port", &asked.name, fields)?;
         Ok(change)
     }
+}
+
+/// Networks and addresses, none twice.
+fn networks(field: &'static str, texts: &[String]) -> Result<Vec<IpNet>, Invalid> {
+    let mut networks = Vec::new();
+    for text in texts {
+        let network = prefix(field, text)?;
+        if !networks.contains(&network) {
+            networks.push(network);
+        }
+    }
+    Ok(networks)
 }
 
 #[cfg(test)]
@@ -415,31 +312,10 @@ mod tests {
 
     #[test]
     fn defaults_are_the_documented_ones() {
-        let asked = api::BridgeAdd { name: "b".into(), ..api::BridgeAdd::default() };
-        let bridge = BridgeSpec::try_from(&asked).unwrap();
-        assert_eq!((bridge.ageing, bridge.fdb_limit), (300, 65_536));
         let port = port(|_| ()).unwrap();
         let Attachment::VhostUser { path, role } = port.attachment else { panic!("{port:?}") };
         assert_eq!((path.to_str(), role), (Some("/run/p.sock"), Role::Server));
         assert_eq!((port.queues, port.mtu, port.mac), (1, None, None));
-    }
-
-    #[test]
-    fn bounds_of_bridges() {
-        let bridge = |ageing, fdb_limit| {
-            BridgeSpec::try_from(&api::BridgeAdd { name: "b".into(), ageing, fdb_limit })
-                .map_err(|invalid| (invalid.field, invalid.to_string()))
-        };
-        assert!(bridge(Some(0), Some(1)).is_ok());
-        assert!(bridge(Some(1_000_000), Some(1_048_576)).is_ok());
-        for bad in [-1, 1_000_001, i64::MAX, i64::MIN] {
-            let message = format!("ageing {bad} is out of range: it must be 0 to 1000000");
-            assert_eq!(bridge(Some(bad), None), Err(("ageing", message)));
-        }
-        for bad in [0, -1, 1_048_577, 1 << 32] {
-            let message = format!("fdb_limit {bad} is out of range: it must be 1 to 1048576");
-            assert_eq!(bridge(None, Some(bad)), Err(("fdb_limit", message)));
-        }
     }
 
     #[test]
@@ -564,8 +440,21 @@ mod tests {
     }
 
     #[test]
-    fn vlans_are_identifiers() {
-        assert_eq!((vlan(None), vlan(Some(0)), vlan(Some(4094))), (Ok(0), Ok(0), Ok(4094)));
-        assert!(vlan(Some(4095)).is_err() && vlan(Some(-1)).is_err());
+    fn what_a_port_may_send_from() {
+        let allowed = |list: &[&str]| {
+            port(|p| p.allow_address = list.iter().map(|&text| text.to_owned()).collect()).map(|p| p.allow)
+        };
+        let networks: Vec<IpNet> = ["10.0.3.5/32", "fd00::/64"].map(|n| n.parse().unwrap()).to_vec();
+        assert_eq!(allowed(&["10.0.3.5", "fd00::/64", "10.0.3.5/32"]).unwrap(), networks);
+        let invalid = allowed(&["10.0.3.5/24"]).unwrap_err();
+        assert_eq!(invalid.field, "allow_address");
+        assert!(invalid.to_string().contains("10.0.3.0/24"), "{invalid}");
+        let asked = api::PortSet {
+            name: "p".into(),
+            allow_address: vec!["10.0.0.1".into()],
+            revoke_address: vec!["10.0.0.1/32".into()],
+            ..api::PortSet::default()
+        };
+        assert!(PortChange::try_from(&asked).unwrap_err().to_string().contains("choose one"));
     }
 }

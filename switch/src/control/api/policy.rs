@@ -1,0 +1,99 @@
+//! Policy: who may open connections to whom.
+#![forbid(unsafe_code)]
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Action, Place};
+
+parameters! {
+    /// Makes a rule. Rules are looked at in the order of their numbers; the first that fits and does not only log
+    /// decides. Also a `[[policy]]` table of the configuration file.
+    pub struct PolicyAdd {
+        /// Its number, 1 to 1,000,000; if not given, the next multiple of 10 after the last rule.
+        pub id: Option<i64>,
+        /// Where it comes from: a port, bridge or interface (`port:web`, `bridge:br0`, `interface:gw`, or the name
+        /// alone where it is the only one), a network or an address.
+        pub from: Option<String>,
+        /// Where it goes, in the same way.
+        pub to: Option<String>,
+        /// The network or address that it comes from, beside the place.
+        pub source: Option<String>,
+        /// The network or address that it goes to, beside the place.
+        pub destination: Option<String>,
+        /// `tcp`, `udp`, `icmp`, `icmpv6`, `sctp`, or a number of 0 to 255.
+        pub proto: Option<String>,
+        /// Source ports: `80`, `8000-8100`, or a list of those separated by commas; with `tcp`, `udp`, `sctp`.
+        pub sport: Option<String>,
+        /// Destination ports, in the same way.
+        pub dport: Option<String>,
+        /// Type of an ICMP or ICMPv6 message, 0 to 255.
+        pub icmp_type: Option<i64>,
+        /// States of the connection: `new`, `established`, `related`, `invalid`, or a list of those separated by commas.
+        pub state: Option<String>,
+        /// `accept`, `drop`, `reject` or `log`.
+        pub action: String,
+    }
+
+    /// Removes a rule.
+    pub struct PolicyDel {
+        /// Its number.
+        pub id: i64,
+    }
+
+    /// The rules, in their order, and what holds where none fits.
+    pub struct PolicyList {}
+
+    /// Removes all rules.
+    pub struct PolicyFlush {}
+
+    /// Changes what holds where no rule fits; at least one field must be given.
+    pub struct PolicySet {
+        /// What becomes of connections through the switch: `accept` or `drop`.
+        pub forward: Option<String>,
+        /// Whether bridges are closed to each other (Docker's isolation).
+        pub isolation: Option<bool>,
+    }
+}
+
+/// A rule. What it does not look at is `null` or empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRule {
+    /// Its number.
+    pub id: u32,
+    /// The port, bridge or interface that it comes from.
+    pub from: Option<Place>,
+    /// The port, bridge or interface that it goes to.
+    pub to: Option<Place>,
+    /// The network that it comes from.
+    pub source: Option<IpNet>,
+    /// The network that it goes to.
+    pub destination: Option<IpNet>,
+    /// The protocol, by name where it has one.
+    pub proto: Option<String>,
+    /// Source ports, as in the request.
+    pub sport: Option<String>,
+    /// Destination ports, as in the request.
+    pub dport: Option<String>,
+    /// Type of an ICMP message.
+    pub icmp_type: Option<u8>,
+    /// States of the connection, as in the request.
+    pub state: Option<String>,
+    /// What becomes of it.
+    pub action: Action,
+    /// Packets that it decided; of established connections only the first is decided.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// All of the policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// What becomes of connections through the switch where no rule fits.
+    pub forward: Action,
+    /// Whether bridges are closed to each other.
+    pub isolation: bool,
+    /// The rules, in their order.
+    pub rules: Vec<PolicyRule>,
+}

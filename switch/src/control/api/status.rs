@@ -1,0 +1,35 @@
+//! The daemon as a whole.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Poll;
+
+/// What the daemon is and how it runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatusShow {}
+
+/// The daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Number of workers.
+    pub workers: usize,
+    /// Number of ports.
+    pub ports: usize,
+    /// Number of bridges.
+    pub bridges: usize,
+    /// How workers poll.
+    pub poll: Poll,
+    /// Number of interfaces.
+    pub interfaces: usize,
+    /// Number of routes, connected ones among them.
+    pub routes: usize,
+    /// What the host still lacks to be the way out: commands for its shell, to be given by root. Empty when nothing is
+    /// missing, and when no route leads to a TAP device of the host.
+    pub host_commands: Vec<String>,
+}

@@ -1,0 +1,112 @@
+//! From a line to its answer: which method, its checks, what the switch does. A file per part of the switch.
+#![forbid(unsafe_code)]
+
+mod l2;
+mod l3;
+mod listing;
+mod rules;
+mod services;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::api::{self, Method};
+use super::rpc::{self, Error, Head, Id};
+use crate::config::spec::RouteSpec;
+use crate::switch::Switch;
+use listing::Listings;
+
+/// Answers requests from a switch.
+pub struct Dispatcher {
+    switch: Rc<RefCell<Switch>>,
+    listings: Listings,
+    /// Lists of routes of which more is to come, by connection.
+    loads: RefCell<HashMap<u64, Vec<RouteSpec>>>,
+    /// Number of routes in them.
+    loading: Cell<usize>,
+}
+
+/// What a method works on.
+struct At<'a> {
+    switch: &'a mut Switch,
+    dispatcher: &'a Dispatcher,
+    /// The connection that asks.
+    connection: u64,
+}
+
+/// A method as the switch does it.
+trait Handle: Method {
+    /// Checks the values, does it, and says what came of it.
+    fn handle(self, at: &mut At<'_>) -> Result<Self::Answer, Error>;
+}
+
+impl Dispatcher {
+    /// Answers from `switch`, which nobody else may borrow while a request is answered.
+    pub fn new(switch: Rc<RefCell<Switch>>) -> Self {
+        Self { switch, listings: Listings::default(), loads: RefCell::default(), loading: Cell::new(0) }
+    }
+
+    /// Does what a line from `connection` asks. The answer has its line feed; a notification has none.
+    pub fn answer(&self, connection: u64, line: &[u8]) -> Option<Vec<u8>> {
+        let head = match rpc::head(line) {
+            Ok(head) => head,
+            Err(error) => return Some(rpc::failure(&Id::Null, &error)),
+        };
+        let result = self.call(connection, &head, line);
+        if let Err(error) = &result {
+            tracing::debug!("{} refused: {}", head.method, error.message);
+        }
+        let id = head.id?;
+        Some(result.unwrap_or_else(|error| rpc::failure(&id, &error)))
+    }
+
+    /// Forgets what was kept for a connection that has ended.
+    pub fn forget(&self, connection: u64) {
+        self.listings.forget(connection);
+        self.take_load(connection);
+    }
+
+    fn call(&self, connection: u64, head: &Head, line: &[u8]) -> Result<Vec<u8>, Error> {
+        let mut switch = self.switch.borrow_mut();
+        let at = At { switch: &mut switch, dispatcher: self, connection };
+        macro_rules! dispatch {
+            ($($request:ident = $name:literal -> $answer:ty;)*) => {
+                match head.method.as_str() {
+                    $($name => run::<api::$request>(at, head, line),)*
+                    other => Err(Error::new(
+                        rpc::METHOD_NOT_FOUND,
+                        format!("method {other:?} is unknown: there are {}", api::METHODS.join(", ")),
+                    )),
+                }
+            };
+        }
+        api::each_method!(dispatch)
+    }
+
+    /// Keeps a part of a list of routes until the rest comes.
+    fn keep_load(&self, connection: u64, part: Vec<RouteSpec>) -> u64 {
+        self.loading.set(self.loading.get() + part.len());
+        let mut loads = self.loads.borrow_mut();
+        let load = loads.entry(connection).or_default();
+        load.extend(part);
+        load.len() as u64
+    }
+
+    /// What came of a list of routes so far; it is kept no longer.
+    fn take_load(&self, connection: u64) -> Vec<RouteSpec> {
+        let load = self.loads.borrow_mut().remove(&connection).unwrap_or_default();
+        self.loading.set(self.loading.get() - load.len());
+        load
+    }
+}
+
+/// Reads the parameters as those of `M`, does it, and writes the answer.
+fn run<M: Handle>(mut at: At<'_>, head: &Head, line: &[u8]) -> Result<Vec<u8>, Error> {
+    let asked: M = rpc::params(head, line)?;
+    let answer = asked.handle(&mut at)?;
+    match &head.id {
+        Some(id) => rpc::success(id, &answer),
+        None => Ok(Vec::new()),
+    }
+}

@@ -1,0 +1,447 @@
+//! What the control socket and the configuration file have done: checks against bridges and ports, then the
+//! [`Router`](super::Router), then the workers.
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::Interface;
+use crate::config::spec::{
+    BridgeChange, ConntrackSelection, DhcpChange, InterfaceChange, InterfaceSpec, LimitChange, NatSpec,
+    NeighbourSpec, PlaceKind, PolicyChange, PolicySpec, ReservationSpec, RouteMatch, RouteSpec,
+};
+use crate::config::{Mac, Name};
+use crate::conntrack::Timeout;
+use crate::control::api::{self, NatKind};
+use crate::refusal::Refusal;
+use crate::switch::Switch;
+use crate::view;
+
+impl Switch {
+    /// Has the workers take over what has changed at layer 3.
+    fn publish_router(&mut self) {
+        self.publish();
+    }
+
+    /// What bears a name, for the places of policy rules.
+    pub fn places(&self, name: &str) -> Vec<PlaceKind> {
+        let mut kinds = Vec::new();
+        if self.ports.contains_key(name) {
+            kinds.push(PlaceKind::Port);
+        }
+        if self.bridges.contains_key(name) {
+            kinds.push(PlaceKind::Bridge);
+        }
+        if self.router.interfaces.contains_key(name) {
+            kinds.push(PlaceKind::Interface);
+        }
+        kinds
+    }
+
+    // ---- bridges ------------------------------------------------------------------------------------------------
+
+    /// Changes a bridge.
+    ///
+    /// # Errors
+    /// No such bridge.
+    pub fn set_bridge(&mut self, name: &str, change: &BridgeChange) -> Result<(), Refusal> {
+        let key = self.find_bridge(name)?.spec.name;
+        if let Some(bridge) = self.bridges.get_mut(&key) {
+            bridge.spec.filter = change.filter.unwrap_or(bridge.spec.filter);
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// The interfaces on a bridge, by name.
+    pub(crate) fn interfaces_on(&self, bridge: &str) -> impl Iterator<Item = &Interface> {
+        self.router.interfaces.values().filter(move |interface| interface.bridge.as_str() == bridge)
+    }
+
+    /// Refuses that a bridge goes on which something of layer 3 stands.
+    pub(crate) fn refuse_routed(&self, bridge: &str) -> Result<(), Refusal> {
+        let names: Vec<_> = self.interfaces_on(bridge).map(|interface| interface.name.as_str()).collect();
+        if !names.is_empty() {
+            let list = names.join(", ");
+            return Err(Refusal::new(format!(
+                "bridge {bridge:?} still has interfaces: delete them first ({list})"
+            )));
+        }
+        let named = |place: &crate::config::Place| place.kind == PlaceKind::Bridge && place.name == *bridge;
+        let mut rules = self.router.policy.iter();
+        match rules
+            .find(|(_, rule)| rule.from.as_ref().is_some_and(named) || rule.to.as_ref().is_some_and(named))
+        {
+            Some((id, _)) => Err(Refusal::new(format!(
+                "bridge {bridge:?} is named by policy rule {id}: delete that first"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    // ---- interfaces ---------------------------------------------------------------------------------------------
+
+    /// Adds an interface to a bridge.
+    ///
+    /// # Errors
+    /// No such bridge; the name, an address or its network is taken.
+    pub fn add_interface(&mut self, spec: InterfaceSpec) -> Result<(), Refusal> {
+        self.find_bridge(&spec.bridge)?;
+        self.router.add_interface(spec)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// Removes an interface with all that goes through it.
+    ///
+    /// # Errors
+    /// No such interface, or a rule names it.
+    pub fn del_interface(&mut self, name: &str) -> Result<(), Refusal> {
+        self.router.del_interface(name)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// Changes an interface.
+    ///
+    /// # Errors
+    /// No such interface, or something does not fit.
+    pub fn set_interface(&mut self, name: &str, change: &InterfaceChange) -> Result<(), Refusal> {
+        self.router.set_interface(name, change)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// One interface.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn interface(&self, name: &str) -> Result<api::Interface, Refusal> {
+        Ok(self.interface_view(self.router.find_interface(name)?))
+    }
+
+    /// All interfaces, by name.
+    pub fn interfaces(&self) -> Vec<api::Interface> {
+        self.router.interfaces.values().map(|interface| self.interface_view(interface)).collect()
+    }
+
+    fn interface_view(&self, interface: &Interface) -> api::Interface {
+        let down = self.interface_down(interface);
+        api::Interface {
+            name: interface.name,
+            bridge: interface.bridge,
+            vlan: interface.vlan,
+            mac: interface.mac,
+            mtu: interface.mtu,
+            address: interface.addresses.clone(),
+            state: if down.is_none() { api::State::Up } else { api::State::Down },
+            reason: down,
+            clamp_mss: interface.clamp_mss,
+        }
+    }
+
+    /// Why an interface is down; `None` if it is up.
+    fn interface_down(&self, interface: &Interface) -> Option<String> {
+        if !interface.enabled {
+            return Some("is administratively down".into());
+        }
+        let ports = self.ports_of(&interface.bridge);
+        match ports.iter().any(|member| view::state(member.port.attachment()).0 == api::State::Up) {
+            true => None,
+            false => Some(format!("bridge {} has no port that is up", interface.bridge)),
+        }
+    }
+
+    fn is_up(&self, name: Name) -> bool {
+        self.router.interfaces.get(&name).is_some_and(|interface| self.interface_down(interface).is_none())
+    }
+
+    // ---- routes -------------------------------------------------------------------------------------------------
+
+    /// Adds a static route, or a way to one.
+    ///
+    /// # Errors
+    /// It is there, or its gateway cannot be reached.
+    pub fn add_route(&mut self, spec: RouteSpec) -> Result<(), Refusal> {
+        self.router.add_route(spec)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// Adds many routes, all or none; with `replace` in the place of the static ones that are there. Returns how many
+    /// went.
+    ///
+    /// # Errors
+    /// The place in the list of the one that is refused, and why.
+    pub fn load_routes(&mut self, specs: Vec<RouteSpec>, replace: bool) -> Result<u64, (usize, Refusal)> {
+        let removed = self.router.load_routes(specs, replace)?;
+        self.publish_router();
+        Ok(removed)
+    }
+
+    /// Removes static routes; returns how many.
+    ///
+    /// # Errors
+    /// There is none that is meant.
+    pub fn del_routes(&mut self, meant: &RouteMatch) -> Result<u64, Refusal> {
+        let removed = self.router.del_routes(meant)?;
+        self.publish_router();
+        Ok(removed)
+    }
+
+    /// Removes all static routes, or those through an interface; returns how many.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn flush_routes(&mut self, dev: Option<&str>) -> Result<u64, Refusal> {
+        let removed = self.router.flush_routes(dev)?;
+        self.publish_router();
+        Ok(removed)
+    }
+
+    /// All routes, by prefix and metric.
+    pub fn routes(&self) -> Vec<api::Route> {
+        self.router.routes(&|name| self.is_up(name))
+    }
+
+    /// Which way a packet to an address goes, and why.
+    pub fn route_to(&self, address: IpAddr) -> api::RouteChoice {
+        self.router.route_to(address, &|name| self.is_up(name))
+    }
+
+    // ---- neighbours ---------------------------------------------------------------------------------------------
+
+    /// Makes a permanent neighbour.
+    ///
+    /// # Errors
+    /// No such interface, or an address of its own.
+    pub fn add_neighbour(&mut self, spec: NeighbourSpec) -> Result<(), Refusal> {
+        self.router.add_neighbour(spec)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// Removes a neighbour.
+    ///
+    /// # Errors
+    /// No such interface or neighbour.
+    pub fn del_neighbour(&mut self, interface: &str, address: IpAddr) -> Result<(), Refusal> {
+        self.router.del_neighbour(interface, address)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// Forgets what was learned; returns how many entries went.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn flush_neighbours(&mut self, interface: Option<&str>) -> Result<u64, Refusal> {
+        self.router.flush_neighbours(interface)
+    }
+
+    /// The neighbours, by interface and address.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn neighbours(&self, interface: Option<&str>) -> Result<Vec<api::Neighbour>, Refusal> {
+        self.router.neighbours(interface)
+    }
+
+    // ---- translation --------------------------------------------------------------------------------------------
+
+    /// Adds a rule of translation.
+    ///
+    /// # Errors
+    /// No such interface, or a published port is taken.
+    pub fn add_nat(&mut self, spec: NatSpec) -> Result<api::NatRule, Refusal> {
+        let id = self.router.add_nat(spec)?;
+        self.publish_router();
+        self.router.nat_rule(id)
+    }
+
+    /// Removes a rule of translation, if it is of the given kind.
+    ///
+    /// # Errors
+    /// No such rule.
+    pub fn del_nat(&mut self, id: u32, kind: Option<NatKind>) -> Result<(), Refusal> {
+        self.router.del_nat(id, kind)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// All rules of translation, by number.
+    pub fn nat_rules(&self) -> Vec<api::NatRule> {
+        self.router.nat_rules()
+    }
+
+    // ---- policy -------------------------------------------------------------------------------------------------
+
+    /// Adds a rule of policy.
+    ///
+    /// # Errors
+    /// Its number is taken.
+    pub fn add_policy(&mut self, spec: PolicySpec) -> Result<api::PolicyRule, Refusal> {
+        let id = self.router.add_policy(spec)?;
+        self.publish_router();
+        self.router.policy_rule(id)
+    }
+
+    /// Removes a rule of policy.
+    ///
+    /// # Errors
+    /// No such rule.
+    pub fn del_policy(&mut self, id: u32) -> Result<(), Refusal> {
+        self.router.del_policy(id)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// Removes all rules of policy; returns how many.
+    pub fn flush_policy(&mut self) -> u64 {
+        let removed = self.router.flush_policy();
+        self.publish_router();
+        removed
+    }
+
+    /// Changes what holds where no rule fits.
+    pub fn set_policy(&mut self, change: PolicyChange) {
+        self.router.set_policy(change);
+        self.publish_router();
+    }
+
+    /// All of the policy.
+    pub fn policy(&self) -> api::Policy {
+        self.router.policy()
+    }
+
+    // ---- connections --------------------------------------------------------------------------------------------
+
+    /// How many connections there are and may be.
+    ///
+    /// # Errors
+    /// Connections are not tracked.
+    pub fn conntrack_size(&self) -> Result<api::ConntrackSize, Refusal> {
+        self.router.conntrack_size()
+    }
+
+    /// Some thousands of connections.
+    ///
+    /// # Errors
+    /// Connections are not tracked.
+    pub fn connections(&self, which: &ConntrackSelection, next: u64) -> Result<api::ConntrackPage, Refusal> {
+        self.router.connections(which, next)
+    }
+
+    /// Forgets connections; returns how many.
+    ///
+    /// # Errors
+    /// Connections are not tracked.
+    pub fn flush_connections(&mut self, which: &ConntrackSelection) -> Result<u64, Refusal> {
+        self.router.flush_connections(which)
+    }
+
+    /// What happened to connections, by worker.
+    ///
+    /// # Errors
+    /// Connections are not tracked.
+    pub fn conntrack_counters(&self) -> Result<Vec<api::ConntrackCounters>, Refusal> {
+        self.router.conntrack_counters(self.workers.len())
+    }
+
+    /// How long connections are remembered.
+    ///
+    /// # Errors
+    /// Connections are not tracked.
+    pub fn timeouts(&self) -> Result<api::Timeouts, Refusal> {
+        self.router.timeouts()
+    }
+
+    /// Changes how long connections in a state are remembered.
+    ///
+    /// # Errors
+    /// Connections are not tracked.
+    pub fn set_timeout(&mut self, kind: Timeout, seconds: u32) -> Result<(), Refusal> {
+        self.router.set_timeout(kind, seconds)
+    }
+
+    /// How many connections there may be.
+    ///
+    /// # Errors
+    /// Connections are not tracked.
+    pub fn limits(&self) -> Result<api::Limits, Refusal> {
+        self.router.limits()
+    }
+
+    /// Changes how many there may be.
+    ///
+    /// # Errors
+    /// Connections are not tracked, or there is no room for so many.
+    pub fn set_limits(&mut self, change: LimitChange) -> Result<(), Refusal> {
+        self.router.set_limits(change)
+    }
+
+    // ---- services -----------------------------------------------------------------------------------------------
+
+    /// Starts or changes DHCP and router advertisements on an interface.
+    ///
+    /// # Errors
+    /// No such interface, or something does not fit its networks.
+    pub fn set_dhcp(&mut self, change: DhcpChange) -> Result<(), Refusal> {
+        self.router.set_dhcp(change)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// Ends DHCP and router advertisements on an interface.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn del_dhcp(&mut self, interface: &str) -> Result<(), Refusal> {
+        self.router.del_dhcp(interface)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// How an interface serves guests.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn dhcp(&self, interface: &str) -> Result<api::Dhcp, Refusal> {
+        self.router.dhcp(interface)
+    }
+
+    /// Reserves an address for a guest.
+    ///
+    /// # Errors
+    /// The address or the guest has a reservation, or it does not fit the interface.
+    pub fn reserve(&mut self, interface: &str, spec: ReservationSpec) -> Result<(), Refusal> {
+        self.router.reserve(interface, spec)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// Gives a reservation up.
+    ///
+    /// # Errors
+    /// There is none for that guest.
+    pub fn unreserve(&mut self, interface: &str, mac: Mac) -> Result<(), Refusal> {
+        self.router.unreserve(interface, mac)?;
+        self.publish_router();
+        Ok(())
+    }
+
+    /// Who has which address.
+    ///
+    /// # Errors
+    /// No DHCP there.
+    pub fn leases(&self, interface: Option<&str>) -> Result<Vec<api::Lease>, Refusal> {
+        self.router.leases(interface)
+    }
+
+    /// Takes a lease away.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn release(&mut self, interface: &str, address: Ipv4Addr) -> Result<(), Refusal> {
+        self.router.release(interface, address)
+    }
+}

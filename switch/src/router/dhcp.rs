@@ -1,0 +1,381 @@
+//! DHCP and router advertisements as they are configured on interfaces.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{Interface, Router};
+use crate::config::spec::{DhcpChange, LEASE_DEFAULT, ReservationSpec};
+use crate::config::{AddressRange, ClasslessRoute, Mac, Name};
+use crate::control::api;
+use crate::refusal::Refusal;
+
+/// How an interface serves guests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DhcpServer {
+    /// The interface.
+    pub interface: Name,
+    /// Addresses to give away; `None` for router advertisements only.
+    pub range: Option<AddressRange>,
+    /// Seconds for which an address is given.
+    pub lease: u32,
+    /// The gateway that guests are told: `None` for the interface's own address, `Some(None)` for none.
+    pub router: Option<Option<Ipv4Addr>>,
+    /// Name servers that guests are told.
+    pub dns: Vec<IpAddr>,
+    /// The domain that guests are told.
+    pub domain: Option<String>,
+    /// The MTU that guests are told; `None` for the interface's own.
+    pub mtu: Option<u16>,
+    /// Routes that guests are told.
+    pub routes: Vec<ClasslessRoute>,
+    /// Whether routers are advertised.
+    pub ra: bool,
+    /// Addresses that belong to guests, by address.
+    pub reservations: BTreeMap<Ipv4Addr, ReservationSpec>,
+}
+
+/// The network of an interface that holds an IPv4 address.
+fn network_of(interface: &Interface, address: Ipv4Addr) -> Option<Ipv4Net> {
+    match interface.network_of(IpAddr::V4(address)) {
+        Some(IpNet::V4(network)) => Some(*network),
+        _ => None,
+    }
+}
+
+impl DhcpServer {
+    fn new(interface: Name) -> Self {
+        Self {
+            interface,
+            range: None,
+            lease: LEASE_DEFAULT,
+            router: None,
+            dns: Vec::new(),
+            domain: None,
+            mtu: None,
+            routes: Vec::new(),
+            ra: false,
+            reservations: BTreeMap::new(),
+        }
+    }
+
+    /// The network that addresses are given away of.
+    pub fn network(&self, interface: &Interface) -> Option<Ipv4Net> {
+        match self.range?.first {
+            IpAddr::V4(first) => network_of(interface, first),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    /// Refuses what does not fit the interface.
+    ///
+    /// # Errors
+    /// A range, gateway or reserved address outside the interface's networks, or one of its own; nothing to serve.
+    pub(super) fn check(&self, interface: &Interface) -> Result<(), Refusal> {
+        let name = interface.name.as_str();
+        if let Some(range) = self.range {
+            let network = self.network(interface).filter(|network| {
+                let last = match range.last {
+                    IpAddr::V4(last) => last,
+                    IpAddr::V6(_) => return false,
+                };
+                network.contains(&last)
+            });
+            let network = network.ok_or_else(|| {
+                Refusal::new(format!(
+                    "range {range} lies in no network of interface {name:?}: give it an address there"
+                ))
+            })?;
+            if network.prefix_len() < 31
+                && (range.contains(network.network().into()) || range.contains(network.broadcast().into()))
+            {
+                return Err(Refusal::new(format!(
+                    "range {range} reaches the first or last address of {}, which no guest can have",
+                    network.trunc()
+                )));
+            }
+            if let Some(own) = interface.addresses.iter().find(|own| range.contains(own.addr())) {
+                let own = own.addr();
+                return Err(Refusal::new(format!(
+                    "range {range} holds {own}, the address of interface {name:?}: leave it out"
+                )));
+            }
+        } else if !self.ra {
+            return Err(Refusal::new(format!(
+                "interface {name:?} has nothing to serve: give range, ra, or both"
+            )));
+        } else if let Some(address) = self.reservations.keys().next() {
+            return Err(Refusal::new(format!(
+                "address {address} cannot be reserved without DHCP: give a range"
+            )));
+        }
+        if self.ra
+            && !interface.addresses.iter().any(|own| matches!(own, IpNet::V6(v6) if v6.prefix_len() == 64))
+        {
+            return Err(Refusal::new(format!(
+                "ra needs an IPv6 network of prefix length 64 on interface {name:?}: give it an address there"
+            )));
+        }
+        if let Some(Some(router)) = self.router
+            && network_of(interface, router).is_none()
+        {
+            return Err(Refusal::new(format!("router {router} lies in no network of interface {name:?}")));
+        }
+        for address in self.reservations.keys() {
+            match network_of(interface, *address) {
+                None => {
+                    return Err(Refusal::new(format!(
+                        "address {address} lies in no network of interface {name:?}"
+                    )));
+                }
+                Some(_) if interface.owns((*address).into()) => {
+                    return Err(Refusal::new(format!("address {address} is interface {name:?}'s own")));
+                }
+                Some(network)
+                    if network.prefix_len() < 31
+                        && (*address == network.network() || *address == network.broadcast()) =>
+                {
+                    return Err(Refusal::new(format!(
+                        "address {address} is the first or last of its network, which no guest can have"
+                    )));
+                }
+                Some(_) => (),
+            }
+        }
+        Ok(())
+    }
+
+    fn reserve(&mut self, spec: ReservationSpec) -> Result<(), Refusal> {
+        let taken = self
+            .reservations
+            .values()
+            .find(|other| (other.address == spec.address) != (other.mac == spec.mac));
+        if let Some(other) = taken {
+            let (address, mac) = (other.address, other.mac);
+            return Err(Refusal::new(format!(
+                "address {address} is reserved for {mac} already: give that up first"
+            )));
+        }
+        self.reservations.insert(spec.address, spec);
+        Ok(())
+    }
+
+    fn view(&self, interface: &Interface) -> api::Dhcp {
+        let own = self.network(interface).map(|network| network.addr());
+        api::Dhcp {
+            interface: self.interface,
+            range: self.range,
+            lease: self.lease,
+            router: self.router.unwrap_or(own),
+            dns: self.dns.clone(),
+            domain: self.domain.clone(),
+            mtu: self.mtu.unwrap_or(interface.mtu),
+            route: self.routes.clone(),
+            ra: self.ra,
+            reservations: self
+                .reservations
+                .values()
+                .map(|one| api::Reservation {
+                    mac: one.mac,
+                    address: one.address,
+                    hostname: one.hostname.clone(),
+                })
+                .collect(),
+            capacity: self.range.map_or(0, |range| range.len()),
+            leases: 0,
+        }
+    }
+}
+
+impl Router {
+    fn find_dhcp(&self, interface: &str) -> Result<&DhcpServer, Refusal> {
+        let name = self.find_interface(interface)?.name;
+        self.dhcp.get(&name).ok_or_else(|| {
+            Refusal::new(format!(
+                "interface {interface:?} has no DHCP: 'shuntctl dhcp set {interface} --range' starts it"
+            ))
+        })
+    }
+
+    /// Starts DHCP or router advertisements on an interface, or changes how they are.
+    ///
+    /// # Errors
+    /// No such interface, or something does not fit its networks.
+    pub fn set_dhcp(&mut self, change: DhcpChange) -> Result<(), Refusal> {
+        let interface = self.find_interface(&change.interface)?;
+        let mut server =
+            self.dhcp.get(&interface.name).cloned().unwrap_or_else(|| DhcpServer::new(interface.name));
+        server.range = change.range.or(server.range);
+        server.lease = change.lease.unwrap_or(server.lease);
+        server.router = change.router.or(server.router);
+        server.dns = change.dns.unwrap_or(server.dns);
+        server.domain = change.domain.unwrap_or(server.domain);
+        server.mtu = change.mtu.or(server.mtu);
+        server.routes = change.routes.unwrap_or(server.routes);
+        server.ra = change.ra.unwrap_or(server.ra);
+        for reservation in change.reserve {
+            server.reserve(reservation)?;
+        }
+        server.check(interface)?;
+        self.dhcp.insert(interface.name, server);
+        Ok(())
+    }
+
+    /// Ends DHCP and router advertisements on an interface.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn del_dhcp(&mut self, interface: &str) -> Result<(), Refusal> {
+        let name = self.find_dhcp(interface)?.interface;
+        self.dhcp.remove(&name);
+        Ok(())
+    }
+
+    /// How an interface serves guests.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn dhcp(&self, interface: &str) -> Result<api::Dhcp, Refusal> {
+        Ok(self.find_dhcp(interface)?.view(self.find_interface(interface)?))
+    }
+
+    /// Reserves an address for a guest.
+    ///
+    /// # Errors
+    /// No DHCP there, or the address or the guest has a reservation, or the address does not fit the interface.
+    pub fn reserve(&mut self, interface: &str, spec: ReservationSpec) -> Result<(), Refusal> {
+        let mut server = self.find_dhcp(interface)?.clone();
+        server.reserve(spec)?;
+        server.check(self.find_interface(interface)?)?;
+        self.dhcp.insert(server.interface, server);
+        Ok(())
+    }
+
+    /// Gives a reservation up.
+    ///
+    /// # Errors
+    /// There is none for that guest.
+    pub fn unreserve(&mut self, interface: &str, mac: Mac) -> Result<(), Refusal> {
+        let name = self.find_dhcp(interface)?.interface;
+        let server = self.dhcp.get_mut(&name).ok_or("no DHCP")?;
+        let before = server.reservations.len();
+        server.reservations.retain(|_, reservation| reservation.mac != mac);
+        match server.reservations.len() < before {
+            true => Ok(()),
+            false => Err(Refusal::new(format!("interface {interface:?} has no address reserved for {mac}"))),
+        }
+    }
+
+    /// Who has which address, on one interface or all.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn leases(&self, interface: Option<&str>) -> Result<Vec<api::Lease>, Refusal> {
+        if let Some(name) = interface {
+            self.find_dhcp(name)?;
+        }
+        Ok(Vec::new())
+    }
+
+    /// Takes a lease away.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn release(&mut self, interface: &str, address: Ipv4Addr) -> Result<(), Refusal> {
+        self.find_dhcp(interface)?;
+        Err(Refusal::new(format!("interface {interface:?} has given {address} to nobody")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::router;
+    use super::*;
+
+    fn set(router: &mut Router, change: impl FnOnce(&mut api::DhcpSet)) -> Result<(), String> {
+        let mut asked = api::DhcpSet { interface: "gw".into(), ..api::DhcpSet::default() };
+        change(&mut asked);
+        router.set_dhcp(DhcpChange::try_from(&asked).unwrap()).map_err(|refusal| refusal.to_string())
+    }
+
+    fn served() -> Router {
+        let mut router = router(&[("gw", &["10.0.3.1/24", "fd00::1/64"]), ("x", &["10.0.4.1/24"])]);
+        set(&mut router, |d| d.range = Some("10.0.3.2-10.0.3.254".into())).unwrap();
+        router
+    }
+
+    #[test]
+    fn defaults_follow_the_interface() {
+        let mut router = served();
+        let dhcp = router.dhcp("gw").unwrap();
+        assert_eq!((dhcp.capacity, dhcp.lease, dhcp.mtu, dhcp.ra), (253, 3600, 1500, false));
+        assert_eq!(dhcp.router, Some(Ipv4Addr::new(10, 0, 3, 1)));
+        set(&mut router, |d| d.router = Some("none".into())).unwrap();
+        set(&mut router, |d| d.ra = Some(true)).unwrap();
+        let dhcp = router.dhcp("gw").unwrap();
+        assert_eq!((dhcp.router, dhcp.ra, dhcp.range.unwrap().len()), (None, true, 253));
+        router.del_dhcp("gw").unwrap();
+        assert!(router.dhcp("gw").unwrap_err().to_string().contains("has no DHCP"));
+    }
+
+    #[test]
+    fn what_does_not_fit_the_interface_is_refused() {
+        let mut router = served();
+        let before = router.dhcp("gw").unwrap();
+        let range = |range: &str| Some(range.to_owned());
+        for (result, why) in [
+            (
+                set(&mut router, |d| d.range = range("10.0.4.2-10.0.4.9")),
+                "lies in no network of interface \"gw\"",
+            ),
+            (set(&mut router, |d| d.range = range("10.0.3.2-10.0.4.9")), "lies in no network"),
+            (
+                set(&mut router, |d| d.range = range("10.0.3.1-10.0.3.9")),
+                "holds 10.0.3.1, the address of interface",
+            ),
+            (
+                set(&mut router, |d| d.range = range("10.0.3.2-10.0.3.255")),
+                "first or last address of 10.0.3.0/24",
+            ),
+            (set(&mut router, |d| d.router = Some("10.0.4.1".into())), "router 10.0.4.1 lies in no network"),
+            (set(&mut router, |d| d.interface = "none".into()), "interface \"none\" does not exist"),
+            (set(&mut router, |d| d.interface = "x".into()), "nothing to serve"),
+            (
+                set(&mut router, |d| {
+                    d.interface = "x".into();
+                    d.ra = Some(true);
+                }),
+                "ra needs an IPv6 network",
+            ),
+        ] {
+            let refusal = result.unwrap_err();
+            assert!(refusal.contains(why), "{refusal}");
+        }
+        assert_eq!(router.dhcp("gw").unwrap(), before);
+        assert!(router.dhcp("x").is_err());
+    }
+
+    #[test]
+    fn an_address_is_reserved_for_one_guest() {
+        let mut router = served();
+        let spec = |mac: &str, address: &str| ReservationSpec::new(mac, address, Some("mail")).unwrap();
+        router.reserve("gw", spec("52:54:00:00:00:01", "10.0.3.16")).unwrap();
+        router.reserve("gw", spec("52:54:00:00:00:01", "10.0.3.16")).unwrap();
+        for (mac, address, why) in [
+            ("52:54:00:00:00:02", "10.0.3.16", "is reserved for 52:54:00:00:00:01 already"),
+            ("52:54:00:00:00:01", "10.0.3.17", "is reserved for 52:54:00:00:00:01 already"),
+            ("52:54:00:00:00:02", "10.0.4.16", "lies in no network"),
+            ("52:54:00:00:00:02", "10.0.3.1", "own"),
+            ("52:54:00:00:00:02", "10.0.3.255", "first or last"),
+        ] {
+            let refusal = router.reserve("gw", spec(mac, address)).unwrap_err().to_string();
+            assert!(refusal.contains(why), "{refusal}");
+        }
+        assert_eq!(router.dhcp("gw").unwrap().reservations.len(), 1);
+        assert!(router.unreserve("gw", Mac([2, 0, 0, 0, 0, 9])).is_err());
+        router.unreserve("gw", "52:54:00:00:00:01".parse().unwrap()).unwrap();
+        assert!(router.dhcp("gw").unwrap().reservations.is_empty());
+    }
+}

@@ -1,0 +1,161 @@
+//! Layer 3 as the control thread owns it: interfaces, routes, neighbours, translation, policy, services.
+//!
+//! A method checks first and then changes: one that refuses has changed nothing. What depends on ports and bridges is
+//! checked by [`crate::switch::Switch`], whose methods in [`control`] are the ones that the control socket and the
+//! configuration file call; they publish what has changed to the workers.
+#![forbid(unsafe_code)]
+
+mod conntrack;
+mod control;
+mod dhcp;
+mod interface;
+mod nat;
+mod policy;
+mod route;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::config::spec::{Action, NatSpec, NeighbourSpec, PolicySpec, RouteSpec};
+use crate::config::{Mac, Name};
+use crate::conntrack::Conntrack;
+use crate::control::api;
+use crate::refusal::Refusal;
+
+pub use conntrack::timeout_kind;
+pub use dhcp::DhcpServer;
+pub use interface::Interface;
+pub use route::ROUTES_MAX;
+
+/// Everything of layer 3 that is configured.
+pub struct Router {
+    /// Interfaces by name.
+    pub(crate) interfaces: BTreeMap<Name, Interface>,
+    /// Static routes: per destination in the order of their metrics, none twice.
+    pub(crate) routes: BTreeMap<IpNet, Vec<RouteSpec>>,
+    /// Permanent neighbours.
+    pub(crate) neighbours: BTreeMap<(Name, IpAddr), Mac>,
+    /// Rules of translation by number.
+    pub(crate) nat: BTreeMap<u32, NatSpec>,
+    /// The number of the next rule of translation.
+    next_nat: u32,
+    /// Rules of policy by number.
+    pub(crate) policy: BTreeMap<u32, PolicySpec>,
+    /// What becomes of connections for which there is no rule.
+    pub(crate) forward: Action,
+    /// Whether bridges are closed to each other.
+    pub(crate) isolation: bool,
+    /// How interfaces serve guests.
+    pub(crate) dhcp: BTreeMap<Name, DhcpServer>,
+    /// The table of connections, once there is one.
+    pub(crate) conntrack: Option<Arc<Conntrack>>,
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self {
+            interfaces: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
+            nat: BTreeMap::new(),
+            next_nat: 1,
+            policy: BTreeMap::new(),
+            forward: Action::Accept,
+            isolation: false,
+            dhcp: BTreeMap::new(),
+            conntrack: None,
+        }
+    }
+}
+
+impl Router {
+    // ---- neighbours ---------------------------------------------------------------------------------------------
+
+    /// Makes an entry, or a learned one permanent.
+    ///
+    /// # Errors
+    /// No such interface, or an address of its own.
+    pub fn add_neighbour(&mut self, spec: NeighbourSpec) -> Result<(), Refusal> {
+        let interface = self.find_interface(&spec.interface)?;
+        if interface.owns(spec.address) {
+            let (address, name) = (spec.address, interface.name);
+            return Err(Refusal::new(format!(
+                "address {address} is interface {name:?}'s own: it has no neighbour there"
+            )));
+        }
+        self.neighbours.insert((spec.interface, spec.address), spec.mac);
+        Ok(())
+    }
+
+    /// Removes an entry.
+    ///
+    /// # Errors
+    /// No such interface or entry.
+    pub fn del_neighbour(&mut self, interface: &str, address: IpAddr) -> Result<(), Refusal> {
+        let name = self.find_interface(interface)?.name;
+        match self.neighbours.remove(&(name, address)) {
+            Some(_) => Ok(()),
+            None => Err(Refusal::new(format!("interface {interface:?} has no neighbour {address}"))),
+        }
+    }
+
+    /// Forgets what was learned, on one interface or all. Returns how many entries went.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn flush_neighbours(&mut self, interface: Option<&str>) -> Result<u64, Refusal> {
+        if let Some(name) = interface {
+            self.find_interface(name)?;
+        }
+        Ok(0)
+    }
+
+    /// The neighbours on one interface or all, by interface and address.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn neighbours(&self, interface: Option<&str>) -> Result<Vec<api::Neighbour>, Refusal> {
+        if let Some(name) = interface {
+            self.find_interface(name)?;
+        }
+        let here =
+            self.neighbours.iter().filter(|((on, _), _)| interface.is_none_or(|name| on.as_str() == name));
+        let permanent = here.map(|(&(interface, address), &mac)| api::Neighbour {
+            interface,
+            address,
+            mac: Some(mac),
+            state: api::NeighbourState::Permanent,
+            age_seconds: 0,
+        });
+        Ok(permanent.collect())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use crate::config::spec::InterfaceSpec;
+
+    /// An interface with these addresses on a bridge of its own name.
+    pub(crate) fn interface(name: &str, addresses: &[&str]) -> InterfaceSpec {
+        let asked = api::InterfaceAdd {
+            name: name.into(),
+            bridge: name.into(),
+            address: addresses.iter().map(|&text| text.to_owned()).collect(),
+            ..api::InterfaceAdd::default()
+        };
+        InterfaceSpec::try_from(&asked).unwrap()
+    }
+
+    /// A router with these interfaces.
+    pub(crate) fn router(interfaces: &[(&str, &[&str])]) -> Router {
+        let mut router = Router::default();
+        for (name, addresses) in interfaces {
+            router.add_interface(interface(name, addresses)).unwrap();
+        }
+        router
+    }
+}
