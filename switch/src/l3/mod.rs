@@ -4,4 +4,7 @@
 pub mod arp;
 pub mod checks;
 pub mod compose;
+pub mod icmp;
+pub mod limit;
 pub mod nd;
+pub mod reset;

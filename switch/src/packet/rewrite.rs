@@ -58,18 +58,18 @@ mod sealed {
 
 /// The header of `LEN` bytes at `at`.
 #[inline(always)]
-pub(super) fn chunk<const LEN: usize>(head: &mut [u8], at: usize) -> Option<&mut [u8; LEN]> {
+pub(crate) fn chunk<const LEN: usize>(head: &mut [u8], at: usize) -> Option<&mut [u8; LEN]> {
     head.get_mut(at..)?.first_chunk_mut()
 }
 
 /// The 16-bit word at `at`, as it lies in memory.
 #[inline(always)]
-pub(super) fn load(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn load(bytes: &[u8], at: usize) -> u16 {
     u16::from_ne_bytes([bytes[at], bytes[at + 1]])
 }
 
 #[inline(always)]
-pub(super) fn store(bytes: &mut [u8], at: usize, word: u16) {
+pub(crate) fn store(bytes: &mut [u8], at: usize, word: u16) {
     bytes[at..at + 2].copy_from_slice(&word.to_ne_bytes());
 }
 
@@ -82,13 +82,13 @@ pub(crate) fn fold(sum: u32) -> u16 {
 
 /// A checksum after its text has changed by `delta`.
 #[inline(always)]
-pub(super) fn follow(checksum: u16, delta: u16) -> u16 {
+pub(crate) fn follow(checksum: u16, delta: u16) -> u16 {
     !fold(u32::from(!checksum) + u32::from(delta))
 }
 
 /// As [`follow`], never 0: in UDP that means "none", and to an ICMP message of zeros alone only 0xffff is right.
 #[inline(always)]
-pub(super) fn follow_nonzero(checksum: u16, delta: u16) -> u16 {
+pub(crate) fn follow_nonzero(checksum: u16, delta: u16) -> u16 {
     match follow(checksum, delta) {
         0 => 0xffff,
         checksum => checksum,
@@ -354,6 +354,21 @@ pub fn decrement_ttl(head: &mut [u8], headers: &Headers) {
     } else if let Some(ip) = chunk::<IPV4_LEN>(head, network) {
         ip[8] = ip[8].wrapping_sub(1);
         let checksum = follow(load(ip, 10), HOP);
+        store(ip, 10, checksum);
+    }
+}
+
+/// Gives the packet as many hops as if it were the switch's own.
+pub fn set_ttl(head: &mut [u8], headers: &Headers, ttl: u8) {
+    let network = usize::from(headers.network);
+    if headers.v6 {
+        if let Some(ip) = chunk::<IPV6_LEN>(head, network) {
+            ip[7] = ttl;
+        }
+    } else if let Some(ip) = chunk::<IPV4_LEN>(head, network) {
+        let before = Sum::of(&ip[8..10]);
+        ip[8] = ttl;
+        let checksum = follow(load(ip, 10), delta(before, Sum::of(&ip[8..10])));
         store(ip, 10, checksum);
     }
 }
