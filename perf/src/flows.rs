@@ -231,7 +231,7 @@ impl Gaps {
 
     fn percentile(&self, share: f64) -> f64 {
         let all: u64 = self.steps.iter().sum();
-        let mut left = (all as f64 * (1.0 - share)) as u64;
+        let mut left = (all as f64 * (1.0 - share)).round() as u64;
         for (step, &count) in self.steps.iter().enumerate().rev() {
             if count > left {
                 return (step + 1) as f64 * Self::STEP_US;

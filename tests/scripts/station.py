@@ -75,8 +75,8 @@ def listen():
 def holds(condition, p):
     try:
         return bool(eval(condition, globals(), {"p": p}))
-    except Exception:
-        return False
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return False  # of another kind than the condition speaks of
 
 
 def find(condition, limit):

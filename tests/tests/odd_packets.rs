@@ -112,42 +112,42 @@ fn ipv4_headers() {
     }
     let mut lab = Lab::start(&[]);
     lab.try_all(&[
-        ("plain", "E/A4/UDP()/b'odd'", Passes("UDP in p and p[IP].ttl == 63 and good(p, IP, UDP)")),
+        ("plain", "E/A4/UDP(sport=1500, dport=1501)/b'odd'", Passes("UDP in p and p[IP].ttl == 63 and good(p, IP, UDP)")),
         (
             "zero checksum stays zero",
-            "E/A4/UDP(chksum=0)/b'odd'",
+            "E/A4/UDP(sport=1500, dport=1501, chksum=0)/b'odd'",
             Passes("UDP in p and p[UDP].chksum == 0 and good(p, IP)"),
         ),
         (
             "a wrong transport checksum is the receiver's affair",
-            "E/A4/UDP(chksum=0x1234)/b'odd'",
+            "E/A4/UDP(sport=1500, dport=1501, chksum=0x1234)/b'odd'",
             Passes("UDP in p and p[UDP].chksum == 0x1234 and good(p, IP)"),
         ),
         (
             "options that ask nothing",
-            "E/IP(src='10.1.0.2', dst='10.2.0.2', options=[IPOption(b'\\x01\\x01\\x01\\x00')])/UDP()/b'odd'",
+            "E/IP(src='10.1.0.2', dst='10.2.0.2', options=[IPOption(b'\\x01\\x01\\x01\\x00')])/UDP(sport=1500, dport=1501)/b'odd'",
             Passes("UDP in p and p[IP].ihl == 6 and good(p, IP, UDP)"),
         ),
-        ("padding behind the packet", "bytes(E/A4/UDP()/b'odd') + b'\\x55' * 20", Passes("UDP in p and b'odd' in bytes(p)")),
+        ("padding behind the packet", "bytes(E/A4/UDP(sport=1500, dport=1501)/b'odd') + b'\\x55' * 20", Passes("UDP in p and b'odd' in bytes(p)")),
         ("an unknown protocol", "E/IP(src='10.1.0.2', dst='10.2.0.2', proto=253)/b'odd'", Passes("IP in p and p[IP].proto == 253")),
-        ("a wrong header checksum", "E/IP(src='10.1.0.2', dst='10.2.0.2', chksum=0x1234)/UDP()/b'odd'", Dropped("ip_checksum")),
-        ("version 5", "E/IP(version=5, src='10.1.0.2', dst='10.2.0.2')/UDP()/b'odd'", Dropped("ip_header")),
-        ("a header of 16 bytes", "E/IP(ihl=4, src='10.1.0.2', dst='10.2.0.2')/UDP()/b'odd'", Dropped("ip_header")),
-        ("a header longer than the packet", "E/IP(ihl=15, src='10.1.0.2', dst='10.2.0.2', len=40)/UDP()/b'odd'", Dropped("ip_header")),
-        ("longer than its frame", "E/IP(len=1000, src='10.1.0.2', dst='10.2.0.2')/UDP()/b'odd'", Dropped("ip_truncated")),
-        ("shorter than its header", "E/IP(len=19, src='10.1.0.2', dst='10.2.0.2')/UDP()/b'odd'", Dropped("ip_header")),
+        ("a wrong header checksum", "E/IP(src='10.1.0.2', dst='10.2.0.2', chksum=0x1234)/UDP(sport=1500, dport=1501)/b'odd'", Dropped("ip_checksum")),
+        ("version 5", "E/IP(version=5, src='10.1.0.2', dst='10.2.0.2')/UDP(sport=1500, dport=1501)/b'odd'", Dropped("ip_header")),
+        ("a header of 16 bytes", "E/IP(ihl=4, src='10.1.0.2', dst='10.2.0.2')/UDP(sport=1500, dport=1501)/b'odd'", Dropped("ip_header")),
+        ("a header longer than the packet", "E/IP(ihl=15, src='10.1.0.2', dst='10.2.0.2', len=40)/UDP(sport=1500, dport=1501)/b'odd'", Dropped("ip_header")),
+        ("longer than its frame", "E/IP(len=1000, src='10.1.0.2', dst='10.2.0.2')/UDP(sport=1500, dport=1501)/b'odd'", Dropped("ip_truncated")),
+        ("shorter than its header", "E/IP(len=19, src='10.1.0.2', dst='10.2.0.2')/UDP(sport=1500, dport=1501)/b'odd'", Dropped("ip_header")),
         ("ten bytes of a header", "bytes(E/A4)[:24]", Dropped("ip_truncated")),
         (
             "TTL 1",
-            "E/IP(src='10.1.0.2', dst='10.2.0.2', ttl=1)/UDP(sport=7, dport=8)/b'odd'",
+            "E/IP(src='10.1.0.2', dst='10.2.0.2', ttl=1)/UDP(sport=1500, dport=1501)/b'odd'",
             Answered(
                 "ICMP in p and p[ICMP].type == 11 and p[ICMP].code == 0 and p[IP].src == '10.1.0.1' \
-                 and p[UDPerror].sport == 7 and p[IPerror].src == '10.1.0.2' and good(p, IP, ICMP)",
+                 and p[UDPerror].sport == 1500 and p[IPerror].src == '10.1.0.2' and good(p, IP, ICMP)",
             ),
         ),
         (
             "source routing",
-            "E/IP(src='10.1.0.2', dst='10.2.0.2', options=[IPOption_LSRR(routers=['10.2.0.9'])])/UDP()/b'odd'",
+            "E/IP(src='10.1.0.2', dst='10.2.0.2', options=[IPOption_LSRR(routers=['10.2.0.9'])])/UDP(sport=1500, dport=1501)/b'odd'",
             Dropped("ip_source_route"),
         ),
     ]);
@@ -171,7 +171,7 @@ fn addresses_that_nobody_may_have() {
     ];
     for source in sources {
         let before = lab.dropped("martian_source");
-        lab.inside.send(&format!("E/IP(src='{source}', dst='10.2.0.2')/UDP()/b'odd'"));
+        lab.inside.send(&format!("E/IP(src='{source}', dst='10.2.0.2')/UDP(sport=1500, dport=1501)/b'odd'"));
         wait_for(
             &format!("{source} as a source: {}", lab.shuntd.port("inside")["rx"]["drops"]),
             SOON,
@@ -180,13 +180,14 @@ fn addresses_that_nobody_may_have() {
     }
     for destination in ["127.0.0.1", "0.0.0.0", "240.0.0.1", "224.0.0.9"] {
         let before = lab.dropped("martian_destination");
-        lab.inside.send(&format!("E/IP(src='10.1.0.2', dst='{destination}')/UDP()/b'odd'"));
+        lab.inside
+            .send(&format!("E/IP(src='10.1.0.2', dst='{destination}')/UDP(sport=1500, dport=1501)/b'odd'"));
         let what = format!("{destination} as a destination: {}", lab.shuntd.port("inside")["rx"]["drops"]);
         wait_for(&what, SOON, || (lab.dropped("martian_destination") > before).then_some(()));
     }
     for source in ["::1", "ff02::1", "fd01::1", "::"] {
         let before = lab.dropped("martian_source");
-        lab.inside.send(&format!("E/IPv6(src='{source}', dst='fd02::2')/UDP()/b'odd'"));
+        lab.inside.send(&format!("E/IPv6(src='{source}', dst='fd02::2')/UDP(sport=1500, dport=1501)/b'odd'"));
         wait_for(
             &format!("{source} as a source: {}", lab.shuntd.port("inside")["rx"]["drops"]),
             SOON,
@@ -197,12 +198,12 @@ fn addresses_that_nobody_may_have() {
         ("land", "E/IP(src='10.2.0.2', dst='10.2.0.2')/TCP(flags='S')/b'odd'", Dropped("martian_source")),
         (
             "link-local beyond its link",
-            "E/IPv6(src='fe80::2', dst='fd02::2')/UDP()/b'odd'",
+            "E/IPv6(src='fe80::2', dst='fd02::2')/UDP(sport=1500, dport=1501)/b'odd'",
             Dropped("link_local"),
         ),
         (
             "::1 as a destination",
-            "E/IPv6(src='fd01::2', dst='::1')/UDP()/b'odd'",
+            "E/IPv6(src='fd01::2', dst='::1')/UDP(sport=1500, dport=1501)/b'odd'",
             Dropped("martian_destination"),
         ),
     ]);
@@ -216,32 +217,32 @@ fn ipv6_headers() {
     }
     let mut lab = Lab::start(&[]);
     lab.try_all(&[
-        ("plain", "E/A6/UDP()/b'odd'", Passes("UDP in p and p[IPv6].hlim == 63 and good(p, UDP)")),
+        ("plain", "E/A6/UDP(sport=1500, dport=1501)/b'odd'", Passes("UDP in p and p[IPv6].hlim == 63 and good(p, UDP)")),
         (
             "hop limit 1",
-            "E/IPv6(src='fd01::2', dst='fd02::2', hlim=1)/UDP(sport=7)/b'odd'",
+            "E/IPv6(src='fd01::2', dst='fd02::2', hlim=1)/UDP(sport=1500, dport=1501)/b'odd'",
             Answered("ICMPv6TimeExceeded in p and p[IPv6].src == 'fd01::1' and b'odd' in bytes(p) and good(p, ICMPv6TimeExceeded)"),
         ),
         (
             "destination options",
-            "E/A6/IPv6ExtHdrDestOpt(options=[PadN(optdata=b'1234')])/UDP()/b'odd'",
+            "E/A6/IPv6ExtHdrDestOpt(options=[PadN(optdata=b'1234')])/UDP(sport=1500, dport=1501)/b'odd'",
             Passes("IPv6ExtHdrDestOpt in p and p[IPv6].hlim == 63 and UDP in p"),
         ),
         (
             "hop-by-hop options",
-            "E/A6/IPv6ExtHdrHopByHop(options=[PadN(optdata=b'1234')])/UDP()/b'odd'",
+            "E/A6/IPv6ExtHdrHopByHop(options=[PadN(optdata=b'1234')])/UDP(sport=1500, dport=1501)/b'odd'",
             Passes("IPv6ExtHdrHopByHop in p and p[IPv6].hlim == 63 and UDP in p"),
         ),
         (
             "routing type 0 (RFC 5095)",
-            "E/A6/IPv6ExtHdrRouting(addresses=['fd02::9'])/UDP()/b'odd'",
+            "E/A6/IPv6ExtHdrRouting(addresses=['fd02::9'])/UDP(sport=1500, dport=1501)/b'odd'",
             Dropped("ip_source_route"),
         ),
-        ("longer than its frame", "E/IPv6(src='fd01::2', dst='fd02::2', plen=1000)/UDP()/b'odd'", Dropped("ip_truncated")),
-        ("version 5", "E/IPv6(version=5, src='fd01::2', dst='fd02::2')/UDP()/b'odd'", Dropped("ip_header")),
+        ("longer than its frame", "E/IPv6(src='fd01::2', dst='fd02::2', plen=1000)/UDP(sport=1500, dport=1501)/b'odd'", Dropped("ip_truncated")),
+        ("version 5", "E/IPv6(version=5, src='fd01::2', dst='fd02::2')/UDP(sport=1500, dport=1501)/b'odd'", Dropped("ip_header")),
         (
             "too big",
-            "E/A6/UDP()/(b'odd' * 480)",
+            "E/A6/UDP(sport=1500, dport=1501)/(b'odd' * 480)",
             Passes("UDP in p and len(p) == 14 + 40 + 8 + 1440"),
         ),
     ]);
