@@ -9,12 +9,21 @@
 //! range.
 #![forbid(unsafe_code)]
 
+pub mod leases;
+pub mod message;
+mod outcome;
+mod server;
+
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
 use crate::packet::ethernet::Mac;
 use crate::refusal::Refusal;
+
+pub use outcome::{Answer, Change, Counters, Effects, Event, Listing, Origin, Outcome, Silence};
+pub use server::Server;
 
 /// Seconds for which an address is given where nothing else is configured; dnsmasq's default.
 pub const LEASE_DEFAULT: u32 = 3600;
@@ -116,8 +125,8 @@ impl Config {
                 self.lease
             )));
         }
-        for (n, one) in self.reservations.iter().enumerate() {
-            let Reservation { mac, address, .. } = one;
+        let (mut by_mac, mut by_address) = (HashMap::new(), HashMap::new());
+        for Reservation { mac, address, .. } in &self.reservations {
             if !self.is_station(*address) {
                 return Err(Refusal::new(format!(
                     "{address}, reserved for {mac}, is no station's address in network {network} of interface {interface}"
@@ -128,19 +137,15 @@ impl Config {
                     "{address}, reserved for {mac}, is interface {interface}'s own: choose another"
                 )));
             }
-            for other in &self.reservations[..n] {
-                if other.mac == *mac {
-                    return Err(Refusal::new(format!(
-                        "{mac} has {} of interface {interface} reserved already: unreserve it first",
-                        other.address
-                    )));
-                }
-                if other.address == *address {
-                    return Err(Refusal::new(format!(
-                        "{address} of interface {interface} is reserved for {} already: choose another",
-                        other.mac
-                    )));
-                }
+            if let Some(other) = by_mac.insert(*mac, *address) {
+                return Err(Refusal::new(format!(
+                    "{mac} has {other} of interface {interface} reserved already: unreserve it first"
+                )));
+            }
+            if let Some(other) = by_address.insert(*address, *mac) {
+                return Err(Refusal::new(format!(
+                    "{address} of interface {interface} is reserved for {other} already: choose another"
+                )));
             }
         }
         let room = usize::from(u8::MAX);
@@ -175,22 +180,14 @@ impl Config {
         self.range.map_or(0, |(first, last)| u64::from(u32::from(last).saturating_sub(u32::from(first))) + 1)
     }
 
-    fn reservation_of(&self, mac: Mac) -> Option<&Reservation> {
-        self.reservations.iter().find(|reservation| reservation.mac == mac)
-    }
-
-    fn reserved_for(&self, address: Ipv4Addr) -> Option<Mac> {
-        self.reservations.iter().find(|reservation| reservation.address == address).map(|r| r.mac)
-    }
-
-    /// Whether an address may be given to somebody for whom it is not reserved.
-    fn is_dynamic(&self, address: Ipv4Addr) -> bool {
+    /// Whether an address may be given to somebody for whom it is not reserved; `reserved` are those that are.
+    fn is_dynamic(&self, address: Ipv4Addr, reserved: &HashMap<Ipv4Addr, Mac>) -> bool {
         self.range.is_some_and(|(first, last)| (first..=last).contains(&address))
             && self.is_station(address)
             && address != self.server.addr()
             && Some(address) != self.router
             && !self.own.contains(&address)
-            && self.reserved_for(address).is_none()
+            && !reserved.contains_key(&address)
     }
 
     /// Option 121's bytes (RFC 3442): for each route prefix length, as many bytes of the prefix as count, gateway.
