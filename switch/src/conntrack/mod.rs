@@ -20,6 +20,8 @@ pub mod shared;
 pub mod state;
 pub mod table;
 pub mod tcp;
+#[cfg(test)]
+mod tests;
 pub mod timeouts;
 pub mod track;
 mod wheel;

@@ -134,7 +134,7 @@ impl<F: Family> Table<F> {
     pub(super) fn new(workers: usize, shared: Arc<Shared>) -> Self {
         let capacity = shared.capacity;
         // What owners keep and what nobody may use yet comes on top of what is in use.
-        let spare = workers as u32 * (KEEP + 2 * CHUNK) + (capacity / 64).max(2 * CHUNK);
+        let spare = workers as u32 * (KEEP + 2 * CHUNK) + (capacity / 64).max(16 * CHUNK);
         let chunks = (capacity + spare).div_ceil(CHUNK);
         let table = Self {
             halves: <[Half<F>]>::new_box_zeroed_with_elems((chunks * CHUNK * 2) as usize)
@@ -328,6 +328,13 @@ impl<F: Family> Table<F> {
     #[cfg(test)]
     pub(super) fn lent(&self) -> u32 {
         self.pool.lock().expect("whole").iter().map(|chain| chain.count).sum()
+    }
+
+    /// Slots that were never handed out, and all.
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> (u32, u32) {
+        let all = self.halves.len() as u32 / 2;
+        (all - self.handed.load(Ordering::Relaxed) * CHUNK, all)
     }
 
     /// All connections that can be found, from the `from`-th place on, at most `places` places; where to go on. What is
