@@ -12,6 +12,7 @@ mod machine;
 mod plan;
 mod plot;
 mod report;
+mod table;
 mod tap;
 mod vhost;
 
@@ -25,6 +26,7 @@ pub use connections::Connections;
 pub use idle::Idle;
 pub use machine::{Guardian, Machine};
 pub use plan::{Arguments, Part};
+pub use table::TableCosts;
 
 use crate::peers::{Kind, Site};
 
@@ -89,6 +91,8 @@ pub struct Results {
     pub idle: Option<Idle>,
     /// What new connections and a full table cost.
     pub connections: Option<Connections>,
+    /// What the table of connections costs alone.
+    pub table: Option<TableCosts>,
 }
 
 /// Says what goes on.
@@ -125,6 +129,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         samples: Vec::new(),
         idle: None,
         connections: None,
+        table: None,
     };
     let mut kinds = Vec::new();
     for kind in arguments.candidates() {
@@ -147,6 +152,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Part::Route => layer3::route(&site, arguments, &kinds, &mut results),
             Part::Snat => layer3::snat(&site, arguments, &kinds, &mut results),
             Part::Connections => connections::run(&site, arguments, &kinds, &mut results),
+            Part::Table => table::run(arguments, &mut results),
             Part::Idle if !kinds.contains(&Kind::Shunt) => Ok(()),
             Part::Idle => {
                 let compared = vhost::adaptive_beside_busy(&site, arguments, &mut results);

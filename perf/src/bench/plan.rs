@@ -26,6 +26,8 @@ pub enum Part {
     Snat,
     /// New connections: each frame the first of another one; a full table at rest and while it empties
     Connections,
+    /// The table of connections alone: lookups, new connections, two workers that share it
+    Table,
     /// A hundred silent ports, waking up, adaptive beside busy polling
     Idle,
     /// TCP between two TAP devices
@@ -35,13 +37,14 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Vhost,
         Self::Testpmd,
         Self::Gso,
         Self::Route,
         Self::Snat,
         Self::Connections,
+        Self::Table,
         Self::Idle,
         Self::Tap,
         Self::Qemu,

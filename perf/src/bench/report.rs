@@ -169,6 +169,9 @@ pub(super) fn markdown(results: &Results) -> String {
     if let Some(connections) = &results.connections {
         text.push_str(&super::connections::markdown(connections));
     }
+    if let Some(table) = &results.table {
+        text.push_str(&super::table::markdown(table));
+    }
     text
 }
 

@@ -158,7 +158,9 @@ fn route(control: &mut Control, task: Task) -> Result<()> {
                 control.call("route.load", json!({ "routes": routes, "more": left > 0 }))?;
             }
         }
-        Task::Snat { .. } => {
+        Task::Snat { limit } => {
+            // Everything comes in by one port.
+            control.call("conntrack.set-limit", json!({ "port_quota": limit, "half_open": limit }))?;
             let rule = json!({ "source": NETWORKS[0], "out": LINKS[1], "to": layer3::TRANSLATED });
             control.call("nat.add-snat", rule)?;
         }
