@@ -40,6 +40,16 @@ reasons! {
     SamePort = "same_port",
     /// Received: to be flooded, but the bridge has no other port.
     NoOtherPort = "no_other_port",
+    /// Received by a guarded port: the Ethernet source, or the client's hardware address within DHCP, is not the port's.
+    GuardMac = "guard_mac",
+    /// Received by a guarded port: an ARP packet whose sender is not the port.
+    GuardArp = "guard_arp",
+    /// Received by a guarded port: an IPv4 or IPv6 source address that is not the port's.
+    GuardAddress = "guard_address",
+    /// Received by a guarded port: neighbour discovery that claims what is not the port's, or hides what it claims.
+    GuardNeighbour = "guard_neighbour",
+    /// Received by a guarded port: an answer of a DHCP server or of a router, which the port must not be.
+    GuardServer = "guard_server",
     /// To route: the IP packet is longer than its frame, or its headers than the bytes that are looked at.
     IpTruncated = "ip_truncated",
     /// To route: version or lengths of the IP header contradict each other.
@@ -73,6 +83,18 @@ reasons! {
     NdInvalid = "nd_invalid",
     /// To the switch, or to translate: the checksum of an ICMP message is wrong.
     IcmpChecksum = "icmp_checksum",
+    /// To route: a rule of the policy, or its default, says drop.
+    PolicyDrop = "policy_drop",
+    /// To route: a rule of the policy, or its default, says reject; the sender is told.
+    PolicyReject = "policy_reject",
+    /// To route: from one isolated bridge to another.
+    PolicyIsolation = "policy_isolation",
+    /// To translate: every port of the outside address is in use towards this destination.
+    NatExhausted = "nat_exhausted",
+    /// To translate: the interface that the packet leaves by has no address of its family.
+    NatNoAddress = "nat_no_address",
+    /// To translate: other workers kept the table of mappings for too long.
+    NatBusy = "nat_busy",
     /// To send: the port is down or its guest has no receive ring running.
     LinkDown = "link_down",
     /// To send: the guest had no receive buffer left.

@@ -22,6 +22,7 @@ use ipnet::IpNet;
 
 pub use self::set::{HitsOf, RuleSet};
 use crate::config::name::Name;
+use crate::drops::DropReason;
 use crate::packet::tuple::Tuple;
 use crate::rules::{Hits, RuleId};
 
@@ -93,6 +94,17 @@ pub enum Why {
     NoAddress,
     /// Another worker holds the table of endpoint-independent mappings; the next try will do.
     Busy,
+}
+
+impl Why {
+    /// What the packet's drop is counted as.
+    pub fn drop_reason(self) -> DropReason {
+        match self {
+            Self::Exhausted => DropReason::NatExhausted,
+            Self::NoAddress => DropReason::NatNoAddress,
+            Self::Busy => DropReason::NatBusy,
+        }
+    }
 }
 
 /// The rules, compiled. Immutable but for counters.

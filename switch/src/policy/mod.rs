@@ -1,4 +1,219 @@
 //! Who may talk to whom: the stateful firewall between ports, bridges and addresses.
+//!
+//! The control thread keeps a [`RuleSet`] and compiles it into an immutable [`Policy`] that workers ask about the first
+//! packet of a connection ([`Policy::decide`]); packets of an accepted connection come here no more. The first rule
+//! that matches decides, as in iptables' FORWARD chain, but no list is walked: every field of the packet names the set
+//! of the rules that it fits (a bit each), and the first bit that all sets have in common is the rule (aggregated bit
+//! vectors; Baboescu and Varghese, SIGCOMM 2001).
+//!
+//! What no rule decides: what another connection announced passes, what was published passes, between isolated
+//! bridges nothing passes, and for the rest the default holds.
 #![forbid(unsafe_code)]
 
+mod dimension;
+mod engine;
+pub mod guard;
+mod ranges;
 pub mod rule;
+mod set;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use self::engine::Engine;
+use self::rule::{Action, State};
+pub use self::set::{BuiltinHits, Numbers, RuleSet};
+use crate::drops::DropReason;
+use crate::packet::tuple::Tuple;
+use crate::rules::hash::Set;
+use crate::rules::{Hits, NONE, RuleId, SWITCH};
+
+/// One end of a packet's way through the switch, in numbers of the packet path; [`NONE`] for what is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The port.
+    pub port: u16,
+    /// The bridge.
+    pub bridge: u16,
+    /// The interface.
+    pub interface: u16,
+}
+
+impl Place {
+    /// The switch itself: for packets to and from its own addresses.
+    pub const SWITCH: Self = Self { port: NONE, bridge: NONE, interface: SWITCH };
+}
+
+/// The first packet of a connection, or one that belongs to none.
+#[derive(Clone, Copy, Debug)]
+pub struct NewFlow {
+    /// Destination translated, source not yet.
+    pub tuple: Tuple,
+    /// What conntrack says of it.
+    pub state: State,
+    /// Where it came in.
+    pub from: Place,
+    /// Where it is to leave.
+    pub to: Place,
+    /// Whether [`crate::nat::Nat::destination`] has translated it.
+    pub published: bool,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It passes.
+    Accept,
+    /// It is dropped silently.
+    Drop,
+    /// It is dropped and its sender told.
+    Reject,
+}
+
+impl Verdict {
+    /// The word of commands and listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Drop => "drop",
+            Self::Reject => "reject",
+        }
+    }
+}
+
+/// Who decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// A rule.
+    Rule(RuleId),
+    /// Nobody forbade what an accepted connection announced.
+    Related,
+    /// Nobody forbade what was published.
+    Published,
+    /// The bridges are isolated from each other.
+    Isolation,
+    /// The default.
+    Default,
+}
+
+/// The answer of [`Policy::decide`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What to do.
+    pub verdict: Verdict,
+    /// Whose decision it is.
+    pub by: By,
+    /// The rule whose log line is wanted, the first if there are several.
+    pub log: Option<RuleId>,
+}
+
+impl Decision {
+    /// What the packet's drop is counted as; `None`: it passes.
+    pub fn drop_reason(&self) -> Option<DropReason> {
+        match (self.verdict, self.by) {
+            (Verdict::Accept, _) => None,
+            (_, By::Isolation) => Some(DropReason::PolicyIsolation),
+            (Verdict::Drop, _) => Some(DropReason::PolicyDrop),
+            (Verdict::Reject, _) => Some(DropReason::PolicyReject),
+        }
+    }
+}
+
+/// A rule as a decision needs it.
+struct Compiled {
+    id: RuleId,
+    action: Action,
+    log: bool,
+    hits: Arc<Hits>,
+}
+
+/// Counters of what decides where no rule does.
+#[derive(Debug)]
+struct Builtin {
+    related: Hits,
+    published: Hits,
+    isolation: Hits,
+    default: Hits,
+}
+
+/// The rules, compiled. Immutable but for counters.
+pub struct Policy {
+    /// In the order in which they are asked.
+    rules: Box<[Compiled]>,
+    v4: Engine<u32>,
+    v6: Engine<u128>,
+    default: Verdict,
+    isolated: Set<u16>,
+    for_switch: bool,
+    builtin: Arc<Builtin>,
+}
+
+impl Policy {
+    /// Whether everything passes, without a rule that would count or log it: packets need not come here.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty() && self.default == Verdict::Accept && self.isolated.len() < 2
+    }
+
+    /// Whether a rule may be about packets to the switch's own addresses: if not, [`decide`](Self::decide) need not be
+    /// asked about these.
+    pub fn guards_switch(&self) -> bool {
+        self.for_switch
+    }
+
+    /// Decides, and counts for `worker` (only its thread may) a packet of `bytes` bytes.
+    pub fn decide(&self, flow: &NewFlow, worker: usize, bytes: u64) -> Decision {
+        let mut log = None;
+        let mut decided = None;
+        let mut visit = |place: u32| {
+            let Some(rule) = self.rules.get(place as usize) else { return false };
+            rule.hits.hit(worker, bytes);
+            if rule.log || rule.action == Action::Log {
+                log.get_or_insert(rule.id);
+            }
+            let verdict = match rule.action {
+                Action::Log => return true,
+                Action::Accept => Verdict::Accept,
+                Action::Drop => Verdict::Drop,
+                Action::Reject => Verdict::Reject,
+            };
+            decided = Some((verdict, By::Rule(rule.id)));
+            false
+        };
+        match (flow.tuple.source, flow.tuple.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                self.v4.visit(flow, source.to_bits(), destination.to_bits(), &mut visit);
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                self.v6.visit(flow, source.to_bits(), destination.to_bits(), &mut visit);
+            }
+            // No packet is both.
+            _ => {}
+        }
+        let (verdict, by) = decided.unwrap_or_else(|| self.otherwise(flow, worker, bytes));
+        Decision { verdict, by, log }
+    }
+
+    /// What holds where no rule decides.
+    fn otherwise(&self, flow: &NewFlow, worker: usize, bytes: u64) -> (Verdict, By) {
+        let builtin = &self.builtin;
+        let (verdict, by, hits) = if flow.state == State::Related {
+            (Verdict::Accept, By::Related, &builtin.related)
+        } else if flow.published && flow.state != State::Invalid {
+            (Verdict::Accept, By::Published, &builtin.published)
+        } else if flow.from.bridge != flow.to.bridge
+            && self.isolated.contains(&flow.from.bridge)
+            && self.isolated.contains(&flow.to.bridge)
+        {
+            (Verdict::Drop, By::Isolation, &builtin.isolation)
+        } else if flow.from.interface == SWITCH || flow.to.interface == SWITCH {
+            // The default is one of forwarding.
+            (Verdict::Accept, By::Default, &builtin.default)
+        } else {
+            (self.default, By::Default, &builtin.default)
+        };
+        hits.hit(worker, bytes);
+        (verdict, by)
+    }
+}

@@ -5,17 +5,26 @@
 pub(crate) trait Point: Copy + Ord {
     /// The smallest.
     const MIN: Self;
+    /// The largest.
+    const MAX: Self;
     /// The one after it; `None` after the largest.
     fn next(self) -> Option<Self>;
+    /// The one before it; `None` before the smallest.
+    fn previous(self) -> Option<Self>;
 }
 
 macro_rules! points {
     ($($number:ty)*) => {$(
         impl Point for $number {
             const MIN: Self = 0;
+            const MAX: Self = <$number>::MAX;
             #[inline]
             fn next(self) -> Option<Self> {
                 self.checked_add(1)
+            }
+            #[inline]
+            fn previous(self) -> Option<Self> {
+                self.checked_sub(1)
             }
         }
     )*};

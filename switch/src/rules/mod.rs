@@ -17,3 +17,5 @@ pub type RuleId = u32;
 
 /// The number of an interface, port or bridge that a packet has not got.
 pub const NONE: u16 = u16::MAX;
+/// The interface of the switch itself: that of packets to and from its own addresses.
+pub const SWITCH: u16 = u16::MAX - 1;

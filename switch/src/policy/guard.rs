@@ -1,0 +1,359 @@
+//! Anti-spoofing: a port may send only as who it is.
+//!
+//! Asked about every frame that a guarded port brings in, before anything else looks at it: Ethernet source, sender of
+//! ARP (RFC 826, 5227), source of IPv4 and IPv6, what neighbour discovery claims (RFC 4861; fragments refused, RFC
+//! 6980), the client's address within DHCP. Unless the port may serve, it cannot answer as a DHCP server or router
+//! either (RFC 6105, 7113, 7610). Frames of other protocols pass with the right Ethernet source. The cost does not
+//! depend on the number of addresses: the frame's snapshot, a hash or two.
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ipnet::IpNet;
+
+use crate::drops::DropReason;
+use crate::packet::ethernet::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Mac, payload, source,
+};
+use crate::packet::ip::{ICMPV6, IPV4_LEN, IPV6_LEN, UDP};
+use crate::rules::hash::Set;
+use crate::rules::prefixes::Prefixes;
+
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_RARP: u16 = 0x8035;
+/// Below it: the length of an 802.3 frame.
+const ETHERTYPE_MIN: u16 = 0x0600;
+/// Addresses at once that the DHCP server may have leased to one guarded port.
+pub const LEASES_MAX: usize = 16;
+
+const BOOTP_SERVER: u16 = 67;
+const BOOTP_CLIENT: u16 = 68;
+const DHCPV6_CLIENT: u16 = 546;
+const DHCPV6_SERVER: u16 = 547;
+
+const MLD_REPORT: u8 = 131;
+const MLD_DONE: u8 = 132;
+const ROUTER_SOLICITATION: u8 = 133;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOUR_SOLICITATION: u8 = 135;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+const REDIRECT: u8 = 137;
+const MLD2_REPORT: u8 = 143;
+
+/// Who a port is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Its MAC addresses; none: any.
+    pub macs: Vec<Mac>,
+    /// Its addresses, or prefixes of which it may take any; `None`: any. The link-local IPv6 addresses that follow
+    /// from the MAC addresses (EUI-64) are always among them.
+    pub addresses: Option<Vec<IpNet>>,
+    /// Addresses that are somebody else's whatever `addresses` says: the switch's own.
+    pub reserved: Vec<IpAddr>,
+    /// Whether it may answer as a DHCP server and advertise itself as a router.
+    pub server: bool,
+}
+
+/// The identity, compiled; immutable but for leases.
+#[derive(Debug)]
+pub struct Guard {
+    /// Sorted; none: any.
+    macs: Box<[Mac]>,
+    any_address: bool,
+    v4: Set<u32>,
+    v6: Set<u128>,
+    /// More than one address each.
+    nets: Option<Prefixes>,
+    reserved: Set<IpAddr>,
+    server: bool,
+    /// Addresses leased to the port; 0: none.
+    leases: [AtomicU32; LEASES_MAX],
+}
+
+/// The result of a check.
+type Checked = Result<(), DropReason>;
+
+fn check(holds: bool, reason: DropReason) -> Checked {
+    if holds { Ok(()) } else { Err(reason) }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+}
+
+fn v4_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+fn v6_at(bytes: &[u8], at: usize) -> Option<u128> {
+    bytes.get(at..)?.first_chunk().map(|bytes| u128::from_be_bytes(*bytes))
+}
+
+fn mac_at(bytes: &[u8], at: usize) -> Option<Mac> {
+    bytes.get(at..)?.first_chunk().map(|bytes| Mac(*bytes))
+}
+
+/// The link-local address of a MAC address (RFC 4291, appendix A).
+fn eui64(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.0;
+    let id = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(id))
+}
+
+impl Guard {
+    /// A guard of a port that is this.
+    pub fn new(identity: &Identity) -> Self {
+        let mut macs = identity.macs.clone();
+        macs.sort_unstable();
+        macs.dedup();
+        let addresses = identity.addresses.as_deref().unwrap_or_default();
+        let (hosts, nets): (Vec<IpNet>, Vec<IpNet>) =
+            addresses.iter().partition(|net| net.prefix_len() == net.max_prefix_len());
+        let mut v6: Set<u128> = macs.iter().map(|&mac| eui64(mac).to_bits()).collect();
+        let mut v4 = Set::default();
+        for host in hosts {
+            match host.addr() {
+                IpAddr::V4(host) => v4.insert(host.to_bits()),
+                IpAddr::V6(host) => v6.insert(host.to_bits()),
+            };
+        }
+        Self {
+            macs: macs.into(),
+            any_address: identity.addresses.is_none(),
+            v4,
+            v6,
+            nets: (!nets.is_empty()).then(|| Prefixes::new(nets)),
+            reserved: identity.reserved.iter().copied().collect(),
+            server: identity.server,
+            leases: [const { AtomicU32::new(0) }; LEASES_MAX],
+        }
+    }
+
+    /// This guard with the leases that another one has, whose place it takes.
+    #[must_use]
+    pub fn with_leases_of(self, other: &Self) -> Self {
+        for (mine, theirs) in self.leases.iter().zip(&other.leases) {
+            mine.store(theirs.load(Ordering::Acquire), Ordering::Release);
+        }
+        self
+    }
+
+    /// Allows an address that the DHCP server leases to the port; to be called before the server's answer is sent.
+    /// `false`: there are [`LEASES_MAX`] already.
+    pub fn lease(&self, address: Ipv4Addr) -> bool {
+        let bits = address.to_bits();
+        if self.leases.iter().any(|lease| lease.load(Ordering::Acquire) == bits) {
+            return true;
+        }
+        let vacant =
+            |lease: &AtomicU32| lease.compare_exchange(0, bits, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        self.leases.iter().any(vacant)
+    }
+
+    /// Takes a leased address back.
+    pub fn release(&self, address: Ipv4Addr) {
+        for lease in &self.leases {
+            let _ = lease.compare_exchange(address.to_bits(), 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the port may send this frame, of which `head` are the first bytes (a snapshot).
+    ///
+    /// # Errors
+    /// The reason to drop it.
+    pub fn allows(&self, head: &[u8]) -> Result<(), DropReason> {
+        let sender = source(head);
+        check(self.has_mac(sender), DropReason::GuardMac)?;
+        let (ethertype, at) = payload(head);
+        let packet = head.get(at..).unwrap_or_default();
+        match ethertype {
+            ETHERTYPE_IPV4 => self.allows_v4(packet),
+            ETHERTYPE_IPV6 => self.allows_v6(packet),
+            ETHERTYPE_ARP | ETHERTYPE_RARP => {
+                check(self.arp(packet, sender).unwrap_or(false), DropReason::GuardArp)
+            }
+            // A third tag, or IP behind an 802.2 header (RFC 1042), to smuggle past what is looked at below.
+            ETHERTYPE_VLAN | ETHERTYPE_QINQ => Err(DropReason::GuardAddress),
+            ..ETHERTYPE_MIN => {
+                check(!matches!(packet, [0xaa, 0xaa, 3, 0, 0, 0 | 0xf8, ..]), DropReason::GuardAddress)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    #[inline]
+    fn has_mac(&self, mac: Mac) -> bool {
+        match *self.macs {
+            [] => true,
+            [only] => only == mac,
+            ref macs => macs.binary_search(&mac).is_ok(),
+        }
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        if !self.reserved.is_empty() && self.reserved.contains(&address) {
+            return false;
+        }
+        self.any_address
+            || match address {
+                IpAddr::V4(v4) => self.v4.contains(&v4.to_bits()) || self.is_leased(v4.to_bits()),
+                IpAddr::V6(v6) => self.v6.contains(&v6.to_bits()),
+            }
+            || self.nets.as_ref().is_some_and(|nets| nets.contains(address))
+    }
+
+    fn is_leased(&self, address: u32) -> bool {
+        address != 0 && self.leases.iter().any(|lease| lease.load(Ordering::Acquire) == address)
+    }
+
+    fn has_v4(&self, address: u32) -> bool {
+        self.has(Ipv4Addr::from_bits(address).into())
+    }
+
+    fn has_v6(&self, address: u128) -> bool {
+        self.has(Ipv6Addr::from_bits(address).into())
+    }
+
+    /// Whether an ARP packet's sender is the frame's. 0.0.0.0 asks whether an address is free, or (RARP, as QEMU
+    /// announces a guest that has moved) says nothing of addresses.
+    fn arp(&self, packet: &[u8], sender: Mac) -> Option<bool> {
+        let ethernet_and_ipv4 = packet.get(..6)? == [0, 1, 8, 0, 6, 4];
+        let reply = word(packet, 6)? == 2;
+        let address = v4_at(packet, 14)?;
+        let known = if address == 0 { !reply } else { self.has_v4(address) };
+        Some(ethernet_and_ipv4 && mac_at(packet, 8)? == sender && known)
+    }
+
+    fn allows_v4(&self, packet: &[u8]) -> Checked {
+        let known = || -> Option<(u32, Option<&[u8]>)> {
+            let header = packet.first_chunk::<IPV4_LEN>()?;
+            let len = usize::from(header[0] & 0xf) * 4;
+            let later = word(header, 6)? & 0x1fff != 0;
+            let udp = header[9] == UDP && !later;
+            let valid = header[0] >> 4 == 4 && len >= IPV4_LEN;
+            valid.then_some((v4_at(header, 12)?, if udp { packet.get(len..) } else { None }))
+        };
+        let (address, udp) = known().ok_or(DropReason::GuardAddress)?;
+        let ports = udp.and_then(|udp| Some((word(udp, 0)?, word(udp, 2)?)));
+        if address == 0 {
+            let everybody = v4_at(packet, 16) == Some(u32::MAX);
+            check(everybody && ports == Some((BOOTP_CLIENT, BOOTP_SERVER)), DropReason::GuardAddress)?;
+        } else {
+            check(self.has_v4(address), DropReason::GuardAddress)?;
+        }
+        match (ports, udp) {
+            (Some((BOOTP_SERVER, BOOTP_CLIENT)), _) => check(self.server, DropReason::GuardServer),
+            // Only a server relays.
+            (Some((BOOTP_CLIENT, BOOTP_SERVER)), Some(udp)) if !self.server => {
+                check(self.is_client(udp).unwrap_or(false), DropReason::GuardMac)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a BOOTP request is for the port itself (RFC 2131, section 2): the hardware address within.
+    fn is_client(&self, udp: &[u8]) -> Option<bool> {
+        let bootp = udp.get(8..)?;
+        let ethernet = bootp.get(1..3)? == [1, 6];
+        Some(ethernet && self.has_mac(mac_at(bootp, 28)?))
+    }
+
+    fn allows_v6(&self, packet: &[u8]) -> Checked {
+        let header = packet.first_chunk::<IPV6_LEN>().ok_or(DropReason::GuardAddress)?;
+        let known = || Some((v6_at(header, 8)?, v6_at(header, 24)?));
+        let (address, destination) = known().ok_or(DropReason::GuardAddress)?;
+        check(header[0] >> 4 == 6, DropReason::GuardAddress)?;
+        check(address == 0 || self.has_v6(address), DropReason::GuardAddress)?;
+        let upper = upper(packet).ok_or(DropReason::GuardNeighbour)?;
+        let kind = match upper.protocol {
+            ICMPV6 if !upper.later => upper.payload.first().copied(),
+            _ => None,
+        };
+        if address == 0 {
+            // Nobody yet: asks whether its address is free, for routers, and to hear groups (RFC 4862, 3590).
+            let asks = matches!(
+                kind,
+                Some(NEIGHBOUR_SOLICITATION | ROUTER_SOLICITATION | MLD_REPORT | MLD_DONE | MLD2_REPORT)
+            );
+            check(asks && destination >> 120 == 0xff, DropReason::GuardAddress)?;
+        }
+        if upper.protocol == UDP && !upper.later && !self.server {
+            let ports = word(upper.payload, 0).zip(word(upper.payload, 2));
+            check(
+                ports.is_some_and(|ports| ports != (DHCPV6_SERVER, DHCPV6_CLIENT)),
+                DropReason::GuardServer,
+            )?;
+        }
+        match kind {
+            Some(kind @ ROUTER_SOLICITATION..=REDIRECT) => self.neighbour(kind, &upper, address == 0),
+            None if upper.protocol == ICMPV6 && !upper.later => Err(DropReason::GuardNeighbour),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a message of neighbour discovery claims only what is the port's.
+    fn neighbour(&self, kind: u8, upper: &Upper<'_>, nobody: bool) -> Checked {
+        check(!upper.fragment, DropReason::GuardNeighbour)?;
+        if matches!(kind, ROUTER_ADVERTISEMENT | REDIRECT) {
+            return check(self.server, DropReason::GuardServer);
+        }
+        let claimed = || -> Option<bool> {
+            let target = || v6_at(upper.payload, 8);
+            let claims = match kind {
+                NEIGHBOUR_ADVERTISEMENT => self.has_v6(target()?),
+                NEIGHBOUR_SOLICITATION if nobody => self.has_v6(target()?),
+                _ => true,
+            };
+            let options = if kind == ROUTER_SOLICITATION { 8 } else { 24 };
+            Some(claims && self.options(upper.payload.get(options..)?)?)
+        };
+        check(claimed().unwrap_or(false), DropReason::GuardNeighbour)
+    }
+
+    /// Whether the link-layer addresses among the options (RFC 4861, 4.6.1) are the port's; `None`: cut off.
+    fn options(&self, mut options: &[u8]) -> Option<bool> {
+        while let Some(&kind) = options.first() {
+            let len = usize::from(*options.get(1)?) * 8;
+            let option = options.get(..len).filter(|option| !option.is_empty())?;
+            if matches!(kind, 1 | 2) && !self.has_mac(mac_at(option, 2)?) {
+                return Some(false);
+            }
+            options = &options[len..];
+        }
+        Some(true)
+    }
+}
+
+/// What is behind the headers of an IPv6 packet.
+struct Upper<'a> {
+    protocol: u8,
+    /// From the transport header on, as far as it is at hand.
+    payload: &'a [u8],
+    fragment: bool,
+    /// A later fragment, without a transport header.
+    later: bool,
+}
+
+/// Walks the extension headers; `None`: they go on beyond the bytes at hand, so nobody knows what follows.
+fn upper(packet: &[u8]) -> Option<Upper<'_>> {
+    let len = usize::from(word(packet, 4)?) + IPV6_LEN;
+    let packet = packet.get(..len.min(packet.len()))?;
+    let (mut protocol, mut at) = (*packet.get(6)?, IPV6_LEN);
+    let (mut fragment, mut later) = (false, false);
+    // Ends: every header takes us at least 8 bytes on. 51: authentication, counted in words of 4.
+    while matches!(protocol, 0 | 43 | 44 | 51 | 60) && !later {
+        let header = packet.get(at..at + 4)?;
+        at += match protocol {
+            44 => {
+                fragment = true;
+                later = word(header, 2)? & 0xfff8 != 0;
+                8
+            }
+            51 => (usize::from(header[1]) + 2) * 4,
+            _ => (usize::from(header[1]) + 1) * 8,
+        };
+        protocol = header[0];
+    }
+    Some(Upper { protocol, payload: packet.get(at..)?, fragment, later })
+}

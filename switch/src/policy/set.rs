@@ -1,0 +1,272 @@
+//! The policy as the control thread keeps it: rules in their order, numbered and counted, and what holds without them.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::engine::{Engine, Fields, PlaceFields};
+use super::ranges::Ranges;
+use super::rule::{Addresses, RULES_MAX, Rule, Side, State, Zone};
+use super::{Builtin, Compiled, Policy, Verdict};
+use crate::config::name::Name;
+use crate::nat::rule::PortRange;
+use crate::refusal::Refusal;
+use crate::rules::intervals::Point;
+use crate::rules::{Hits, HitsTotal, RuleId, SWITCH};
+
+/// The numbers of names on the packet path.
+#[derive(Clone, Debug, Default)]
+pub struct Numbers {
+    /// Of ports.
+    pub ports: HashMap<Name, u16>,
+    /// Of bridges.
+    pub bridges: HashMap<Name, u16>,
+    /// Of interfaces.
+    pub interfaces: HashMap<Name, u16>,
+}
+
+/// How often packets were decided without a rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BuiltinHits {
+    /// Accepted: announced by an accepted connection.
+    pub related: HitsTotal,
+    /// Accepted: published.
+    pub published: HitsTotal,
+    /// Dropped between isolated bridges.
+    pub isolation: HitsTotal,
+    /// Decided by the default.
+    pub default: HitsTotal,
+}
+
+struct Entry {
+    rule: Rule,
+    hits: Arc<Hits>,
+}
+
+/// All rules of the policy.
+pub struct RuleSet {
+    /// By priority, then number: the order in which they are asked.
+    rules: BTreeMap<(u32, RuleId), Entry>,
+    priorities: HashMap<RuleId, u32>,
+    last: RuleId,
+    workers: usize,
+    default: Verdict,
+    isolated: Vec<Name>,
+    builtin: Arc<Builtin>,
+}
+
+impl RuleSet {
+    /// No rules, everything passes, for a switch of `workers` workers.
+    pub fn new(workers: usize) -> Self {
+        let hits = || Hits::new(workers);
+        Self {
+            rules: BTreeMap::new(),
+            priorities: HashMap::new(),
+            last: 0,
+            workers,
+            default: Verdict::Accept,
+            isolated: Vec::new(),
+            builtin: Arc::new(Builtin {
+                related: hits(),
+                published: hits(),
+                isolation: hits(),
+                default: hits(),
+            }),
+        }
+    }
+
+    /// Adds a rule, which applies from the next [`compile`](Self::compile) on, and gives it its number.
+    ///
+    /// Whether what it names exists is for the caller to say; what does not, no packet comes from or goes to.
+    ///
+    /// # Errors
+    /// What is wrong with it. Nothing has changed then.
+    pub fn add(&mut self, rule: Rule) -> Result<RuleId, Refusal> {
+        let rule = rule.checked()?;
+        if self.rules.len() >= RULES_MAX {
+            return Err(Refusal::new(format!(
+                "there are {RULES_MAX} policy rules already, and no more are possible; one rule takes several prefixes \
+                 and port ranges"
+            )));
+        }
+        self.last += 1;
+        self.priorities.insert(self.last, rule.priority);
+        let entry = Entry { hits: Arc::new(Hits::new(self.workers)), rule };
+        self.rules.insert((entry.rule.priority, self.last), entry);
+        Ok(self.last)
+    }
+
+    /// Removes a rule, from the next [`compile`](Self::compile) on.
+    ///
+    /// # Errors
+    /// There is no such rule.
+    pub fn remove(&mut self, id: RuleId) -> Result<Rule, Refusal> {
+        let priority = self.priorities.remove(&id);
+        let entry = priority.and_then(|priority| self.rules.remove(&(priority, id)));
+        entry.map(|entry| entry.rule).ok_or_else(|| Refusal::new(format!("there is no policy rule {id}")))
+    }
+
+    /// The rules with their numbers and counters, in the order in which they are asked.
+    pub fn iter(&self) -> impl Iterator<Item = (RuleId, &Rule, HitsTotal)> {
+        self.rules.iter().map(|(&(_, id), entry)| (id, &entry.rule, entry.hits.total()))
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// The first rule that names this zone, which should not go before it.
+    pub fn naming(&self, zone: Zone) -> Option<(RuleId, &Rule)> {
+        let mut rules = self.rules.iter().map(|(&(_, id), entry)| (id, &entry.rule));
+        rules.find(|(_, rule)| rule.from.zone == zone || rule.to.zone == zone)
+    }
+
+    /// What holds for forwarded packets that no rule decides.
+    pub fn default_forward(&self) -> Verdict {
+        self.default
+    }
+
+    /// Sets it.
+    pub fn set_default_forward(&mut self, verdict: Verdict) {
+        self.default = verdict;
+    }
+
+    /// The bridges between which nothing passes unless a rule accepts it or it was published.
+    pub fn isolated(&self) -> &[Name] {
+        &self.isolated
+    }
+
+    /// Sets them, as Docker's isolation stages do for its networks: each of them still reaches every other bridge, so
+    /// leave out the one of the way out.
+    pub fn set_isolated(&mut self, mut bridges: Vec<Name>) {
+        bridges.sort_unstable();
+        bridges.dedup();
+        self.isolated = bridges;
+    }
+
+    /// What was decided without a rule.
+    pub fn hits(&self) -> BuiltinHits {
+        BuiltinHits {
+            related: self.builtin.related.total(),
+            published: self.builtin.published.total(),
+            isolation: self.builtin.isolation.total(),
+            default: self.builtin.default.total(),
+        }
+    }
+
+    /// The snapshot for workers; anew whenever rules or what they name change.
+    pub fn compile(&self, numbers: &Numbers) -> Policy {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        let mut rules = Vec::with_capacity(self.rules.len());
+        for (&(_, id), entry) in &self.rules {
+            let rule = &entry.rule;
+            let place = rules.len() as u32;
+            rules.push(Compiled { id, action: rule.action, log: rule.log, hits: Arc::clone(&entry.hits) });
+            if rule.source.has(false) && rule.destination.has(false) {
+                v4.push(fields(rule, place, numbers, v4_range));
+            }
+            if rule.source.has(true) && rule.destination.has(true) {
+                v6.push(fields(rule, place, numbers, v6_range));
+            }
+        }
+        v4.retain(|rule| !rule.is_empty());
+        v6.retain(|rule| !rule.is_empty());
+        let isolated = self.isolated.iter().filter_map(|name| numbers.bridges.get(name)).copied();
+        Policy {
+            v4: Engine::new(&v4),
+            v6: Engine::new(&v6),
+            rules: rules.into(),
+            default: self.default,
+            isolated: isolated.collect(),
+            for_switch: self
+                .rules
+                .values()
+                .any(|entry| [entry.rule.from, entry.rule.to].iter().any(|side| side.zone == Zone::Switch)),
+            builtin: Arc::clone(&self.builtin),
+        }
+    }
+}
+
+fn v4_range(net: &IpNet) -> Option<(u32, u32)> {
+    match net {
+        IpNet::V4(net) => Some((net.network().to_bits(), net.broadcast().to_bits())),
+        IpNet::V6(_) => None,
+    }
+}
+
+fn v6_range(net: &IpNet) -> Option<(u128, u128)> {
+    match net {
+        IpNet::V6(net) => Some((net.network().to_bits(), net.broadcast().to_bits())),
+        IpNet::V4(_) => None,
+    }
+}
+
+fn fields<K: Point>(
+    rule: &Rule,
+    place: u32,
+    numbers: &Numbers,
+    range: fn(&IpNet) -> Option<(K, K)>,
+) -> Fields<K> {
+    let states = [State::New, State::Established, State::Related, State::Invalid];
+    let states = states.into_iter().filter(|&state| rule.states.contains(state));
+    let state = match rule.states {
+        super::rule::States::ALL => Ranges::All,
+        _ => Ranges::of(states.map(|state| (state as u8, state as u8)).collect()),
+    };
+    let destination_port = match rule.icmp_type {
+        // Where a query has its type.
+        Some(kind) => Ranges::one(u16::from(kind), u16::from(kind)),
+        None => ports(&rule.destination_ports),
+    };
+    Fields {
+        place,
+        source: addresses(&rule.source, range),
+        destination: addresses(&rule.destination, range),
+        source_port: ports(&rule.source_ports),
+        destination_port,
+        protocol: rule.protocol.map_or(Ranges::All, |protocol| Ranges::one(protocol, protocol)),
+        state,
+        from: place_fields(rule.from, numbers),
+        to: place_fields(rule.to, numbers),
+    }
+}
+
+fn addresses<K: Point>(addresses: &Addresses, range: fn(&IpNet) -> Option<(K, K)>) -> Ranges<K> {
+    let within = match addresses.within.is_empty() {
+        true => Ranges::All,
+        false => Ranges::of(addresses.within.iter().filter_map(range).collect()),
+    };
+    within.without(&Ranges::of(addresses.except.iter().filter_map(range).collect()))
+}
+
+fn ports(ports: &[PortRange]) -> Ranges<u16> {
+    match ports {
+        [] => Ranges::All,
+        ports => Ranges::of(ports.iter().map(|range| (range.first, range.last)).collect()),
+    }
+}
+
+/// A side in numbers. What has no number matches nothing, and everything but it everything.
+fn place_fields(side: Side, numbers: &Numbers) -> PlaceFields {
+    let mut fields = PlaceFields { port: Ranges::All, bridge: Ranges::All, interface: Ranges::All };
+    let one = |number: Option<&u16>| {
+        let these = number.map_or(Ranges::These(Vec::new()), |&number| Ranges::one(number, number));
+        if side.negated { these.complement() } else { these }
+    };
+    match side.zone {
+        Zone::Any => {}
+        Zone::Port(name) => fields.port = one(numbers.ports.get(&name)),
+        Zone::Bridge(name) => fields.bridge = one(numbers.bridges.get(&name)),
+        Zone::Interface(name) => fields.interface = one(numbers.interfaces.get(&name)),
+        Zone::Switch => fields.interface = one(Some(&SWITCH)),
+    }
+    fields
+}
