@@ -27,15 +27,19 @@ impl Link {
     }
 }
 
-/// Source, destination and what else the IP header of a frame of our own says.
+/// What the IP header of a frame of our own says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ip<A> {
-    pub(crate) source: A,
-    pub(crate) destination: A,
-    pub(crate) protocol: u8,
-    pub(crate) ttl: u8,
+pub struct Ip<A> {
+    /// From.
+    pub source: A,
+    /// To.
+    pub destination: A,
+    /// What it carries.
+    pub protocol: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
     /// IPv4's type of service, IPv6's traffic class.
-    pub(crate) class: u8,
+    pub class: u8,
 }
 
 /// Writes the Ethernet header.
@@ -47,16 +51,17 @@ pub(crate) fn ethernet(out: &mut [u8], link: Link, ethertype: u16) -> Option<()>
     Some(())
 }
 
-/// Families of addresses that a header can be made of.
-pub(crate) trait Family: Sized {
+/// Addresses (`u32`, `u128`) that a header can be made of.
+pub trait Compose: Sized {
     /// Where the transport header begins in a frame.
     const TRANSPORT: usize;
 
-    /// Writes the headers of a frame whose IP packet carries `payload` bytes.
+    /// Writes the headers of a frame whose IP packet carries `payload` bytes; `None` if `out` is too short or the
+    /// packet too long.
     fn headers(out: &mut [u8], link: Link, ip: Ip<Self>, payload: usize) -> Option<()>;
 }
 
-impl Family for u32 {
+impl Compose for u32 {
     const TRANSPORT: usize = HEADER_LEN + IPV4_LEN;
 
     /// Whole packets that must not be fragmented, so that the identification means nothing (RFC 6864).
@@ -74,7 +79,7 @@ impl Family for u32 {
     }
 }
 
-impl Family for u128 {
+impl Compose for u128 {
     const TRANSPORT: usize = HEADER_LEN + IPV6_LEN;
 
     fn headers(out: &mut [u8], link: Link, ip: Ip<Self>, payload: usize) -> Option<()> {

@@ -5,7 +5,7 @@
 //! stays wrong. How many errors may be sent is for [`super::limit`] to say.
 #![forbid(unsafe_code)]
 
-use super::compose::{Family, Ip, Link, TTL, finish_icmpv6, pseudo};
+use super::compose::{Compose, Ip, Link, TTL, finish_icmpv6, pseudo};
 use crate::packet::checksum::Sum;
 use crate::packet::ethernet;
 use crate::packet::headers::{Fragment, Headers, is_icmp_error};
@@ -179,7 +179,7 @@ pub fn may_report(head: &[u8], headers: &Headers, error: Error) -> bool {
 /// `out` is shorter than [`FRAME_LEN`] and too short, or `about` is no packet.
 ///
 /// The packet is quoted as its sender sent it: with its own addresses, and before a hop was taken off.
-pub fn error<A: Address + Family>(
+pub fn error<A: Address + Compose>(
     out: &mut [u8],
     link: Link,
     source: A,

@@ -4,7 +4,9 @@
 pub mod arp;
 pub mod checks;
 pub mod compose;
+pub mod fragment;
 pub mod icmp;
 pub mod limit;
 pub mod nd;
 pub mod reset;
+pub mod split;

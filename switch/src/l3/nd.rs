@@ -6,7 +6,7 @@
 
 use super::arp::{Learn, Verdict};
 use super::checks::is_link_local;
-use super::compose::{Family, Ip, Link, finish_icmpv6, pseudo};
+use super::compose::{Compose, Ip, Link, finish_icmpv6, pseudo};
 use crate::drops::DropReason;
 use crate::packet::checksum::Sum;
 use crate::packet::ethernet::Mac;
@@ -282,7 +282,7 @@ fn neighbour(
     let len = u128::TRANSPORT + payload;
     let ip = Ip { source, destination, protocol: ICMPV6, ttl: HOP_LIMIT, class: 0 };
     // Both fit: the array has room for the longest.
-    let _ = Family::headers(&mut out, link, ip, payload);
+    let _ = Compose::headers(&mut out, link, ip, payload);
     let message = &mut out[u128::TRANSPORT..];
     (message[0], message[4]) = (kind, flags);
     message[8..24].copy_from_slice(&target.to_be_bytes());
@@ -345,7 +345,7 @@ impl RouterAdvertisement<'_> {
         let payload = 16 + 8 + if self.mtu.is_some() { 8 } else { 0 } + 32 * self.prefixes.len() + dns_len;
         let len = u128::TRANSPORT + payload;
         let ip = Ip { source: self.source, destination, protocol: ICMPV6, ttl: HOP_LIMIT, class: 0 };
-        Family::headers(out, Link { destination: to, source: self.mac }, ip, payload)?;
+        Compose::headers(out, Link { destination: to, source: self.mac }, ip, payload)?;
         let message = out.get_mut(u128::TRANSPORT..len)?;
         message.fill(0);
         message[0] = kind::ROUTER_ADVERTISEMENT;

@@ -1,7 +1,7 @@
 //! The TCP reset that answers a segment to which no connection belongs (RFC 9293, section 3.10.7.1).
 #![forbid(unsafe_code)]
 
-use super::compose::{Family, Ip, Link, TTL, pseudo};
+use super::compose::{Compose, Ip, Link, TTL, pseudo};
 use crate::packet::checksum::Sum;
 use crate::packet::headers::{Fragment, Headers, tcp_flags};
 use crate::packet::ip::TCP;
@@ -13,7 +13,7 @@ pub const FRAME_LEN: usize = 14 + 40 + TCP_LEN;
 
 /// Writes the frame of the answer to the segment that `head` begins with, from the address that it went to. Its
 /// length; `None` if nothing may answer it: it is a reset itself, no TCP or a later fragment.
-pub fn reset<A: Address + Family>(
+pub fn reset<A: Address + Compose>(
     out: &mut [u8],
     link: Link,
     head: &[u8],

@@ -112,7 +112,7 @@ impl Finisher {
 }
 
 /// Completes a partial checksum in place; false if it does not lie within the frame.
-fn complete(frame: &mut [u8], header: &NetHeader) -> bool {
+pub(crate) fn complete(frame: &mut [u8], header: &NetHeader) -> bool {
     let Some(covered) = frame.get_mut(usize::from(header.csum_start)..) else { return false };
     // The field counts, too: the pseudo-header's sum is in it.
     let checksum = match Sum::of(covered).checksum() {
