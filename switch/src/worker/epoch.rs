@@ -70,24 +70,3 @@ impl Epochs {
         self.seats.iter().all(|seat| seat.load(Ordering::Acquire) >= epoch)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_epoch_passes_when_all_seats_have_noted_it_or_are_away() {
-        let epochs = Epochs::new(3);
-        let first = epochs.advance();
-        assert!(epochs.passed(first), "all are away");
-        epochs.arrive(0);
-        epochs.arrive(1);
-        assert!(epochs.passed(first), "who came later has seen the removal");
-        let second = epochs.advance();
-        assert!(!epochs.passed(second));
-        epochs.quiesce(0);
-        assert!(!epochs.passed(second), "seat 1 has not looked up");
-        epochs.leave(1);
-        assert!(epochs.passed(second));
-    }
-}

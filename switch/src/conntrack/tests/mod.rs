@@ -1,9 +1,11 @@
 //! Tests of connection tracking as its users see it.
 
+mod index;
 mod lifetimes;
 mod limits;
 mod listings;
 mod model;
+mod modelled;
 mod tcp_life;
 mod threads;
 
