@@ -37,13 +37,6 @@ fn hash(index: &Index, first: usize, other: usize, stripe: usize) -> u64 {
     fitting.next().expect("one of many")
 }
 
-/// A model with at most this many switches of threads against their will.
-fn model(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.check(run);
-}
-
 fn insert(index: &Index, hash: u64, reference: u32) -> bool {
     let Some(stripes) = index.lock(hash, hash) else { return false };
     index.find(hash, |_| true).is_none() && index.place(&stripes, hash, reference)
@@ -51,7 +44,7 @@ fn insert(index: &Index, hash: u64, reference: u32) -> bool {
 
 #[test]
 fn of_two_that_enter_the_same_key_one_succeeds() {
-    model(3, || {
+    loom::model(|| {
         let index = Arc::new(Index::new(4));
         let key = hash(&index, 0, 1, 0);
         let there = index.clone();
@@ -68,7 +61,7 @@ fn of_two_that_enter_the_same_key_one_succeeds() {
 
 #[test]
 fn a_word_on_the_move_is_found() {
-    model(3, || {
+    loom::model(|| {
         let index = Arc::new(Index::new(6));
         // Both places of bucket 0 are taken; one resident may live in bucket 1 as well, the newcomer nowhere else.
         let resident = hash(&index, 1, 0, 0);
@@ -93,7 +86,7 @@ fn a_word_on_the_move_is_found() {
 
 #[test]
 fn a_word_is_removed_wherever_it_moves() {
-    model(3, || {
+    loom::model(|| {
         let index = Arc::new(Index::new(6));
         let resident = hash(&index, 0, 1, 0);
         let newcomer = hash(&index, 0, 0, 2);
@@ -157,7 +150,7 @@ impl Table {
 
 #[test]
 fn memory_is_used_again_when_all_readers_have_looked_up() {
-    model(3, || {
+    loom::model(|| {
         let table = Arc::new(Table::new());
         table.epochs.arrive(0);
         table.epochs.arrive(1);
@@ -176,7 +169,7 @@ fn memory_is_used_again_when_all_readers_have_looked_up() {
 
 #[test]
 fn who_arrives_late_sees_what_was_removed() {
-    model(3, || {
+    loom::model(|| {
         let table = Arc::new(Table::new());
         table.epochs.arrive(1);
         let there = table.clone();
@@ -193,7 +186,7 @@ fn who_arrives_late_sees_what_was_removed() {
 
 #[test]
 fn an_epoch_passes_when_all_seats_have_noted_it_or_are_away() {
-    model(1, || {
+    loom::model(|| {
         let epochs = Epochs::new(3);
         let first = epochs.advance();
         assert!(epochs.passed(first), "all are away");
