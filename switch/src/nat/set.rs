@@ -108,6 +108,11 @@ impl RuleSet {
         self.rules.iter().map(|(id, entry)| (*id, &entry.rule, entry.hits.total()))
     }
 
+    /// The rule of a number and its counters.
+    pub fn get(&self, id: RuleId) -> Option<(&Rule, HitsTotal)> {
+        self.rules.get(&id).map(|entry| (&entry.rule, entry.hits.total()))
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.rules.len()

@@ -1,6 +1,6 @@
 //! Who may talk to whom: the stateful firewall between ports, bridges and addresses.
 //!
-//! The control thread keeps a [`RuleSet`] and compiles it into an immutable [`Policy`] that workers ask about the first
+//! The control thread keeps a [`PolicySet`] and compiles it into an immutable [`Policy`] that workers ask about the first
 //! packet of a connection ([`Policy::decide`]); packets of an accepted connection come here no more. The first rule
 //! that matches decides, as in iptables' FORWARD chain, but no list is walked: every field of the packet names the set
 //! of the rules that it fits (a bit each), and the first bit that all sets have in common is the rule (aggregated bit
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use self::engine::Engine;
 use self::rule::{Action, State};
-pub use self::set::{BuiltinHits, Numbers, RuleSet};
+pub use self::set::{BuiltinHits, Numbers, PolicySet};
 use crate::drops::DropReason;
 use crate::packet::tuple::Tuple;
 use crate::rules::hash::Set;

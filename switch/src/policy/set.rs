@@ -46,7 +46,7 @@ struct Entry {
 }
 
 /// All rules of the policy.
-pub struct RuleSet {
+pub struct PolicySet {
     /// By priority, then number: the order in which they are asked.
     rules: BTreeMap<(u32, RuleId), Entry>,
     priorities: HashMap<RuleId, u32>,
@@ -57,7 +57,7 @@ pub struct RuleSet {
     builtin: Arc<Builtin>,
 }
 
-impl RuleSet {
+impl PolicySet {
     /// No rules, everything passes, for a switch of `workers` workers.
     pub fn new(workers: usize) -> Self {
         let hits = || Hits::new(workers);
@@ -84,18 +84,56 @@ impl RuleSet {
     /// # Errors
     /// What is wrong with it. Nothing has changed then.
     pub fn add(&mut self, rule: Rule) -> Result<RuleId, Refusal> {
+        let free = (self.last.saturating_add(1)..=RuleId::MAX).chain(1..).find(|id| !self.contains(*id));
+        let id = free.ok_or("there is no number left for a policy rule")?;
+        self.insert(id, rule)?;
+        self.last = id;
+        Ok(id)
+    }
+
+    /// As [`add`](Self::add), under a number of the caller's choice.
+    ///
+    /// # Errors
+    /// As there; the number is taken.
+    pub fn insert(&mut self, id: RuleId, rule: Rule) -> Result<(), Refusal> {
         let rule = rule.checked()?;
+        if self.contains(id) {
+            return Err(Refusal::new(format!(
+                "policy rule {id} exists already: choose another number, or delete it first"
+            )));
+        }
         if self.rules.len() >= RULES_MAX {
             return Err(Refusal::new(format!(
                 "there are {RULES_MAX} policy rules already, and no more are possible; one rule takes several prefixes \
                  and port ranges"
             )));
         }
-        self.last += 1;
-        self.priorities.insert(self.last, rule.priority);
+        self.priorities.insert(id, rule.priority);
         let entry = Entry { hits: Arc::new(Hits::new(self.workers)), rule };
-        self.rules.insert((entry.rule.priority, self.last), entry);
-        Ok(self.last)
+        self.rules.insert((entry.rule.priority, id), entry);
+        Ok(())
+    }
+
+    /// Whether there is a rule of this number.
+    pub fn contains(&self, id: RuleId) -> bool {
+        self.priorities.contains_key(&id)
+    }
+
+    /// The rule of a number and its counters.
+    pub fn get(&self, id: RuleId) -> Option<(&Rule, HitsTotal)> {
+        let entry = self.rules.get(&(*self.priorities.get(&id)?, id))?;
+        Some((&entry.rule, entry.hits.total()))
+    }
+
+    /// The rule that is asked last.
+    pub fn last(&self) -> Option<(RuleId, &Rule)> {
+        self.rules.last_key_value().map(|(&(_, id), entry)| (id, &entry.rule))
+    }
+
+    /// Removes all rules; returns how many there were.
+    pub fn clear(&mut self) -> usize {
+        self.priorities.clear();
+        std::mem::take(&mut self.rules).len()
     }
 
     /// Removes a rule, from the next [`compile`](Self::compile) on.

@@ -42,7 +42,7 @@ fn address_matches(addresses: &Addresses, address: IpAddr) -> bool {
 }
 
 /// What a list says: the first rule in order, and the first on the way whose log is wanted.
-fn naive(set: &RuleSet, flow: &NewFlow) -> (Option<(RuleId, Action)>, Option<RuleId>) {
+fn naive(set: &PolicySet, flow: &NewFlow) -> (Option<(RuleId, Action)>, Option<RuleId>) {
     let port =
         |ranges: &[PortRange], port| ranges.is_empty() || ranges.iter().any(|range| range.contains(port));
     let mut log = None;
@@ -69,7 +69,7 @@ fn naive(set: &RuleSet, flow: &NewFlow) -> (Option<(RuleId, Action)>, Option<Rul
     (None, log)
 }
 
-fn agrees(set: &RuleSet, policy: &Policy, flow: &NewFlow) -> Result<(), TestCaseError> {
+fn agrees(set: &PolicySet, policy: &Policy, flow: &NewFlow) -> Result<(), TestCaseError> {
     let decision = policy.decide(flow, 0, 60);
     let (rule, log) = naive(set, flow);
     prop_assert_eq!(decision.log, log);
@@ -163,8 +163,8 @@ prop_compose! {
     }
 }
 
-fn set_of(rules: Vec<Rule>) -> RuleSet {
-    let mut set = RuleSet::new(1);
+fn set_of(rules: Vec<Rule>) -> PolicySet {
+    let mut set = PolicySet::new(1);
     for rule in rules {
         // Some make no sense, and are refused.
         let _ = set.add(rule);
@@ -220,7 +220,7 @@ fn some_flow(from: u16, to: u16) -> NewFlow {
 
 #[test]
 fn without_rules_everything_passes_and_nobody_need_ask() {
-    let policy = RuleSet::new(1).compile(&numbers());
+    let policy = PolicySet::new(1).compile(&numbers());
     assert!(policy.is_empty() && !policy.guards_switch());
     let decision = policy.decide(&some_flow(0, 1), 0, 60);
     assert_eq!(decision, Decision { verdict: Verdict::Accept, by: By::Default, log: None });
@@ -228,7 +228,7 @@ fn without_rules_everything_passes_and_nobody_need_ask() {
 
 #[test]
 fn closed_by_default_but_for_what_is_announced_published_or_for_the_switch() {
-    let mut set = RuleSet::new(1);
+    let mut set = PolicySet::new(1);
     set.set_default_forward(Verdict::Drop);
     let policy = set.compile(&numbers());
     assert!(!policy.is_empty());
@@ -248,9 +248,9 @@ fn closed_by_default_but_for_what_is_announced_published_or_for_the_switch() {
 
 #[test]
 fn isolated_bridges_reach_others_but_not_each_other() {
-    let mut set = RuleSet::new(1);
+    let mut set = PolicySet::new(1);
     set.set_isolated(vec![name('b', 0), name('b', 1)]);
-    let verdict = |set: &RuleSet, from, to| set.compile(&numbers()).decide(&some_flow(from, to), 0, 60);
+    let verdict = |set: &PolicySet, from, to| set.compile(&numbers()).decide(&some_flow(from, to), 0, 60);
     assert_eq!(verdict(&set, 0, 1).drop_reason(), Some(DropReason::PolicyIsolation));
     assert_eq!(verdict(&set, 0, 2).drop_reason(), None);
     assert_eq!(verdict(&set, 2, 1).drop_reason(), None);
@@ -263,7 +263,7 @@ fn isolated_bridges_reach_others_but_not_each_other() {
 
 #[test]
 fn rules_are_asked_by_priority_and_count_what_they_decide() {
-    let mut set = RuleSet::new(2);
+    let mut set = PolicySet::new(2);
     let drop = set.add(Rule::new(Action::Drop)).expect("a good rule");
     let log = set.add(Rule { priority: 10, ..Rule::new(Action::Log) }).expect("a good rule");
     let accept = set.add(Rule { priority: 20, protocol: Some(UDP), ..Rule::new(Action::Accept) });
@@ -310,14 +310,14 @@ fn nonsense_is_refused() {
         ),
     ];
     for (rule, word) in nonsense {
-        let refusal = RuleSet::new(1).add(rule.clone()).expect_err(word).to_string();
+        let refusal = PolicySet::new(1).add(rule.clone()).expect_err(word).to_string();
         assert!(refusal.contains(word), "{refusal:?} does not say {word:?}");
     }
 }
 
 #[test]
 fn what_a_rule_names_is_found_again() {
-    let mut set = RuleSet::new(1);
+    let mut set = PolicySet::new(1);
     let zone = Zone::Bridge(name('b', 1));
     let id = set.add(Rule { to: zone.into(), ..Rule::new(Action::Drop) }).expect("a good rule");
     assert_eq!(set.naming(zone).map(|(id, _)| id), Some(id));
@@ -325,8 +325,8 @@ fn what_a_rule_names_is_found_again() {
 }
 
 /// A policy as of a cluster: most rules let a few clients reach one server on one port, some are about networks.
-fn cluster(rules: u32) -> RuleSet {
-    let mut set = RuleSet::new(1);
+fn cluster(rules: u32) -> PolicySet {
+    let mut set = PolicySet::new(1);
     let host = |n: u32| IpNet::from(IpAddr::from((10 << 24 | n).to_be_bytes()));
     for n in 0..rules {
         let mut rule = Rule { protocol: Some(TCP), ..Rule::new(Action::Accept) };
