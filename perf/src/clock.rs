@@ -24,6 +24,14 @@ pub fn cycles() -> u64 {
     }
 }
 
+/// Seconds that the calling thread has been on a processor.
+pub fn thread_seconds() -> f64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec of ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
 /// Cycles of [`cycles`] in a second, measured over 50 ms.
 pub fn cycles_per_second() -> f64 {
     let (start, first) = (Instant::now(), cycles());

@@ -15,7 +15,7 @@ use shunt_switch::packet::ip::UDP;
 use shunt_switch::worker::epoch::Epochs;
 
 use super::{Arguments, Results, say};
-use crate::clock::{cycles, pin};
+use crate::clock::{cycles_per_second, pin, thread_seconds};
 
 const BURST: usize = 64;
 /// Room for what lives at once.
@@ -75,10 +75,9 @@ fn new_table(workers: usize) -> (Arc<Conntrack>, Arc<Epochs>) {
     (Arc::new(table), epochs)
 }
 
-/// What one worker did.
+/// What one worker did, and in which time on its processor: what others took of it does not count.
 struct Done {
     count: u64,
-    cycles: u64,
     seconds: f64,
 }
 
@@ -103,8 +102,8 @@ fn on_cores(cores: &[usize], work: impl Fn(usize, &Barrier) -> Done + Sync) -> R
             .collect::<Result<_>>()
     })?;
     let millions = done.iter().map(|d| d.count as f64 / d.seconds / 1e6).sum();
-    let each = done.iter().map(|d| d.cycles as f64 / d.count.max(1) as f64).sum::<f64>() / done.len() as f64;
-    Ok((millions, each))
+    let each = done.iter().map(|d| d.seconds / d.count.max(1) as f64).sum::<f64>() / done.len() as f64;
+    Ok((millions, each * cycles_per_second()))
 }
 
 /// Looks up and counts packets of `connections` established ones: worker 0 those of the side that began, worker 1 those
@@ -136,7 +135,7 @@ fn look_up(cores: &[usize], connections: u64, length: Duration) -> Result<(f64, 
         let mut hashes = [0; BURST];
         let mut halves: [Option<Ref>; BURST] = [None; BURST];
         barrier.wait();
-        let (start, first) = (Instant::now(), cycles());
+        let (start, first) = (Instant::now(), thread_seconds());
         while start.elapsed() < length {
             for _ in 0..64 {
                 for i in 0..BURST {
@@ -160,7 +159,7 @@ fn look_up(cores: &[usize], connections: u64, length: Duration) -> Result<(f64, 
                 }
             }
         }
-        Done { count: found, cycles: cycles() - first, seconds: start.elapsed().as_secs_f64() }
+        Done { count: found, seconds: thread_seconds() - first }
     })
 }
 
@@ -187,11 +186,11 @@ fn come_and_go(cores: &[usize], length: Duration) -> Result<(f64, f64)> {
             let start = Instant::now();
             // Counted from the moment at which entries expire, too.
             let warm = Duration::from_millis(2500);
-            let (mut counted_from, mut cycles_from, mut measured) = (0, cycles(), Instant::now());
+            let (mut counted_from, mut seconds_from) = (0, 0.0);
             let mut counting = false;
             while start.elapsed() < warm + length {
                 if !counting && start.elapsed() >= warm {
-                    (counted_from, cycles_from, measured) = (entered, cycles(), Instant::now());
+                    (counted_from, seconds_from) = (entered, thread_seconds());
                     counting = true;
                 }
                 let now = 1 + start.elapsed().as_secs() as u32;
@@ -206,11 +205,7 @@ fn come_and_go(cores: &[usize], length: Duration) -> Result<(f64, f64)> {
                 }
             }
             epochs.leave(worker);
-            Done {
-                count: entered - counted_from,
-                cycles: cycles() - cycles_from,
-                seconds: measured.elapsed().as_secs_f64(),
-            }
+            Done { count: entered - counted_from, seconds: thread_seconds() - seconds_from }
         });
         over.store(1, Ordering::Release);
         let _ = keeper.join();
