@@ -108,7 +108,7 @@ impl Switch {
             threads: Vec::new(),
             bridges: BTreeMap::new(),
             ports: BTreeMap::new(),
-            router: Router::default(),
+            router: Router::new(cores.len()),
             started: Instant::now(),
             poll: options.poll,
         };

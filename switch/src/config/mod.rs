@@ -13,7 +13,4 @@ pub use crate::packet::ethernet::Mac;
 pub use file::Config;
 pub use name::Name;
 pub use runtime::{Poll, Workers};
-pub use spec::{
-    Action, AddressRange, Attachment, BridgeSpec, ClasslessRoute, Place, PortChange, PortSpec, Role,
-    RouteKind,
-};
+pub use spec::{Attachment, BridgeSpec, ClasslessRoute, PortChange, PortSpec, Role, RouteKind};

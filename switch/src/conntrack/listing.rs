@@ -14,6 +14,8 @@ use super::table::{Removed, Table};
 
 /// Places that are looked at in one go.
 const STEP: u32 = 512;
+/// How often that for one part of a listing: half a million places, some ten milliseconds.
+const STEPS_PER_PAGE: u32 = 1024;
 /// How long a worker is given to take what was removed: a sleeping one wakes up once a second.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -24,6 +26,57 @@ impl Conntrack {
         if self.list_family(&self.v4, filter, now, &mut show) {
             self.list_family(&self.v6, filter, now, &mut show);
         }
+    }
+
+    /// A part of a listing: goes on where `from` stands (0 for the beginning), until `most` connections or a few more
+    /// were shown, or many more were looked at. Returns where the next part begins; `None` after the last.
+    pub fn page(
+        &self,
+        filter: &Filter,
+        now: u32,
+        from: u64,
+        most: usize,
+        mut show: impl FnMut(Record),
+    ) -> Option<u64> {
+        // The second half of the numbers is for IPv6.
+        const V6: u64 = 1 << 32;
+        let (place, mut shown) = (from as u32, 0);
+        let mut count = |record| {
+            shown += 1;
+            show(record);
+            shown < most
+        };
+        if from < V6 {
+            let next = self.page_family(&self.v4, filter, now, place, &mut count);
+            return Some(next.map_or(V6, u64::from));
+        }
+        self.page_family(&self.v6, filter, now, place, &mut count).map(|next| V6 | u64::from(next))
+    }
+
+    fn page_family<F: Family>(
+        &self,
+        table: &Table<F>,
+        filter: &Filter,
+        now: u32,
+        from: u32,
+        show: &mut impl FnMut(Record) -> bool,
+    ) -> Option<u32> {
+        let (mut place, mut more) = (from, true);
+        for _ in 0..STEPS_PER_PAGE {
+            let next = self.seated(|| {
+                table.scan(place, STEP, |slot| {
+                    let record = Record::of(table, slot, now);
+                    if filter.matches(&record) {
+                        more &= show(record);
+                    }
+                })
+            });
+            place = next?;
+            if !more {
+                break;
+            }
+        }
+        Some(place)
     }
 
     fn list_family<F: Family>(

@@ -4,11 +4,15 @@
 use std::sync::Arc;
 
 use super::Router;
-use crate::config::spec::{ConntrackSelection, Invalid, LimitChange};
+use crate::config::spec::{Invalid, LimitChange};
+use crate::conntrack::record::Filter;
 use crate::conntrack::timeouts::LONGEST;
 use crate::conntrack::{Conntrack, Limits, Timeout};
 use crate::control::api;
 use crate::refusal::Refusal;
+
+/// Connections in a part of a listing: some 4 MiB, gathered in some milliseconds.
+const PAGE: usize = 8192;
 
 impl Router {
     fn table(&self) -> Result<&Arc<Conntrack>, Refusal> {
@@ -24,26 +28,27 @@ impl Router {
         Ok(api::ConntrackSize { count: shared.count().into(), limit: shared.limits().entries.into() })
     }
 
-    /// Some thousands of connections, from where a listing stands.
+    /// Some thousands of connections, from where a listing stands: 0 at its start. `now` is the tables' clock.
     ///
     /// # Errors
     /// Connections are not tracked.
-    pub fn connections(
-        &self,
-        _which: &ConntrackSelection,
-        _next: u64,
-    ) -> Result<api::ConntrackPage, Refusal> {
-        self.table()?;
-        Ok(api::ConntrackPage { entries: Vec::new(), next: None })
+    pub fn connections(&self, which: &Filter, now: u32, next: u64) -> Result<api::ConntrackPage, Refusal> {
+        let mut entries = Vec::new();
+        let next = self.table()?.page(which, now, next, PAGE, |record| entries.push(record));
+        Ok(api::ConntrackPage { entries, next })
     }
 
-    /// Forgets connections; returns how many.
+    /// Forgets connections; returns how many. `wake` wakes the worker of a number.
     ///
     /// # Errors
     /// Connections are not tracked.
-    pub fn flush_connections(&mut self, _which: &ConntrackSelection) -> Result<u64, Refusal> {
-        self.table()?;
-        Ok(0)
+    pub fn flush_connections(
+        &self,
+        which: &Filter,
+        now: u32,
+        wake: impl FnMut(usize),
+    ) -> Result<u64, Refusal> {
+        Ok(self.table()?.flush(which, now, wake))
     }
 
     /// What the first `workers` seats counted.

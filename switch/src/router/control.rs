@@ -6,13 +6,17 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::Interface;
 use crate::config::spec::{
-    BridgeChange, ConntrackSelection, DhcpChange, InterfaceChange, InterfaceSpec, LimitChange, NatSpec,
-    NeighbourSpec, PlaceKind, PolicyChange, PolicySpec, ReservationSpec, RouteMatch, RouteSpec,
+    BridgeChange, DhcpChange, InterfaceChange, InterfaceSpec, LimitChange, NeighbourSpec, Place,
+    PolicyChange, PolicySpec, RouteMatch, RouteSpec,
 };
 use crate::config::{Mac, Name};
 use crate::conntrack::Timeout;
+use crate::conntrack::record::Filter;
 use crate::control::api::{self, NatKind};
+use crate::nat::rule::Rule;
+use crate::policy::rule::Zone;
 use crate::refusal::Refusal;
+use crate::services::dhcp::Reservation;
 use crate::switch::Switch;
 use crate::view;
 
@@ -23,16 +27,16 @@ impl Switch {
     }
 
     /// What bears a name, for the places of policy rules.
-    pub fn places(&self, name: &str) -> Vec<PlaceKind> {
+    pub fn places(&self, name: &str) -> Vec<Place> {
         let mut kinds = Vec::new();
         if self.ports.contains_key(name) {
-            kinds.push(PlaceKind::Port);
+            kinds.push(Place::Port);
         }
         if self.bridges.contains_key(name) {
-            kinds.push(PlaceKind::Bridge);
+            kinds.push(Place::Bridge);
         }
         if self.router.interfaces.contains_key(name) {
-            kinds.push(PlaceKind::Interface);
+            kinds.push(Place::Interface);
         }
         kinds
     }
@@ -66,11 +70,9 @@ impl Switch {
                 "bridge {bridge:?} still has interfaces: delete them first ({list})"
             )));
         }
-        let named = |place: &crate::config::Place| place.kind == PlaceKind::Bridge && place.name == *bridge;
+        let named = |zone: &Zone| matches!(zone, Zone::Bridge(name) if *name == *bridge);
         let mut rules = self.router.policy.iter();
-        match rules
-            .find(|(_, rule)| rule.from.as_ref().is_some_and(named) || rule.to.as_ref().is_some_and(named))
-        {
+        match rules.find(|(_, rule)| named(&rule.from.zone) || named(&rule.to.zone)) {
             Some((id, _)) => Err(Refusal::new(format!(
                 "bridge {bridge:?} is named by policy rule {id}: delete that first"
             ))),
@@ -252,8 +254,8 @@ impl Switch {
     ///
     /// # Errors
     /// No such interface, or a published port is taken.
-    pub fn add_nat(&mut self, spec: NatSpec) -> Result<api::NatRule, Refusal> {
-        let id = self.router.add_nat(spec)?;
+    pub fn add_nat(&mut self, rule: Rule) -> Result<api::NatRule, Refusal> {
+        let id = self.router.add_nat(rule)?;
         self.publish_router();
         self.router.nat_rule(id)
     }
@@ -315,6 +317,11 @@ impl Switch {
 
     // ---- connections --------------------------------------------------------------------------------------------
 
+    /// The number of a port, for filters of connections.
+    pub fn port_number(&self, name: &str) -> Option<u16> {
+        self.ports.get(name).map(|member| member.port.number())
+    }
+
     /// How many connections there are and may be.
     ///
     /// # Errors
@@ -327,16 +334,21 @@ impl Switch {
     ///
     /// # Errors
     /// Connections are not tracked.
-    pub fn connections(&self, which: &ConntrackSelection, next: u64) -> Result<api::ConntrackPage, Refusal> {
-        self.router.connections(which, next)
+    pub fn connections(&self, which: &Filter, next: u64) -> Result<api::ConntrackPage, Refusal> {
+        self.router.connections(which, self.now(), next)
     }
 
     /// Forgets connections; returns how many.
     ///
     /// # Errors
     /// Connections are not tracked.
-    pub fn flush_connections(&mut self, which: &ConntrackSelection) -> Result<u64, Refusal> {
-        self.router.flush_connections(which)
+    pub fn flush_connections(&mut self, which: &Filter) -> Result<u64, Refusal> {
+        let (workers, now) = (&self.workers, self.now());
+        self.router.flush_connections(which, now, |worker| {
+            if let Some(worker) = workers.get(worker) {
+                worker.wake();
+            }
+        })
     }
 
     /// What happened to connections, by worker.
@@ -413,7 +425,7 @@ impl Switch {
     ///
     /// # Errors
     /// The address or the guest has a reservation, or it does not fit the interface.
-    pub fn reserve(&mut self, interface: &str, spec: ReservationSpec) -> Result<(), Refusal> {
+    pub fn reserve(&mut self, interface: &str, spec: Reservation) -> Result<(), Refusal> {
         self.router.reserve(interface, spec)?;
         self.publish_router();
         Ok(())

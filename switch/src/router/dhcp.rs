@@ -1,24 +1,24 @@
 //! DHCP and router advertisements as they are configured on interfaces.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{Interface, Router};
-use crate::config::spec::{DhcpChange, LEASE_DEFAULT, ReservationSpec};
-use crate::config::{AddressRange, ClasslessRoute, Mac, Name};
+use crate::config::spec::DhcpChange;
+use crate::config::{ClasslessRoute, Mac, Name};
 use crate::control::api;
 use crate::refusal::Refusal;
+use crate::services::dhcp::{Config, LEASE_DEFAULT, Reservation};
 
 /// How an interface serves guests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DhcpServer {
     /// The interface.
     pub interface: Name,
-    /// Addresses to give away; `None` for router advertisements only.
-    pub range: Option<AddressRange>,
+    /// First and last address to give away; `None` for router advertisements only.
+    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Seconds for which an address is given.
     pub lease: u32,
     /// The gateway that guests are told: `None` for the interface's own address, `Some(None)` for none.
@@ -34,7 +34,7 @@ pub struct DhcpServer {
     /// Whether routers are advertised.
     pub ra: bool,
     /// Addresses that belong to guests, by address.
-    pub reservations: BTreeMap<Ipv4Addr, ReservationSpec>,
+    pub reservations: Vec<Reservation>,
 }
 
 /// The network of an interface that holds an IPv4 address.
@@ -57,16 +57,46 @@ impl DhcpServer {
             mtu: None,
             routes: Vec::new(),
             ra: false,
-            reservations: BTreeMap::new(),
+            reservations: Vec::new(),
         }
     }
 
-    /// The network that addresses are given away of.
-    pub fn network(&self, interface: &Interface) -> Option<Ipv4Net> {
-        match self.range?.first {
-            IpAddr::V4(first) => network_of(interface, first),
-            IpAddr::V6(_) => None,
-        }
+    /// What the DHCP server of the interface is to give; `None` where there are only router advertisements.
+    ///
+    /// # Errors
+    /// No network of the interface holds the range.
+    pub fn config(&self, interface: &Interface) -> Result<Option<Config>, Refusal> {
+        let Some((first, last)) = self.range else { return Ok(None) };
+        let server = network_of(interface, first).ok_or_else(|| {
+            let name = interface.name.as_str();
+            Refusal::new(format!(
+                "range {first}-{last} lies in no network of interface {name:?}: give it an address there"
+            ))
+        })?;
+        let mut config = Config::new(server, self.range);
+        config.lease = self.lease;
+        config.router = self.router.unwrap_or(config.router);
+        config.dns = self
+            .dns
+            .iter()
+            .filter_map(|server| match server {
+                IpAddr::V4(v4) => Some(*v4),
+                IpAddr::V6(_) => None,
+            })
+            .collect();
+        config.domain.clone_from(&self.domain);
+        config.mtu = Some(self.mtu.unwrap_or(interface.mtu));
+        config.routes = self.routes.iter().map(|route| (route.prefix, route.via)).collect();
+        config.reservations.clone_from(&self.reservations);
+        config.own = interface
+            .addresses
+            .iter()
+            .filter_map(|own| match own.addr() {
+                IpAddr::V4(v4) if v4 != server.addr() => Some(v4),
+                _ => None,
+            })
+            .collect();
+        Ok(Some(config))
     }
 
     /// Refuses what does not fit the interface.
@@ -75,41 +105,21 @@ impl DhcpServer {
     /// A range, gateway or reserved address outside the interface's networks, or one of its own; nothing to serve.
     pub(super) fn check(&self, interface: &Interface) -> Result<(), Refusal> {
         let name = interface.name.as_str();
-        if let Some(range) = self.range {
-            let network = self.network(interface).filter(|network| {
-                let last = match range.last {
-                    IpAddr::V4(last) => last,
-                    IpAddr::V6(_) => return false,
-                };
-                network.contains(&last)
-            });
-            let network = network.ok_or_else(|| {
-                Refusal::new(format!(
-                    "range {range} lies in no network of interface {name:?}: give it an address there"
-                ))
-            })?;
-            if network.prefix_len() < 31
-                && (range.contains(network.network().into()) || range.contains(network.broadcast().into()))
-            {
+        match self.config(interface)? {
+            Some(config) => config.check(name)?,
+            None if !self.ra => {
                 return Err(Refusal::new(format!(
-                    "range {range} reaches the first or last address of {}, which no guest can have",
-                    network.trunc()
+                    "interface {name:?} has nothing to serve: give range, ra, or both"
                 )));
             }
-            if let Some(own) = interface.addresses.iter().find(|own| range.contains(own.addr())) {
-                let own = own.addr();
-                return Err(Refusal::new(format!(
-                    "range {range} holds {own}, the address of interface {name:?}: leave it out"
-                )));
+            None => {
+                if let Some(one) = self.reservations.first() {
+                    let address = one.address;
+                    return Err(Refusal::new(format!(
+                        "address {address} cannot be reserved without DHCP: give a range"
+                    )));
+                }
             }
-        } else if !self.ra {
-            return Err(Refusal::new(format!(
-                "interface {name:?} has nothing to serve: give range, ra, or both"
-            )));
-        } else if let Some(address) = self.reservations.keys().next() {
-            return Err(Refusal::new(format!(
-                "address {address} cannot be reserved without DHCP: give a range"
-            )));
         }
         if self.ra
             && !interface.addresses.iter().any(|own| matches!(own, IpNet::V6(v6) if v6.prefix_len() == 64))
@@ -123,67 +133,43 @@ impl DhcpServer {
         {
             return Err(Refusal::new(format!("router {router} lies in no network of interface {name:?}")));
         }
-        for address in self.reservations.keys() {
-            match network_of(interface, *address) {
-                None => {
-                    return Err(Refusal::new(format!(
-                        "address {address} lies in no network of interface {name:?}"
-                    )));
-                }
-                Some(_) if interface.owns((*address).into()) => {
-                    return Err(Refusal::new(format!("address {address} is interface {name:?}'s own")));
-                }
-                Some(network)
-                    if network.prefix_len() < 31
-                        && (*address == network.network() || *address == network.broadcast()) =>
-                {
-                    return Err(Refusal::new(format!(
-                        "address {address} is the first or last of its network, which no guest can have"
-                    )));
-                }
-                Some(_) => (),
-            }
-        }
         Ok(())
     }
 
-    fn reserve(&mut self, spec: ReservationSpec) -> Result<(), Refusal> {
-        let taken = self
-            .reservations
-            .values()
-            .find(|other| (other.address == spec.address) != (other.mac == spec.mac));
+    fn reserve(&mut self, new: Reservation) -> Result<(), Refusal> {
+        let taken =
+            self.reservations.iter().find(|other| (other.address == new.address) != (other.mac == new.mac));
         if let Some(other) = taken {
             let (address, mac) = (other.address, other.mac);
             return Err(Refusal::new(format!(
                 "address {address} is reserved for {mac} already: give that up first"
             )));
         }
-        self.reservations.insert(spec.address, spec);
+        self.reservations.retain(|other| other.address != new.address);
+        let at = self.reservations.partition_point(|other| other.address < new.address);
+        self.reservations.insert(at, new);
         Ok(())
     }
 
     fn view(&self, interface: &Interface) -> api::Dhcp {
-        let own = self.network(interface).map(|network| network.addr());
+        let config = self.config(interface).ok().flatten();
+        let reservation = |one: &Reservation| api::Reservation {
+            mac: one.mac,
+            address: one.address,
+            hostname: one.hostname.clone(),
+        };
         api::Dhcp {
             interface: self.interface,
-            range: self.range,
+            range: self.range.map(|(first, last)| format!("{first}-{last}")),
             lease: self.lease,
-            router: self.router.unwrap_or(own),
+            router: config.as_ref().and_then(|config| config.router),
             dns: self.dns.clone(),
             domain: self.domain.clone(),
             mtu: self.mtu.unwrap_or(interface.mtu),
             route: self.routes.clone(),
             ra: self.ra,
-            reservations: self
-                .reservations
-                .values()
-                .map(|one| api::Reservation {
-                    mac: one.mac,
-                    address: one.address,
-                    hostname: one.hostname.clone(),
-                })
-                .collect(),
-            capacity: self.range.map_or(0, |range| range.len()),
+            reservations: self.reservations.iter().map(reservation).collect(),
+            capacity: config.map_or(0, |config| config.capacity()),
             leases: 0,
         }
     }
@@ -245,7 +231,7 @@ impl Router {
     ///
     /// # Errors
     /// No DHCP there, or the address or the guest has a reservation, or the address does not fit the interface.
-    pub fn reserve(&mut self, interface: &str, spec: ReservationSpec) -> Result<(), Refusal> {
+    pub fn reserve(&mut self, interface: &str, spec: Reservation) -> Result<(), Refusal> {
         let mut server = self.find_dhcp(interface)?.clone();
         server.reserve(spec)?;
         server.check(self.find_interface(interface)?)?;
@@ -261,7 +247,7 @@ impl Router {
         let name = self.find_dhcp(interface)?.interface;
         let server = self.dhcp.get_mut(&name).ok_or("no DHCP")?;
         let before = server.reservations.len();
-        server.reservations.retain(|_, reservation| reservation.mac != mac);
+        server.reservations.retain(|reservation| reservation.mac != mac);
         match server.reservations.len() < before {
             true => Ok(()),
             false => Err(Refusal::new(format!("interface {interface:?} has no address reserved for {mac}"))),
@@ -293,6 +279,7 @@ impl Router {
 mod tests {
     use super::super::testing::router;
     use super::*;
+    use crate::config::spec::reservation;
 
     fn set(router: &mut Router, change: impl FnOnce(&mut api::DhcpSet)) -> Result<(), String> {
         let mut asked = api::DhcpSet { interface: "gw".into(), ..api::DhcpSet::default() };
@@ -315,7 +302,7 @@ mod tests {
         set(&mut router, |d| d.router = Some("none".into())).unwrap();
         set(&mut router, |d| d.ra = Some(true)).unwrap();
         let dhcp = router.dhcp("gw").unwrap();
-        assert_eq!((dhcp.router, dhcp.ra, dhcp.range.unwrap().len()), (None, true, 253));
+        assert_eq!((dhcp.router, dhcp.ra, dhcp.capacity), (None, true, 253));
         router.del_dhcp("gw").unwrap();
         assert!(router.dhcp("gw").unwrap_err().to_string().contains("has no DHCP"));
     }
@@ -330,14 +317,11 @@ mod tests {
                 set(&mut router, |d| d.range = range("10.0.4.2-10.0.4.9")),
                 "lies in no network of interface \"gw\"",
             ),
-            (set(&mut router, |d| d.range = range("10.0.3.2-10.0.4.9")), "lies in no network"),
-            (
-                set(&mut router, |d| d.range = range("10.0.3.1-10.0.3.9")),
-                "holds 10.0.3.1, the address of interface",
-            ),
+            (set(&mut router, |d| d.range = range("10.0.3.2-10.0.4.9")), "is no station's address"),
+            (set(&mut router, |d| d.range = range("10.0.3.1-10.0.3.9")), "includes 10.0.3.1"),
             (
                 set(&mut router, |d| d.range = range("10.0.3.2-10.0.3.255")),
-                "first or last address of 10.0.3.0/24",
+                "is no station's address in network 10.0.3.0/24",
             ),
             (set(&mut router, |d| d.router = Some("10.0.4.1".into())), "router 10.0.4.1 lies in no network"),
             (set(&mut router, |d| d.interface = "none".into()), "interface \"none\" does not exist"),
@@ -360,15 +344,15 @@ mod tests {
     #[test]
     fn an_address_is_reserved_for_one_guest() {
         let mut router = served();
-        let spec = |mac: &str, address: &str| ReservationSpec::new(mac, address, Some("mail")).unwrap();
+        let spec = |mac: &str, address: &str| reservation(mac, address, Some("mail")).unwrap();
         router.reserve("gw", spec("52:54:00:00:00:01", "10.0.3.16")).unwrap();
         router.reserve("gw", spec("52:54:00:00:00:01", "10.0.3.16")).unwrap();
         for (mac, address, why) in [
             ("52:54:00:00:00:02", "10.0.3.16", "is reserved for 52:54:00:00:00:01 already"),
             ("52:54:00:00:00:01", "10.0.3.17", "is reserved for 52:54:00:00:00:01 already"),
-            ("52:54:00:00:00:02", "10.0.4.16", "lies in no network"),
+            ("52:54:00:00:00:02", "10.0.4.16", "is no station's address"),
             ("52:54:00:00:00:02", "10.0.3.1", "own"),
-            ("52:54:00:00:00:02", "10.0.3.255", "first or last"),
+            ("52:54:00:00:00:02", "10.0.3.255", "is no station's address"),
         ] {
             let refusal = router.reserve("gw", spec(mac, address)).unwrap_err().to_string();
             assert!(refusal.contains(why), "{refusal}");

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Router;
-use crate::config::spec::{InterfaceChange, InterfaceSpec, NatSpec, PlaceKind, check_mtu};
+use crate::config::spec::{InterfaceChange, InterfaceSpec, check_mtu};
 use crate::config::{Mac, Name};
+use crate::policy::rule::Zone;
 use crate::refusal::Refusal;
 
 /// An interface as it is configured.
@@ -164,15 +165,10 @@ impl Router {
     /// No such interface, or a rule of translation or policy names it.
     pub fn del_interface(&mut self, name: &str) -> Result<(), Refusal> {
         let name = self.find_interface(name)?.name;
-        let nat = self.nat.iter().find(|(_, rule)| names_interface(rule, name));
-        let policy = self.policy.iter().find(|(_, rule)| {
-            [rule.from, rule.to]
-                .iter()
-                .flatten()
-                .any(|place| place.kind == PlaceKind::Interface && place.name == name)
-        });
-        let user = match (nat, policy) {
-            (Some((id, rule)), _) => Some(format!("nat {} rule {id}", rule.kind().as_str())),
+        let zone = Zone::Interface(name);
+        let policy = self.policy.iter().find(|(_, rule)| rule.from.zone == zone || rule.to.zone == zone);
+        let user = match (self.nat.naming(name), policy) {
+            (Some((id, rule)), _) => Some(format!("nat {} rule {id}", rule.kind())),
             (None, Some((id, _))) => Some(format!("policy rule {id}")),
             (None, None) => None,
         };
@@ -233,10 +229,6 @@ impl Router {
         self.interfaces.insert(changed.name, changed);
         Ok(())
     }
-}
-
-fn names_interface(rule: &NatSpec, name: Name) -> bool {
-    rule.leaving().is_some_and(|leaving| leaving.out == Some(name) || leaving.not_out == Some(name))
 }
 
 #[cfg(test)]
@@ -327,7 +319,7 @@ mod tests {
         let mut router = router(&[("a", &["10.0.0.1/24"])]);
         let asked =
             api::MasqueradeAdd { source: "10.9.0.0/16".into(), out: Some("a".into()), ..Default::default() };
-        let id = router.add_nat(NatSpec::Masquerade((&asked).try_into().unwrap())).unwrap();
+        let id = router.add_nat((&asked).try_into().unwrap()).unwrap();
         let refusal = router.del_interface("a").unwrap_err().to_string();
         assert_eq!(
             refusal,

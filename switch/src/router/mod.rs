@@ -19,10 +19,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::config::spec::{Action, NatSpec, NeighbourSpec, PolicySpec, RouteSpec};
+use crate::config::spec::{NeighbourSpec, RouteSpec};
 use crate::config::{Mac, Name};
 use crate::conntrack::Conntrack;
 use crate::control::api;
+use crate::nat::RuleSet;
+use crate::policy::rule::{Action, Rule};
 use crate::refusal::Refusal;
 
 pub use conntrack::timeout_kind;
@@ -38,12 +40,10 @@ pub struct Router {
     pub(crate) routes: BTreeMap<IpNet, Vec<RouteSpec>>,
     /// Permanent neighbours.
     pub(crate) neighbours: BTreeMap<(Name, IpAddr), Mac>,
-    /// Rules of translation by number.
-    pub(crate) nat: BTreeMap<u32, NatSpec>,
-    /// The number of the next rule of translation.
-    next_nat: u32,
+    /// Rules of translation.
+    pub(crate) nat: RuleSet,
     /// Rules of policy by number.
-    pub(crate) policy: BTreeMap<u32, PolicySpec>,
+    pub(crate) policy: BTreeMap<u32, Rule>,
     /// What becomes of connections for which there is no rule.
     pub(crate) forward: Action,
     /// Whether bridges are closed to each other.
@@ -54,14 +54,14 @@ pub struct Router {
     pub(crate) conntrack: Option<Arc<Conntrack>>,
 }
 
-impl Default for Router {
-    fn default() -> Self {
+impl Router {
+    /// Without interfaces and rules, for a switch of so many workers.
+    pub fn new(workers: usize) -> Self {
         Self {
             interfaces: BTreeMap::new(),
             routes: BTreeMap::new(),
             neighbours: BTreeMap::new(),
-            nat: BTreeMap::new(),
-            next_nat: 1,
+            nat: RuleSet::new(workers),
             policy: BTreeMap::new(),
             forward: Action::Accept,
             isolation: false,
@@ -69,9 +69,7 @@ impl Default for Router {
             conntrack: None,
         }
     }
-}
 
-impl Router {
     // ---- neighbours ---------------------------------------------------------------------------------------------
 
     /// Makes an entry, or a learned one permanent.
@@ -152,7 +150,7 @@ pub(crate) mod testing {
 
     /// A router with these interfaces.
     pub(crate) fn router(interfaces: &[(&str, &[&str])]) -> Router {
-        let mut router = Router::default();
+        let mut router = Router::new(1);
         for (name, addresses) in interfaces {
             router.add_interface(interface(name, addresses)).unwrap();
         }

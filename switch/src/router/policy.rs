@@ -2,12 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::Router;
-use crate::config::spec::{POLICY_ID_MAX, PolicyChange, PolicySpec};
+use crate::config::spec::{POLICY_ID_MAX, PolicyChange, PolicySpec, policy_view};
 use crate::control::api;
+use crate::policy::rule::{RULES_MAX, Rule};
 use crate::refusal::Refusal;
 
-/// Most rules of policy.
-pub(super) const POLICY_RULES_MAX: usize = 65_536;
 /// Distance of the numbers that are given to rules which ask for none.
 const STEP: u32 = 10;
 
@@ -22,10 +21,8 @@ impl Router {
                 "policy rule {id} exists already: choose another number, or delete it first"
             )));
         }
-        if self.policy.len() >= POLICY_RULES_MAX {
-            return Err(Refusal::new(format!(
-                "there are {POLICY_RULES_MAX} policy rules, which is the limit"
-            )));
+        if self.policy.len() >= RULES_MAX {
+            return Err(Refusal::new(format!("there are {RULES_MAX} policy rules, which is the limit")));
         }
         let last = self.policy.last_key_value().map_or(0, |(id, _)| *id);
         let id = spec.id.unwrap_or((last / STEP + 1) * STEP);
@@ -34,7 +31,8 @@ impl Router {
                 "there is no number left behind policy rule {last}: choose one of 1 to {POLICY_ID_MAX} with id"
             )));
         }
-        self.policy.insert(id, spec);
+        // The number is the place among the others.
+        self.policy.insert(id, Rule { priority: id, ..spec.rule });
         Ok(id)
     }
 
@@ -67,16 +65,16 @@ impl Router {
     /// # Errors
     /// There is none.
     pub fn policy_rule(&self, id: u32) -> Result<api::PolicyRule, Refusal> {
-        let rule = self.policy.get(&id).map(|rule| rule.view(id, 0, 0));
+        let rule = self.policy.get(&id).map(|rule| policy_view(id, rule, 0, 0));
         rule.ok_or_else(|| Refusal::new(format!("there is no policy rule {id}")))
     }
 
     /// All of the policy.
     pub fn policy(&self) -> api::Policy {
         api::Policy {
-            forward: self.forward,
+            forward: self.forward.as_str().to_owned(),
             isolation: self.isolation,
-            rules: self.policy.iter().map(|(&id, rule)| rule.view(id, 0, 0)).collect(),
+            rules: self.policy.iter().map(|(&id, rule)| policy_view(id, rule, 0, 0)).collect(),
         }
     }
 }
@@ -85,7 +83,7 @@ impl Router {
 mod tests {
     use super::super::testing::router;
     use super::*;
-    use crate::config::Action;
+    use crate::policy::rule::Action;
 
     #[test]
     fn rules_are_numbered_in_tens_unless_they_ask() {
@@ -113,9 +111,9 @@ mod tests {
     #[test]
     fn what_is_not_given_stays() {
         let mut router = router(&[]);
-        assert_eq!((router.policy().forward, router.policy().isolation), (Action::Accept, false));
+        assert_eq!((router.policy().forward.as_str(), router.policy().isolation), ("accept", false));
         router.set_policy(PolicyChange { forward: Some(Action::Drop), isolation: None });
         router.set_policy(PolicyChange { forward: None, isolation: Some(true) });
-        assert_eq!((router.policy().forward, router.policy().isolation), (Action::Drop, true));
+        assert_eq!((router.policy().forward.as_str(), router.policy().isolation), ("drop", true));
     }
 }

@@ -1,14 +1,12 @@
 //! IP addresses, networks, ranges of addresses and of ports, as texts that people write.
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Invalid;
+use crate::nat::rule::{AddressRange, PortRange};
 
 /// Whether a host can have this address: unicast, of no reserved block (RFC 6890: 0/8, 127/8, 240/4; `::`, `::1`,
 /// IPv4 in IPv6).
@@ -96,166 +94,76 @@ pub fn interface_address(field: &'static str, text: &str) -> Result<IpNet, Inval
     Ok(network)
 }
 
-/// Addresses from the first to the last, both among them; of one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AddressRange {
-    /// The first.
-    pub first: IpAddr,
-    /// The last: not before the first.
-    pub last: IpAddr,
+/// How many addresses a range has; at most 2^64 - 1 is told.
+pub fn range_len(range: &AddressRange) -> u64 {
+    let number = |address| match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
+    };
+    u64::try_from(number(range.last).saturating_sub(number(range.first)))
+        .unwrap_or(u64::MAX)
+        .saturating_add(1)
 }
 
-impl AddressRange {
-    /// How many there are; at most 2^64 - 1 is told.
-    pub fn len(&self) -> u64 {
-        let number = |address| match address {
-            IpAddr::V4(v4) => u128::from(u32::from(v4)),
-            IpAddr::V6(v6) => u128::from(v6),
-        };
-        u64::try_from(number(self.last) - number(self.first)).unwrap_or(u64::MAX).saturating_add(1)
+/// Checks `ADDRESS` or `FIRST-LAST` in `field`.
+///
+/// # Errors
+/// No addresses of hosts, of two families, or the last before the first.
+pub fn address_range(field: &'static str, text: &str) -> Result<AddressRange, Invalid> {
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) => (host(field, first.trim())?, host(field, last.trim())?),
+        None => (host(field, text)?, host(field, text)?),
+    };
+    if first.is_ipv4() != last.is_ipv4() {
+        return Err(Invalid::new(field, format!("{field} {text} mixes IPv4 and IPv6: choose one")));
     }
-
-    /// Never: there is always at least one.
-    pub fn is_empty(&self) -> bool {
-        false
+    if last < first {
+        return Err(Invalid::new(
+            field,
+            format!("{field} {text} ends before it begins: write the lower address first"),
+        ));
     }
+    Ok(AddressRange { first, last })
+}
 
-    /// Whether an address is one of them.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        address.is_ipv4() == self.first.is_ipv4() && (self.first..=self.last).contains(&address)
+/// Checks `PORT` or `PORT-PORT` in `field`.
+///
+/// # Errors
+/// No ports, or the last before the first.
+pub fn port_range(field: &'static str, text: &str) -> Result<PortRange, Invalid> {
+    let refuse = |rule: &str| Invalid::new(field, format!("{field} {text:?} {rule}"));
+    let number = |text: &str| match text.parse::<u16>() {
+        Ok(port) if port > 0 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
+        _ => Err(refuse("is no port: it must be a number of 1 to 65535, or two such as 8000-8100")),
+    };
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) => (number(first)?, number(last)?),
+        None => (number(text)?, number(text)?),
+    };
+    match last < first {
+        true => Err(refuse("ends before it begins: write the lower port first")),
+        false => Ok(PortRange { first, last }),
     }
+}
 
-    /// Checks `ADDRESS` or `FIRST-LAST` in `field`.
-    ///
-    /// # Errors
-    /// No addresses of hosts, of two families, or the last before the first.
-    pub fn parse(field: &'static str, text: &str) -> Result<Self, Invalid> {
-        let (first, last) = match text.split_once('-') {
-            Some((first, last)) => (host(field, first.trim())?, host(field, last.trim())?),
-            None => (host(field, text)?, host(field, text)?),
-        };
-        if first.is_ipv4() != last.is_ipv4() {
-            return Err(Invalid::new(field, format!("{field} {text} mixes IPv4 and IPv6: choose one")));
+/// Checks a list of ports and ranges separated by commas in `field`: at most 64, none touched twice.
+///
+/// # Errors
+/// Something else.
+pub fn port_list(field: &'static str, text: &str) -> Result<Vec<PortRange>, Invalid> {
+    let mut ranges: Vec<PortRange> = Vec::new();
+    for part in text.split(',') {
+        let range = port_range(field, part.trim())?;
+        if ranges.iter().any(|other| other.first <= range.last && range.first <= other.last) {
+            return Err(Invalid::new(field, format!("{field} {text:?} names a port twice: once is enough")));
         }
-        if last < first {
-            return Err(Invalid::new(
-                field,
-                format!("{field} {text} ends before it begins: write the lower address first"),
-            ));
-        }
-        Ok(Self { first, last })
+        ranges.push(range);
     }
-}
-
-impl fmt::Display for AddressRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.first == self.last {
-            true => self.first.fmt(f),
-            false => write!(f, "{}-{}", self.first, self.last),
-        }
+    if ranges.len() > 64 {
+        return Err(Invalid::new(field, format!("{field} has more than 64 parts: use several rules")));
     }
-}
-
-impl Serialize for AddressRange {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for AddressRange {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse("range", &text).map_err(serde::de::Error::custom)
-    }
-}
-
-/// Ports from the first to the last, both among them; never 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PortRange {
-    /// The first: 1 to 65,535.
-    pub first: u16,
-    /// The last: not before the first.
-    pub last: u16,
-}
-
-impl PortRange {
-    /// How many there are.
-    pub fn len(self) -> u32 {
-        u32::from(self.last) - u32::from(self.first) + 1
-    }
-
-    /// Never: there is always at least one.
-    pub fn is_empty(self) -> bool {
-        false
-    }
-
-    /// Whether some port is in both.
-    pub fn overlaps(self, other: Self) -> bool {
-        self.first <= other.last && other.first <= self.last
-    }
-
-    /// Checks `PORT` or `PORT-PORT` in `field`.
-    ///
-    /// # Errors
-    /// No ports, or the last before the first.
-    pub fn parse(field: &'static str, text: &str) -> Result<Self, Invalid> {
-        text.parse().map_err(|rule| Invalid::new(field, format!("{field} {text:?} {rule}")))
-    }
-
-    /// Checks a list of ports and ranges separated by commas in `field`: at most 16, none touched twice.
-    ///
-    /// # Errors
-    /// Something else.
-    pub fn list(field: &'static str, text: &str) -> Result<Vec<Self>, Invalid> {
-        let mut ranges: Vec<Self> = Vec::new();
-        for part in text.split(',') {
-            let range = Self::parse(field, part.trim())?;
-            if ranges.iter().any(|other| other.overlaps(range)) {
-                return Err(Invalid::new(
-                    field,
-                    format!("{field} {text:?} names a port twice: once is enough"),
-                ));
-            }
-            ranges.push(range);
-        }
-        if ranges.len() > 16 {
-            return Err(Invalid::new(
-                field,
-                format!("{field} {text:?} has more than 16 parts: use several rules"),
-            ));
-        }
-        ranges.sort_unstable();
-        Ok(ranges)
-    }
-}
-
-impl FromStr for PortRange {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let rule = "is no port: it must be a number of 1 to 65535, or two such as 8000-8100";
-        let number = |text: &str| match text.parse::<u16>() {
-            Ok(port) if port > 0 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
-            _ => Err(rule),
-        };
-        let (first, last) = match text.split_once('-') {
-            Some((first, last)) => (number(first)?, number(last)?),
-            None => (number(text)?, number(text)?),
-        };
-        if last < first {
-            return Err("ends before it begins: write the lower port first");
-        }
-        Ok(Self { first, last })
-    }
-}
-
-impl fmt::Display for PortRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.first == self.last {
-            true => self.first.fmt(f),
-            false => write!(f, "{}-{}", self.first, self.last),
-        }
-    }
+    ranges.sort_unstable_by_key(|range| range.first);
+    Ok(ranges)
 }
 
 /// Cuts `ADDRESSES:PORTS` in two. Without brackets more than one colon means IPv6 without ports.
@@ -277,7 +185,7 @@ pub(super) fn with_ports(text: &str) -> (String, Option<&str>) {
 mod tests {
     use super::*;
 
-    fn message<T: fmt::Debug>(result: Result<T, Invalid>) -> String {
+    fn message<T: std::fmt::Debug>(result: Result<T, Invalid>) -> String {
         let invalid = result.unwrap_err();
         assert_eq!(invalid.field, "f");
         let text = invalid.to_string();
@@ -351,33 +259,29 @@ mod tests {
 
     #[test]
     fn ranges_of_addresses() {
-        let range = AddressRange::parse("f", "10.0.3.2-10.0.3.254").unwrap();
-        assert_eq!((range.len(), range.to_string().as_str()), (253, "10.0.3.2-10.0.3.254"));
-        assert!(range.contains([10, 0, 3, 2].into()) && range.contains([10, 0, 3, 254].into()));
-        assert!(!range.contains([10, 0, 3, 1].into()) && !range.contains("fd00::1".parse().unwrap()));
-        assert_eq!(AddressRange::parse("f", "fd00::1").unwrap().len(), 1);
-        assert_eq!(AddressRange::parse("f", "1::-2::").unwrap().len(), u64::MAX);
-        assert!(message(AddressRange::parse("f", "10.0.0.1-fd00::1")).contains("mixes IPv4 and IPv6"));
-        assert!(message(AddressRange::parse("f", "10.0.0.2-10.0.0.1")).contains("ends before it begins"));
-        assert!(message(AddressRange::parse("f", "10.0.0.2-")).contains("is no IP address"));
-        let text = serde_json::to_string(&range).unwrap();
-        assert_eq!(serde_json::from_str::<AddressRange>(&text).unwrap(), range);
+        let range = address_range("f", "10.0.3.2-10.0.3.254").unwrap();
+        assert_eq!((range_len(&range), range.to_string().as_str()), (253, "10.0.3.2-10.0.3.254"));
+        assert_eq!(range_len(&address_range("f", "fd00::1").unwrap()), 1);
+        assert_eq!(range_len(&address_range("f", "1::-2::").unwrap()), u64::MAX);
+        assert!(message(address_range("f", "10.0.0.1-fd00::1")).contains("mixes IPv4 and IPv6"));
+        assert!(message(address_range("f", "10.0.0.2-10.0.0.1")).contains("ends before it begins"));
+        assert!(message(address_range("f", "10.0.0.2-")).contains("is no IP address"));
     }
 
     #[test]
     fn ranges_of_ports() {
-        let range = PortRange::parse("f", "8000-8100").unwrap();
+        let range = port_range("f", "8000-8100").unwrap();
         assert_eq!((range.len(), range.to_string().as_str()), (101, "8000-8100"));
-        assert_eq!(PortRange::parse("f", "65535").unwrap().to_string(), "65535");
+        assert_eq!(port_range("f", "65535").unwrap().to_string(), "65535");
         for bad in ["", "0", "65536", "-1", "+80", "80-", "-", "http", "1-2-3", "80 - 90"] {
-            assert!(message(PortRange::parse("f", bad)).contains("is no port"), "{bad}");
+            assert!(message(port_range("f", bad)).contains("is no port"), "{bad}");
         }
-        assert!(message(PortRange::parse("f", "90-80")).contains("ends before it begins"));
-        let list = PortRange::list("f", "443, 80,8000-8100").unwrap();
+        assert!(message(port_range("f", "90-80")).contains("ends before it begins"));
+        let list = port_list("f", "443, 80,8000-8100").unwrap();
         assert_eq!(list.iter().map(ToString::to_string).collect::<Vec<_>>(), ["80", "443", "8000-8100"]);
-        assert!(message(PortRange::list("f", "80,70-90")).contains("names a port twice"));
-        let many = (1..=17).map(|n| (n * 2).to_string()).collect::<Vec<_>>().join(",");
-        assert!(message(PortRange::list("f", &many)).contains("more than 16"));
+        assert!(message(port_list("f", "80,70-90")).contains("names a port twice"));
+        let many = (1..=65).map(|n| (n * 2).to_string()).collect::<Vec<_>>().join(",");
+        assert!(message(port_list("f", &many)).contains("more than 64"));
     }
 
     #[test]

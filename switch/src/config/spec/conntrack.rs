@@ -1,95 +1,66 @@
 //! Which connections are meant, and the bounds of their table.
 #![forbid(unsafe_code)]
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Invalid, number, prefix, protocol};
-use crate::control::api::{self, Connection};
+use crate::conntrack::record::{Filter, Protocol, state_names};
+use crate::control::api;
 
-/// Which connections are meant; what is `None` fits all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConntrackSelection {
-    /// The protocol.
-    pub protocol: Option<u8>,
-    /// IPv4 (true) or IPv6 (false).
-    pub v4: Option<bool>,
-    /// Source of the first packet.
-    pub source: Option<IpNet>,
-    /// Destination of the first packet.
-    pub dest: Option<IpNet>,
-    /// Source of the answers.
-    pub reply_source: Option<IpNet>,
-    /// Destination of the answers.
-    pub reply_dest: Option<IpNet>,
-    /// Source port of the first packet.
-    pub sport: Option<u16>,
-    /// Destination port of the first packet.
-    pub dport: Option<u16>,
-    /// State, in the words of conntrack(8).
-    pub state: Option<String>,
-}
-
-impl ConntrackSelection {
-    /// Whether a connection is meant.
-    pub fn fits(&self, connection: &Connection) -> bool {
-        let within = |network: Option<IpNet>, address: IpAddr| network.is_none_or(|n| n.contains(&address));
-        self.protocol.is_none_or(|number| connection.protonum == number)
-            && self.v4.is_none_or(|v4| connection.source.is_ipv4() == v4)
-            && within(self.source, connection.source)
-            && within(self.dest, connection.dest)
-            && within(self.reply_source, connection.reply_source)
-            && within(self.reply_dest, connection.reply_dest)
-            && self.sport.is_none_or(|port| connection.sport == Some(port))
-            && self.dport.is_none_or(|port| connection.dport == Some(port))
-            && self.state.as_ref().is_none_or(|state| connection.state.as_ref() == Some(state))
-    }
-}
-
-/// The states of TCP as conntrack(8) names them.
-const STATES: &[&str] = &[
-    "SYN_SENT",
-    "SYN_RECV",
-    "ESTABLISHED",
-    "FIN_WAIT",
-    "CLOSE_WAIT",
-    "LAST_ACK",
-    "TIME_WAIT",
-    "CLOSE",
-    "SYN_SENT2",
-];
-
-impl TryFrom<&api::ConntrackFilter> for ConntrackSelection {
-    type Error = Invalid;
-
-    fn try_from(asked: &api::ConntrackFilter) -> Result<Self, Invalid> {
+impl Filter {
+    /// Checks which connections are meant. `port_number` tells the number of a port by its name.
+    ///
+    /// # Errors
+    /// A field breaks a rule, or names a port that is not there.
+    pub fn new(
+        asked: &api::ConntrackFilter,
+        port_number: &dyn Fn(&str) -> Option<u16>,
+    ) -> Result<Self, Invalid> {
         let network =
             |field, text: &Option<String>| text.as_deref().map(|text| prefix(field, text)).transpose();
         let port = |field, value: Option<i64>| value.map(|value| number(field, value, 0, 65_535)).transpose();
-        let v4 = match asked.family.as_deref() {
+        let family: Option<IpNet> = match asked.family.as_deref() {
             None => None,
-            Some("ipv4") => Some(true),
-            Some("ipv6") => Some(false),
+            Some("ipv4") => Some(Ipv4Net::default().into()),
+            Some("ipv6") => Some(Ipv6Net::default().into()),
             Some(other) => {
                 let message = format!("family {other:?} is unknown: it must be \"ipv4\" or \"ipv6\"");
                 return Err(Invalid::new("family", message));
             }
         };
-        if let Some(state) = asked.state.as_deref().filter(|state| !STATES.contains(state)) {
-            let message = format!("state {state:?} is unknown: it must be one of {}", STATES.join(", "));
-            return Err(Invalid::new("state", message));
+        if let Some(state) = asked.state.as_deref().filter(|state| !state_names().any(|name| name == *state))
+        {
+            let names = state_names().collect::<Vec<_>>().join(", ");
+            return Err(Invalid::new(
+                "state",
+                format!("state {state:?} is unknown: it must be one of {names}"),
+            ));
         }
+        let source = network("source", &asked.source)?;
+        if let (Some(family), Some(source)) = (family, source)
+            && family.addr().is_ipv4() != source.addr().is_ipv4()
+        {
+            let message =
+                format!("source {source} is of another family than asked for with family: leave one out");
+            return Err(Invalid::new("source", message));
+        }
+        let unknown = |name: &str| Invalid::new("port", format!("port {name:?} does not exist"));
         Ok(Self {
-            protocol: asked.proto.as_deref().map(|text| protocol("proto", text)).transpose()?,
-            v4,
-            source: network("source", &asked.source)?,
+            proto: asked.proto.as_deref().map(|text| protocol("proto", text)).transpose()?.map(Protocol),
+            source: source.or(family),
             dest: network("dest", &asked.dest)?,
-            reply_source: network("reply_source", &asked.reply_source)?,
-            reply_dest: network("reply_dest", &asked.reply_dest)?,
             sport: port("sport", asked.sport)?,
             dport: port("dport", asked.dport)?,
+            reply_source: network("reply_source", &asked.reply_source)?,
+            reply_dest: network("reply_dest", &asked.reply_dest)?,
             state: asked.state.clone(),
+            ingress: asked
+                .port
+                .as_deref()
+                .map(|name| port_number(name).ok_or_else(|| unknown(name)))
+                .transpose()?,
+            src_nat: asked.src_nat,
+            dst_nat: asked.dst_nat,
         })
     }
 }
@@ -128,74 +99,43 @@ impl TryFrom<&api::ConntrackSetLimit> for LimitChange {
 mod tests {
     use super::*;
 
-    fn connection() -> Connection {
-        Connection {
-            proto: "tcp".into(),
-            protonum: 6,
-            timeout: 1,
-            state: Some("ESTABLISHED".into()),
-            source: [10, 0, 3, 2].into(),
-            dest: [192, 0, 2, 1].into(),
-            sport: Some(40_000),
-            dport: Some(80),
-            icmp_type: None,
-            icmp_code: None,
-            icmp_id: None,
-            reply_source: [192, 0, 2, 1].into(),
-            reply_dest: [198, 51, 100, 7].into(),
-            reply_sport: Some(80),
-            reply_dport: Some(40_000),
-            reply_icmp_id: None,
-            replied: true,
-            assured: true,
-            packets: 1,
-            bytes: 1,
-            reply_packets: 1,
-            reply_bytes: 1,
-        }
+    fn filter(change: &dyn Fn(&mut api::ConntrackFilter)) -> Result<Filter, &'static str> {
+        let mut asked = api::ConntrackFilter::default();
+        change(&mut asked);
+        Filter::new(&asked, &|name| (name == "web").then_some(7)).map_err(|invalid| invalid.field)
     }
 
     #[test]
-    fn all_that_is_given_must_fit() {
-        let fits = |change: &dyn Fn(&mut api::ConntrackFilter)| {
-            let mut asked = api::ConntrackFilter::default();
-            change(&mut asked);
-            ConntrackSelection::try_from(&asked).unwrap().fits(&connection())
-        };
-        assert!(fits(&|_| ()));
-        assert!(fits(&|f| f.proto = Some("tcp".into())) && !fits(&|f| f.proto = Some("17".into())));
-        assert!(fits(&|f| f.family = Some("ipv4".into())) && !fits(&|f| f.family = Some("ipv6".into())));
-        assert!(
-            fits(&|f| f.source = Some("10.0.3.0/24".into()))
-                && !fits(&|f| f.source = Some("10.0.3.3".into()))
-        );
-        assert!(fits(&|f| f.dest = Some("192.0.2.1".into())) && !fits(&|f| f.dest = Some("fd00::/8".into())));
-        assert!(fits(&|f| f.reply_source = Some("192.0.2.1".into())));
-        assert!(fits(&|f| f.reply_dest = Some("198.51.100.7".into())));
-        assert!(!fits(&|f| f.reply_dest = Some("10.0.3.2".into())));
-        assert!(fits(&|f| f.sport = Some(40_000)) && !fits(&|f| f.sport = Some(80)));
-        assert!(fits(&|f| f.dport = Some(80)) && !fits(&|f| f.dport = Some(81)));
-        assert!(
-            fits(&|f| f.state = Some("ESTABLISHED".into())) && !fits(&|f| f.state = Some("CLOSE".into()))
-        );
-        assert!(!fits(&|f| {
+    fn what_is_given_is_looked_for() {
+        assert!(filter(&|_| ()).unwrap().is_empty());
+        let all = filter(&|f| {
+            f.proto = Some("tcp".into());
+            f.source = Some("10.0.3.0/24".into());
+            f.dest = Some("192.0.2.1".into());
             f.dport = Some(80);
-            f.source = Some("10.0.3.9".into());
-        }));
+            f.state = Some("ESTABLISHED".into());
+            f.port = Some("web".into());
+        })
+        .unwrap();
+        assert_eq!((all.proto, all.dport, all.ingress), (Some(Protocol(6)), Some(80), Some(7)));
+        assert_eq!(all.dest.unwrap().to_string(), "192.0.2.1/32");
+        let v6 = filter(&|f| f.family = Some("ipv6".into())).unwrap();
+        assert_eq!(v6.source.unwrap().to_string(), "::/0");
     }
 
     #[test]
     fn what_is_wrong_is_named() {
-        let field = |change: &dyn Fn(&mut api::ConntrackFilter)| {
-            let mut asked = api::ConntrackFilter::default();
-            change(&mut asked);
-            ConntrackSelection::try_from(&asked).unwrap_err().field
-        };
-        assert_eq!(field(&|f| f.proto = Some("x".into())), "proto");
-        assert_eq!(field(&|f| f.family = Some("4".into())), "family");
-        assert_eq!(field(&|f| f.reply_source = Some("x".into())), "reply_source");
-        assert_eq!(field(&|f| f.sport = Some(65_536)), "sport");
-        assert_eq!(field(&|f| f.state = Some("established".into())), "state");
+        assert_eq!(filter(&|f| f.proto = Some("x".into())), Err("proto"));
+        assert_eq!(filter(&|f| f.family = Some("4".into())), Err("family"));
+        assert_eq!(filter(&|f| f.reply_source = Some("x".into())), Err("reply_source"));
+        assert_eq!(filter(&|f| f.sport = Some(65_536)), Err("sport"));
+        assert_eq!(filter(&|f| f.state = Some("established".into())), Err("state"));
+        assert_eq!(filter(&|f| f.port = Some("none".into())), Err("port"));
+        let mixed = filter(&|f| {
+            f.family = Some("ipv4".into());
+            f.source = Some("fd00::1".into());
+        });
+        assert_eq!(mixed, Err("source"));
     }
 
     #[test]

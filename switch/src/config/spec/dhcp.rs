@@ -7,13 +7,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{AddressRange, Invalid, MTU_MAX, MTU_MIN_IPV4, Mac, Name, host, mac, name, number, prefix};
+use super::{
+    Invalid, MTU_MAX, MTU_MIN_IPV4, Name, address_range, host, mac, name, number, prefix, range_len,
+};
 use crate::control::api;
+use crate::services::dhcp::{LEASES_MAX, Reservation};
 
-/// Seconds for which an address is given, where nothing else is said.
-pub const LEASE_DEFAULT: u32 = 3600;
-/// Most addresses of a range.
-pub const RANGE_MAX: u64 = 65_536;
+/// Most addresses of a range: as many as the server keeps account of.
+pub const RANGE_MAX: u64 = LEASES_MAX as u64;
 
 /// A route that guests are told (RFC 3442), written `PREFIX=GATEWAY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,24 +43,13 @@ impl<'de> Deserialize<'de> for ClasslessRoute {
     }
 }
 
-/// An address that belongs to a guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReservationSpec {
-    /// The guest's MAC address.
-    pub mac: Mac,
-    /// The address. Whether a network of the interface holds it is for the switch to find out.
-    pub address: Ipv4Addr,
-    /// The name that the guest is told.
-    pub hostname: Option<String>,
-}
-
 /// What is to be, or to change, at how an interface serves guests; what is `None` stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DhcpChange {
     /// The interface.
     pub interface: Name,
-    /// IPv4 addresses to give away, at most [`RANGE_MAX`].
-    pub range: Option<AddressRange>,
+    /// First and last address to give away; at most [`RANGE_MAX`].
+    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Seconds for which an address is given, 60 or more.
     pub lease: Option<u32>,
     /// The gateway that guests are told; `Some(None)` for none.
@@ -75,10 +65,14 @@ pub struct DhcpChange {
     /// Whether routers are advertised.
     pub ra: Option<bool>,
     /// Reservations to add: no MAC address and no address twice.
-    pub reserve: Vec<ReservationSpec>,
+    pub reserve: Vec<Reservation>,
 }
 
-fn v4(field: &'static str, text: &str) -> Result<Ipv4Addr, Invalid> {
+/// Checks the IPv4 address of a host in `field`.
+///
+/// # Errors
+/// Anything else.
+pub fn v4(field: &'static str, text: &str) -> Result<Ipv4Addr, Invalid> {
     match host(field, text)? {
         IpAddr::V4(address) => Ok(address),
         IpAddr::V6(address) => {
@@ -116,18 +110,16 @@ fn domain(field: &'static str, text: &str) -> Result<String, Invalid> {
     Err(Invalid::new(field, format!("{field} {text:?} is no name of hosts: {rule}")))
 }
 
-impl ReservationSpec {
-    /// Checks a reservation.
-    ///
-    /// # Errors
-    /// A field breaks a rule.
-    pub fn new(mac_address: &str, address: &str, hostname: Option<&str>) -> Result<Self, Invalid> {
-        Ok(Self {
-            mac: mac("mac", mac_address)?,
-            address: v4("address", address)?,
-            hostname: hostname.map(|text| domain("hostname", text)).transpose()?,
-        })
-    }
+/// Checks a reservation.
+///
+/// # Errors
+/// A field breaks a rule. Whether a network of the interface holds the address is for the switch to find out.
+pub fn reservation(mac_address: &str, address: &str, hostname: Option<&str>) -> Result<Reservation, Invalid> {
+    Ok(Reservation {
+        mac: mac("mac", mac_address)?,
+        address: v4("address", address)?,
+        hostname: hostname.map(|text| domain("hostname", text)).transpose()?,
+    })
 }
 
 fn at_most<T>(field: &'static str, list: Vec<T>, most: usize) -> Result<Vec<T>, Invalid> {
@@ -151,9 +143,9 @@ impl TryFrom<&api::DhcpSet> for DhcpChange {
         };
         let dns = asked.dns.as_ref().map(|list| list.iter().map(|text| host("dns", text)).collect());
         let routes = asked.route.as_ref().map(|list| list.iter().map(|text| classless(text)).collect());
-        let mut reserve: Vec<ReservationSpec> = Vec::new();
+        let mut reserve: Vec<Reservation> = Vec::new();
         for one in &asked.reserve {
-            let one = ReservationSpec::new(&one.mac, &one.address, one.hostname.as_deref())?;
+            let one = reservation(&one.mac, &one.address, one.hostname.as_deref())?;
             if reserve.iter().any(|other| other.mac == one.mac || other.address == one.address) {
                 let message =
                     format!("reserve: {} or {} is reserved twice: once is enough", one.mac, one.address);
@@ -183,22 +175,21 @@ impl TryFrom<&api::DhcpSet> for DhcpChange {
     }
 }
 
-fn range(text: &str) -> Result<AddressRange, Invalid> {
-    let range = AddressRange::parse("range", text)?;
-    if !range.first.is_ipv4() {
+fn range(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), Invalid> {
+    let range = address_range("range", text)?;
+    let (IpAddr::V4(first), IpAddr::V4(last)) = (range.first, range.last) else {
         return Err(Invalid::new(
             "range",
             format!("range {range} is of IPv6 addresses: DHCP here is for IPv4"),
         ));
-    }
-    if range.len() > RANGE_MAX {
-        let n = range.len();
-        return Err(Invalid::new(
+    };
+    match range_len(&range) {
+        n if n > RANGE_MAX => Err(Invalid::new(
             "range",
             format!("range {range} has {n} addresses: at most {RANGE_MAX} are taken"),
-        ));
+        )),
+        _ => Ok((first, last)),
     }
-    Ok(range)
 }
 
 #[cfg(test)]
@@ -230,7 +221,7 @@ mod tests {
             d.ra = Some(true);
         })
         .unwrap();
-        assert_eq!(all.range.unwrap().len(), 253);
+        assert_eq!(all.range.unwrap().1, Ipv4Addr::new(10, 0, 3, 254));
         assert_eq!((all.router, all.lease, all.mtu), (Some(None), Some(60), Some(1400)));
         let routes = all.routes.unwrap();
         assert_eq!(routes[0].to_string(), "10.0.0.0/8=10.0.3.5");
@@ -283,7 +274,7 @@ mod tests {
         ] {
             assert_eq!(reserve(&twice).unwrap_err().0, "reserve");
         }
-        let named = |hostname| ReservationSpec::new("52:54:00:00:00:01", "10.0.3.16", Some(hostname));
+        let named = |hostname| reservation("52:54:00:00:00:01", "10.0.3.16", Some(hostname));
         assert_eq!(named("mail").unwrap().hostname.as_deref(), Some("mail"));
         let long = "a".repeat(64);
         for bad in ["", "-a", "a-", "a b", "a_b", ".", long.as_str()] {

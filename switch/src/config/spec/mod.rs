@@ -23,16 +23,16 @@ use super::name::{NAME_RULE, Name};
 use crate::packet::ethernet::Mac;
 use crate::refusal::Refusal;
 
-pub use address::{AddressRange, PortRange, host, interface_address, is_host, prefix};
-pub use bridge::{BridgeChange, BridgeSpec};
-pub use conntrack::{ConntrackSelection, LimitChange};
-pub use dhcp::{ClasslessRoute, DhcpChange, LEASE_DEFAULT, RANGE_MAX, ReservationSpec};
-pub use interface::{ADDRESSES_MAX, InterfaceChange, InterfaceSpec, check_mtu};
-pub use nat::{
-    ExemptSpec, Leaving, MasqueradeSpec, NAT_PROTOCOLS, NatSpec, PublishSpec, Published, SnatSpec, nat_kind,
+pub use address::{
+    address_range, host, interface_address, is_host, port_list, port_range, prefix, range_len,
 };
+pub use bridge::{BridgeChange, BridgeSpec};
+pub use conntrack::LimitChange;
+pub use dhcp::{ClasslessRoute, DhcpChange, RANGE_MAX, reservation, v4};
+pub use interface::{ADDRESSES_MAX, InterfaceChange, InterfaceSpec, check_mtu};
+pub use nat::{nat_kind, nat_view};
 pub use neighbour::NeighbourSpec;
-pub use policy::{Action, POLICY_ID_MAX, Place, PlaceKind, PolicyChange, PolicySpec, States, policy_id};
+pub use policy::{POLICY_ID_MAX, Place, PolicyChange, PolicySpec, policy_id, policy_view};
 pub use port::{Attachment, PortChange, PortSpec, Role};
 pub use protocol::{SCTP, protocol, protocol_name};
 pub use route::{RouteKind, RouteMatch, RouteSpec};

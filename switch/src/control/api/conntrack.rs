@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::conntrack::record::Record;
 
 parameters! {
     /// Which connections are meant; what is not given fits all.
@@ -27,6 +28,14 @@ parameters! {
         pub dport: Option<i64>,
         /// State of TCP, such as `ESTABLISHED`.
         pub state: Option<String>,
+        /// The port by which the first packet came in.
+        pub port: Option<String>,
+        /// Only those whose source is translated.
+        #[serde(default)]
+        pub src_nat: bool,
+        /// Only those whose destination is translated.
+        #[serde(default)]
+        pub dst_nat: bool,
     }
 
     /// Connections, some thousands at a time.
@@ -76,60 +85,11 @@ parameters! {
     }
 }
 
-/// A connection. Ports and ICMP fields that its protocol does not have are `null`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Connection {
-    /// Name of the protocol, `unknown` where it has none.
-    pub proto: String,
-    /// Its number.
-    pub protonum: u8,
-    /// Seconds until it is forgotten unless another packet comes.
-    pub timeout: u32,
-    /// State of TCP and SCTP; `null` for others.
-    pub state: Option<String>,
-    /// Source of the first packet.
-    pub source: IpAddr,
-    /// Destination of the first packet.
-    pub dest: IpAddr,
-    /// Its source port.
-    pub sport: Option<u16>,
-    /// Its destination port.
-    pub dport: Option<u16>,
-    /// Type of an ICMP query.
-    pub icmp_type: Option<u8>,
-    /// Code of an ICMP query.
-    pub icmp_code: Option<u8>,
-    /// Identifier of an ICMP query.
-    pub icmp_id: Option<u16>,
-    /// Source of the answers.
-    pub reply_source: IpAddr,
-    /// Destination of the answers.
-    pub reply_dest: IpAddr,
-    /// Source port of the answers.
-    pub reply_sport: Option<u16>,
-    /// Destination port of the answers.
-    pub reply_dport: Option<u16>,
-    /// Identifier of the answers to an ICMP query.
-    pub reply_icmp_id: Option<u16>,
-    /// Whether an answer was seen.
-    pub replied: bool,
-    /// Whether it is established for certain, so that it is not the first to go when the table is full.
-    pub assured: bool,
-    /// Packets of the side that began.
-    pub packets: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Packets of the other side.
-    pub reply_packets: u64,
-    /// Their bytes.
-    pub reply_bytes: u64,
-}
-
 /// Part of a [`ConntrackList`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConntrackPage {
-    /// Connections, in no order.
-    pub entries: Vec<Connection>,
+    /// Connections, in no order. Their fields are those of [`Record`].
+    pub entries: Vec<Record>,
     /// What to ask for the following ones with; `null` after the last.
     pub next: Option<u64>,
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{AddressRange, ClasslessRoute, Mac, Name};
+use crate::config::{ClasslessRoute, Mac, Name};
 
 parameters! {
     /// Serves DHCP or router advertisements on an interface, or changes how; what is not given stays, or has its default
@@ -97,7 +97,7 @@ pub struct Dhcp {
     /// The interface.
     pub interface: Name,
     /// Addresses to give away; `null` where there are only router advertisements.
-    pub range: Option<AddressRange>,
+    pub range: Option<String>,
     /// Seconds for which an address is given.
     pub lease: u32,
     /// The gateway that guests are told; `null` for none.

@@ -91,7 +91,7 @@ macro_rules! each_method {
             MasqueradeAdd = "nat.add-masquerade" -> NatRule;
             SnatAdd = "nat.add-snat" -> NatRule;
             PublishAdd = "nat.add-publish" -> NatRule;
-            ExemptAdd = "nat.add-exempt" -> NatRule;
+            OneToOneAdd = "nat.add-one-to-one" -> NatRule;
             NatDel = "nat.del" -> Done;
             NatList = "nat.list" -> Vec<NatRule>;
             ConntrackList = "conntrack.list" -> ConntrackPage;

@@ -16,8 +16,9 @@ parameters! {
         pub out: Option<String>,
         /// Only what leaves by another interface than this one (iptables: `! -o`).
         pub not_out: Option<String>,
-        /// Only what does not go to this network (iptables: `! -d`).
-        pub not_destination: Option<String>,
+        /// Only what does not go to these networks (iptables: `! -d`).
+        #[serde(default)]
+        pub not_destination: Vec<String>,
         /// Ports to choose from, such as `32768-60999`; without it the port is kept if it is free.
         pub to_ports: Option<String>,
         /// Whether a port of a guest has the same translation towards everybody, and everybody may answer to it.
@@ -33,8 +34,9 @@ parameters! {
         pub out: Option<String>,
         /// Only what leaves by another interface than this one.
         pub not_out: Option<String>,
-        /// Only what does not go to this network.
-        pub not_destination: Option<String>,
+        /// Only what does not go to these networks.
+        #[serde(default)]
+        pub not_destination: Vec<String>,
         /// `ADDRESS`, `FIRST-LAST`, either followed by `:PORT-PORT`; IPv6 in brackets where ports follow.
         pub to: String,
         /// Whether a port of a guest has the same translation towards everybody, and everybody may answer to it.
@@ -42,32 +44,37 @@ parameters! {
         pub endpoint_independent: bool,
     }
 
-    /// Makes a guest's port reachable at an address of the switch, or the whole guest (without `proto` and ports). Also
-    /// a `[[nat.publish]]` table of the configuration file.
+    /// Makes a guest's ports reachable at an address of the switch. Also a `[[nat.publish]]` table of the configuration
+    /// file.
     pub struct PublishAdd {
-        /// `tcp` or `udp`; not given means all protocols and whole addresses, one to one.
-        pub proto: Option<String>,
+        /// `tcp` or `udp`.
+        pub proto: String,
         /// `ADDRESS:PORT` or `ADDRESS:PORT-PORT`; `0.0.0.0`, `[::]` or `*` for any of the switch's own addresses.
-        /// Without `proto` an address alone.
         pub listen: String,
-        /// `ADDRESS:PORT`, or as many ports as are listened at. Without `proto` an address alone.
+        /// `ADDRESS:PORT`, or as many ports as are listened at.
         pub to: String,
+        /// Only what comes in by this interface.
+        #[serde(rename = "in")]
+        pub ingress: Option<String>,
     }
 
-    /// Leaves what goes from one network to another untranslated. Also a `[[nat.exempt]]` table of the configuration
-    /// file.
-    pub struct ExemptAdd {
-        /// The network that it comes from, or a single address.
-        pub source: String,
-        /// The network that it goes to, or a single address.
-        pub destination: String,
+    /// Has addresses outside stand for addresses inside, one for one and in both directions. Also a
+    /// `[[nat.one-to-one]]` table of the configuration file.
+    pub struct OneToOneAdd {
+        /// The address or network outside.
+        pub outside: String,
+        /// The address or network inside, as large.
+        pub inside: String,
+        /// The interface behind which outside is; any if not given.
+        pub out: Option<String>,
     }
 
     /// Removes a rule.
     pub struct NatDel {
         /// Its number.
         pub id: i64,
-        /// What the rule must be if this is given, lest the wrong one goes: `masquerade`, `snat`, `publish` or `exempt`.
+        /// What the rule must be if this is given, lest the wrong one goes: `masquerade`, `snat`, `publish` or
+        /// `one-to-one`.
         pub kind: Option<String>,
     }
 
@@ -77,7 +84,7 @@ parameters! {
 
 /// What a rule does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum NatKind {
     /// Source address of the way out.
     Masquerade,
@@ -85,8 +92,8 @@ pub enum NatKind {
     Snat,
     /// Another destination.
     Publish,
-    /// Nothing.
-    Exempt,
+    /// Another destination one way, another source the other way.
+    OneToOne,
 }
 
 impl NatKind {
@@ -96,7 +103,7 @@ impl NatKind {
             Self::Masquerade => "masquerade",
             Self::Snat => "snat",
             Self::Publish => "publish",
-            Self::Exempt => "exempt",
+            Self::OneToOne => "one-to-one",
         }
     }
 }
@@ -110,26 +117,31 @@ pub struct NatRule {
     pub kind: NatKind,
     /// The network that packets come from.
     pub source: Option<IpNet>,
-    /// The network that packets go to.
-    pub destination: Option<IpNet>,
     /// The interface by which they leave.
     pub out: Option<Name>,
     /// The interface by which they do not leave.
     pub not_out: Option<Name>,
-    /// The network that they do not go to.
-    pub not_destination: Option<IpNet>,
+    /// The networks that they do not go to.
+    pub not_destination: Vec<IpNet>,
     /// `tcp` or `udp`.
     pub proto: Option<String>,
-    /// Where a published port is reached, in the words of the request.
+    /// Where a published port is reached.
     pub listen: Option<String>,
-    /// What the address (and port) becomes, in the words of the request.
+    /// The interface by which packets come in.
+    #[serde(rename = "in")]
+    pub ingress: Option<Name>,
+    /// What the address and the ports become.
     pub to: Option<String>,
     /// Ports to choose from.
     pub to_ports: Option<String>,
     /// Whether a port has the same translation towards everybody.
     pub endpoint_independent: bool,
+    /// Addresses outside.
+    pub outside: Option<IpNet>,
+    /// Addresses inside.
+    pub inside: Option<IpNet>,
     /// Connections that it translated.
     pub connections: u64,
-    /// Connections that were refused because no address and port was left.
+    /// Connections that were refused because no address or port was left.
     pub exhausted: u64,
 }

@@ -1,10 +1,7 @@
 //! Policy: who may open connections to whom.
 #![forbid(unsafe_code)]
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-
-use crate::config::{Action, Place};
 
 parameters! {
     /// Makes a rule. Rules are looked at in the order of their numbers; the first that fits and does not only log
@@ -13,26 +10,31 @@ parameters! {
         /// Its number, 1 to 1,000,000; if not given, the next multiple of 10 after the last rule.
         pub id: Option<i64>,
         /// Where it comes from: a port, bridge or interface (`port:web`, `bridge:br0`, `interface:gw`, or the name
-        /// alone where it is the only one), a network or an address.
+        /// alone where it is the only one), `switch` for the switch itself, or networks and addresses separated by
+        /// commas; `!` before one of them means all others.
         pub from: Option<String>,
         /// Where it goes, in the same way.
         pub to: Option<String>,
-        /// The network or address that it comes from, beside the place.
+        /// The networks and addresses that it comes from, beside the place.
         pub source: Option<String>,
-        /// The network or address that it goes to, beside the place.
+        /// The networks and addresses that it goes to, beside the place.
         pub destination: Option<String>,
         /// `tcp`, `udp`, `icmp`, `icmpv6`, `sctp`, or a number of 0 to 255.
         pub proto: Option<String>,
-        /// Source ports: `80`, `8000-8100`, or a list of those separated by commas; with `tcp`, `udp`, `sctp`.
+        /// Source ports: `80`, `8000-8100`, or a list of those separated by commas; with `tcp` and
+        /// `udp`.
         pub sport: Option<String>,
         /// Destination ports, in the same way.
         pub dport: Option<String>,
-        /// Type of an ICMP or ICMPv6 message, 0 to 255.
+        /// Type of a request of ICMP (8, 13, 15, 17) or ICMPv6 (128).
         pub icmp_type: Option<i64>,
         /// States of the connection: `new`, `established`, `related`, `invalid`, or a list of those separated by commas.
         pub state: Option<String>,
-        /// `accept`, `drop`, `reject` or `log`.
+        /// `accept`, `drop`, `reject`, or `log`, which logs and has the next rule decide.
         pub action: String,
+        /// Whether what it decides is logged.
+        #[serde(default)]
+        pub log: bool,
     }
 
     /// Removes a rule.
@@ -56,32 +58,34 @@ parameters! {
     }
 }
 
-/// A rule. What it does not look at is `null` or empty.
+/// A rule. What it does not look at is `null`; the others are in the words of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRule {
     /// Its number.
     pub id: u32,
     /// The port, bridge or interface that it comes from.
-    pub from: Option<Place>,
+    pub from: Option<String>,
     /// The port, bridge or interface that it goes to.
-    pub to: Option<Place>,
-    /// The network that it comes from.
-    pub source: Option<IpNet>,
-    /// The network that it goes to.
-    pub destination: Option<IpNet>,
+    pub to: Option<String>,
+    /// The networks that it comes from.
+    pub source: Option<String>,
+    /// The networks that it goes to.
+    pub destination: Option<String>,
     /// The protocol, by name where it has one.
     pub proto: Option<String>,
-    /// Source ports, as in the request.
+    /// Source ports.
     pub sport: Option<String>,
-    /// Destination ports, as in the request.
+    /// Destination ports.
     pub dport: Option<String>,
     /// Type of an ICMP message.
     pub icmp_type: Option<u8>,
-    /// States of the connection, as in the request.
+    /// States of the connection.
     pub state: Option<String>,
     /// What becomes of it.
-    pub action: Action,
-    /// Packets that it decided; of established connections only the first is decided.
+    pub action: String,
+    /// Whether that is logged.
+    pub log: bool,
+    /// Packets that it decided; of connections that it accepted only the first is decided.
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -90,8 +94,8 @@ pub struct PolicyRule {
 /// All of the policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    /// What becomes of connections through the switch where no rule fits.
-    pub forward: Action,
+    /// What becomes of connections through the switch where no rule fits: `accept` or `drop`.
+    pub forward: String,
     /// Whether bridges are closed to each other.
     pub isolation: bool,
     /// The rules, in their order.

@@ -4,40 +4,39 @@
 use super::super::api::{self, Done, Flushed};
 use super::super::rpc::Error;
 use super::{At, Handle};
-use crate::config::spec::{
-    ConntrackSelection, ExemptSpec, LimitChange, MasqueradeSpec, NatSpec, PolicyChange, PolicySpec,
-    PublishSpec, SnatSpec, nat_kind, number, policy_id,
-};
+use crate::config::spec::{LimitChange, PolicyChange, PolicySpec, nat_kind, number, policy_id};
+use crate::conntrack::record::Filter;
 use crate::conntrack::timeouts::LONGEST;
+use crate::nat::rule::Rule;
 use crate::router::timeout_kind;
 
-fn add(at: &mut At<'_>, spec: NatSpec) -> Result<api::NatRule, Error> {
-    let rule = at.switch.add_nat(spec)?;
+fn add(at: &mut At<'_>, rule: Rule) -> Result<api::NatRule, Error> {
+    let rule = at.switch.add_nat(rule)?;
     tracing::info!("nat {} rule {} added", rule.kind.as_str(), rule.id);
     Ok(rule)
 }
 
 impl Handle for api::MasqueradeAdd {
     fn handle(self, at: &mut At<'_>) -> Result<api::NatRule, Error> {
-        add(at, NatSpec::Masquerade(MasqueradeSpec::try_from(&self)?))
+        add(at, Rule::try_from(&self)?)
     }
 }
 
 impl Handle for api::SnatAdd {
     fn handle(self, at: &mut At<'_>) -> Result<api::NatRule, Error> {
-        add(at, NatSpec::Snat(SnatSpec::try_from(&self)?))
+        add(at, Rule::try_from(&self)?)
     }
 }
 
 impl Handle for api::PublishAdd {
     fn handle(self, at: &mut At<'_>) -> Result<api::NatRule, Error> {
-        add(at, NatSpec::Publish(PublishSpec::try_from(&self)?))
+        add(at, Rule::try_from(&self)?)
     }
 }
 
-impl Handle for api::ExemptAdd {
+impl Handle for api::OneToOneAdd {
     fn handle(self, at: &mut At<'_>) -> Result<api::NatRule, Error> {
-        add(at, NatSpec::Exempt(ExemptSpec::try_from(&self)?))
+        add(at, Rule::try_from(&self)?)
     }
 }
 
@@ -59,7 +58,7 @@ impl Handle for api::NatList {
 
 impl Handle for api::ConntrackList {
     fn handle(self, at: &mut At<'_>) -> Result<api::ConntrackPage, Error> {
-        let which = ConntrackSelection::try_from(&self.filter)?;
+        let which = Filter::new(&self.filter, &|name| at.switch.port_number(name))?;
         Ok(at.switch.connections(&which, self.next.unwrap_or_default())?)
     }
 }
@@ -72,7 +71,7 @@ impl Handle for api::ConntrackCount {
 
 impl Handle for api::ConntrackFlush {
     fn handle(self, at: &mut At<'_>) -> Result<Flushed, Error> {
-        let which = ConntrackSelection::try_from(&self.filter)?;
+        let which = Filter::new(&self.filter, &|name| at.switch.port_number(name))?;
         let removed = at.switch.flush_connections(&which)?;
         tracing::info!("{removed} connections forgotten");
         Ok(Flushed { removed })

@@ -1,12 +1,10 @@
 //! DHCP and router advertisements.
 #![forbid(unsafe_code)]
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use super::super::api::{self, Done};
 use super::super::rpc::Error;
 use super::{At, Handle};
-use crate::config::spec::{self, DhcpChange, Invalid, ReservationSpec};
+use crate::config::spec::{self, DhcpChange};
 
 impl Handle for api::DhcpSet {
     fn handle(self, at: &mut At<'_>) -> Result<api::Dhcp, Error> {
@@ -32,7 +30,7 @@ impl Handle for api::DhcpShow {
 
 impl Handle for api::DhcpReserve {
     fn handle(self, at: &mut At<'_>) -> Result<api::Dhcp, Error> {
-        let spec = ReservationSpec::new(&self.mac, &self.address, self.hostname.as_deref())?;
+        let spec = spec::reservation(&self.mac, &self.address, self.hostname.as_deref())?;
         at.switch.reserve(&self.interface, spec)?;
         Ok(at.switch.dhcp(&self.interface)?)
     }
@@ -53,17 +51,7 @@ impl Handle for api::DhcpLeases {
 
 impl Handle for api::DhcpRelease {
     fn handle(self, at: &mut At<'_>) -> Result<Done, Error> {
-        at.switch.release(&self.interface, v4(&self.address)?)?;
+        at.switch.release(&self.interface, spec::v4("address", &self.address)?)?;
         Ok(Done {})
-    }
-}
-
-fn v4(text: &str) -> Result<Ipv4Addr, Invalid> {
-    match spec::host("address", text)? {
-        IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(address) => Err(Invalid::new(
-            "address",
-            format!("address {address} is an IPv6 address: DHCP here is for IPv4"),
-        )),
     }
 }
