@@ -71,7 +71,7 @@ fn closed_by_default_open_as_the_rules_say() {
     // Counted where they were decided.
     assert!(rule(&shuntd, 50)["packets"].as_u64() >= Some(1));
     assert!(rule(&shuntd, 60)["packets"].as_u64() >= Some(1));
-    assert!(shuntd.port("r")["rx"]["drops"].to_string().contains("policy"), "{}", shuntd.port("r"));
+    assert!(shuntd.port("r")["rx"]["drops"].to_string().contains("policy_drop"), "{}", shuntd.port("r"));
 }
 
 /// Blue may not open to red; with a rule it may.
@@ -184,7 +184,7 @@ fn a_guarded_port_speaks_only_for_itself() {
     let drops = || -> u64 {
         let shown = shuntd.port("liar");
         let drops = shown["rx"]["drops"].as_object().cloned().unwrap_or_default();
-        drops.iter().filter(|(name, _)| name.contains("spoof")).filter_map(|(_, n)| n.as_u64()).sum()
+        drops.iter().filter(|(name, _)| name.starts_with("guard_")).filter_map(|(_, n)| n.as_u64()).sum()
     };
     liar.send(
         "[Ether(src=MAC, dst='ff:ff:ff:ff:ff:ff')/IP(src='0.0.0.0', dst='255.255.255.255')/UDP(sport=68, dport=67)\
@@ -193,25 +193,39 @@ fn a_guarded_port_speaks_only_for_itself() {
     );
     assert_eq!(drops(), 0, "{}", shuntd.port("liar"));
     // Anybody else's do not.
-    let lies = [
-        "Ether(src='02:00:00:00:00:66', dst=V)/IP(src='10.5.0.2', dst='10.5.0.3')/ICMP()",
-        "Ether(src=MAC, dst=V)/IP(src='10.5.0.4', dst='10.5.0.3')/ICMP()",
-        "Ether(src=MAC, dst=GW)/IP(src='10.5.0.1', dst='10.5.0.3')/ICMP()",
-        "Ether(src=MAC, dst='ff:ff:ff:ff:ff:ff')/ARP(op=2, hwsrc=MAC, psrc='10.5.0.1', pdst='10.5.0.3')",
-        "Ether(src=MAC, dst='ff:ff:ff:ff:ff:ff')/ARP(op=1, hwsrc='02:00:00:00:00:66', psrc='10.5.0.2', pdst='10.5.0.3')",
-        "Ether(src=MAC, dst=GW)/IPv6(src='fd05::3', dst='fd05::1')/ICMPv6EchoRequest()",
-        "Ether(src=MAC, dst='33:33:00:00:00:01')/IPv6(src='fd05::2', dst='ff02::1', hlim=255)\
-         /ICMPv6ND_NA(tgt='fd05::1', O=1)/ICMPv6NDOptDstLLAddr(lladdr=MAC)",
-        "Ether(src=MAC, dst='33:33:00:00:00:01')/IPv6(src='fe80::66', dst='ff02::1', hlim=255)/ICMPv6ND_RA()",
-    ];
-    for (index, lie) in lies.iter().enumerate() {
-        let expected = index as u64 + 1;
+    let dhcp = "/UDP(sport=67, dport=68)/BOOTP(op=2, xid=7)/DHCP(options=[('message-type', 'offer'), 'end'])";
+    let offer = format!("Ether(src=MAC, dst=V)/IP(src='10.5.0.2', dst='10.5.0.3'){dhcp}");
+    for (reason, lie) in [
+        ("guard_mac", "Ether(src='02:00:00:00:00:66', dst=V)/IP(src='10.5.0.2', dst='10.5.0.3')/ICMP()"),
+        ("guard_address", "Ether(src=MAC, dst=V)/IP(src='10.5.0.4', dst='10.5.0.3')/ICMP()"),
+        ("guard_address", "Ether(src=MAC, dst=GW)/IP(src='10.5.0.1', dst='10.5.0.3')/ICMP()"),
+        ("guard_address", "Ether(src=MAC, dst=GW)/IPv6(src='fd05::3', dst='fd05::1')/ICMPv6EchoRequest()"),
+        (
+            "guard_arp",
+            "Ether(src=MAC, dst='ff:ff:ff:ff:ff:ff')/ARP(op=2, hwsrc=MAC, psrc='10.5.0.1', pdst='10.5.0.3')",
+        ),
+        (
+            "guard_arp",
+            "Ether(src=MAC, dst='ff:ff:ff:ff:ff:ff')\
+             /ARP(op=1, hwsrc='02:00:00:00:00:66', psrc='10.5.0.2', pdst='10.5.0.3')",
+        ),
+        (
+            "guard_neighbour",
+            "Ether(src=MAC, dst='33:33:00:00:00:01')/IPv6(src='fd05::2', dst='ff02::1', hlim=255)\
+             /ICMPv6ND_NA(tgt='fd05::1', O=1)/ICMPv6NDOptDstLLAddr(lladdr=MAC)",
+        ),
+        ("guard_server", &offer),
+        (
+            "guard_server",
+            "Ether(src=MAC, dst='33:33:00:00:00:01')/IPv6(src='fe80::' + in6_mactoifaceid(MAC).lower(), dst='ff02::1', hlim=255)\
+             /ICMPv6ND_RA()",
+        ),
+    ] {
+        let before = shuntd.drops("liar", "rx", reason);
         liar.send(lie);
-        wait_for(
-            &format!("the guard to count {lie}: {}", shuntd.port("liar")),
-            Duration::from_secs(5),
-            || (drops() == expected).then_some(()),
-        );
+        wait_for(&format!("{reason} for {lie}: {}", shuntd.port("liar")), Duration::from_secs(5), || {
+            (shuntd.drops("liar", "rx", reason) > before).then_some(())
+        });
     }
     assert!(!victim.sh("ip neighbour show 10.5.0.1").contains(&liar.mac), "the gateway was stolen");
     answers(&victim, "10.5.0.1", SOON);
@@ -239,7 +253,7 @@ fn a_port_with_a_leased_address_is_guarded_by_default() {
     assert_eq!(pings(&host, "10.5.0.1", 1, "-I 10.5.0.9"), 0, "an address that was not given to it");
     assert_eq!(pings(&host, "10.5.0.1", 1, &format!("-I {}", address.trim_end_matches("/24"))), 1);
     let drops = shuntd.port("host")["rx"]["drops"].to_string();
-    assert!(drops.contains("spoof"), "{drops}");
+    assert!(drops.contains("guard_address"), "{drops}");
     // Other ports are free to use what they like.
     let free = shuntd.host("free", "lan");
     free.join("10.5.0.10/24", None);
