@@ -8,3 +8,9 @@
 
 pub mod dhcp;
 pub mod mailbox;
+mod packet;
+pub mod ra;
+mod thread;
+
+pub use packet::wants;
+pub use thread::{Notice, Served, Services};

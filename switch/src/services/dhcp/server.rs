@@ -21,7 +21,7 @@ const PROBE: u64 = 10;
 /// Seconds for which an address that somebody else uses is not offered (as dnsmasq and ISC's server do).
 const DECLINED: u64 = 600;
 /// Seconds for which it is remembered whose address it was.
-const REMEMBERED: u64 = 7 * 24 * 3600;
+pub(super) const REMEMBERED: u64 = 7 * 24 * 3600;
 /// Addresses that are tried for one client's question when each turns out to be in use.
 const TRIES: u8 = 8;
 
@@ -46,7 +46,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server without leases. What [`Config::check`] refuses is not for it.
+    /// A server without leases.
     pub fn new(config: Config) -> Self {
         let mut server = Self {
             config: Config::new(config.server, None),
@@ -85,6 +85,10 @@ impl Server {
 
     /// Takes over a lease of before a restart.
     pub fn restore(&mut self, now: u64, address: Ipv4Addr, mut lease: Lease) {
+        if lease.state == State::Bound {
+            // Whatever the clock has done meanwhile, nobody has more time than the settings give.
+            lease.expires = lease.expires.min(now + u64::from(self.config.lease));
+        }
         if lease.state == State::Bound && lease.expires <= now {
             (lease.state, lease.expires) = (State::Expired, lease.expires.saturating_add(REMEMBERED));
         }
@@ -114,6 +118,13 @@ impl Server {
         let known = self.leases.get(address).is_some();
         self.forget(address);
         known
+    }
+
+    /// Ends: clients keep what they have, but nobody answers for it any more.
+    pub fn close(&mut self) {
+        for (address, lease) in self.leases.iter().filter(|(_, lease)| lease.state == State::Bound) {
+            self.effects.events.push(Event::Unbound { mac: lease.mac, address, port: lease.port });
+        }
     }
 
     /// Nobody is behind this port any more, or somebody else; leases stay until they expire.
@@ -155,6 +166,12 @@ impl Server {
             Err(silence) => Outcome::Silence(silence),
         };
         self.count(outcome)
+    }
+
+    /// Whether `mac`, which was heard to use an address that is being probed, is another station than the one that the
+    /// address is probed for.
+    pub fn is_other(&self, address: Ipv4Addr, mac: Mac) -> bool {
+        self.pending.get(&address).is_some_and(|pending| pending.request.mac != mac)
     }
 
     /// Goes on with the question for which `address` was probed; `in_use` is who answered, and at which port.
