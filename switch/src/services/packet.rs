@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::dhcp::{CLIENT_PORT, SERVER_PORT};
 use super::mailbox::Letter;
 use crate::l3::arp::{Arp, ETHERTYPE_ARP, Operation};
-use crate::l3::compose::{Family, Ip, Link, pseudo};
+use crate::l3::compose::{Compose, Ip, Link, pseudo};
 use crate::l3::nd;
 use crate::packet::checksum::Sum;
 use crate::packet::ethernet::{
@@ -119,7 +119,7 @@ pub(super) fn to_client(
     let (source, destination) = (source.to_bits(), destination.to_bits());
     // RFC 2131's clients may be booting: network control, as other servers mark it, gets through where it is full.
     let ip = Ip { source, destination, protocol: UDP, ttl: TTL, class: 0xc0 };
-    Family::headers(&mut frame, link, ip, len)?;
+    Compose::headers(&mut frame, link, ip, len)?;
     let udp = &mut frame[u32::TRANSPORT..];
     udp[..2].copy_from_slice(&SERVER_PORT.to_be_bytes());
     udp[2..4].copy_from_slice(&CLIENT_PORT.to_be_bytes());
