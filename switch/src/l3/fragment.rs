@@ -15,7 +15,7 @@ use vhost_backend::net_header::NetHeader;
 
 use super::icmp;
 use crate::drops::DropReason;
-use crate::packet::headers::{Fragment, Headers};
+use crate::packet::headers::Headers;
 use crate::packet::ip::{IPV4_LEN, IPV6_LEN};
 
 mod shard;
@@ -54,7 +54,7 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Reads a fragment's place in its packet: `headers.fragment` is not [`Fragment::None`]. `port` is where it came
+    /// Reads a fragment's place in its packet: `headers.fragment` is not `None`. `port` is where it came
     /// from.
     ///
     /// # Errors
