@@ -21,6 +21,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::packet::ethernet::Mac;
+use crate::refusal::Refusal;
 
 pub use outcome::{Answer, Change, Counters, Effects, Event, Listing, Origin, Outcome, Silence};
 pub use server::Server;
@@ -38,8 +39,8 @@ pub const SERVER_PORT: u16 = 67;
 /// UDP port of clients.
 pub const CLIENT_PORT: u16 = 68;
 
-/// What a server gives on one interface. That it does not contradict itself and suits the interface is checked where
-/// people write it; whatever it says, no address is given twice and none that is no station's.
+/// What a server gives on one interface. [`Config::check`] tells people what contradicts itself in it; whatever it
+/// says, no address is given twice and none that is no station's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The interface's address, by which clients know the server, with the network that addresses are given in.
@@ -94,6 +95,79 @@ impl Config {
             own: Vec::new(),
             per_port: PER_PORT,
         }
+    }
+
+    /// Refuses what contradicts itself. `interface` is the name for the message.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn check(&self, interface: &str) -> Result<(), Refusal> {
+        let network = self.server.trunc();
+        if let Some((first, last)) = self.range {
+            if last < first {
+                return Err(Refusal::new(format!(
+                    "range {first}-{last} ends before it begins: write the lower first"
+                )));
+            }
+            if let Some(end) = [first, last].into_iter().find(|&end| !self.is_station(end)) {
+                return Err(Refusal::new(format!(
+                    "range {first}-{last}: {end} is no station's address in network {network} of interface {interface}"
+                )));
+            }
+            let inside = |address: &&Ipv4Addr| (first..=last).contains(*address);
+            if let Some(own) = std::iter::once(&self.server.addr()).chain(&self.own).find(inside) {
+                return Err(Refusal::new(format!(
+                    "range {first}-{last} includes {own}, which is interface {interface}'s own: leave it out"
+                )));
+            }
+        }
+        if self.lease < LEASE_MIN {
+            return Err(Refusal::new(format!(
+                "lease {} is too short: it must be {LEASE_MIN} seconds or more",
+                self.lease
+            )));
+        }
+        let (mut by_mac, mut by_address) = (HashMap::new(), HashMap::new());
+        for Reservation { mac, address, .. } in &self.reservations {
+            if !self.is_station(*address) {
+                return Err(Refusal::new(format!(
+                    "{address}, reserved for {mac}, is no station's address in network {network} of interface {interface}"
+                )));
+            }
+            if *address == self.server.addr() || self.own.contains(address) {
+                return Err(Refusal::new(format!(
+                    "{address}, reserved for {mac}, is interface {interface}'s own: choose another"
+                )));
+            }
+            if let Some(other) = by_mac.insert(*mac, *address) {
+                return Err(Refusal::new(format!(
+                    "{mac} has {other} of interface {interface} reserved already: unreserve it first"
+                )));
+            }
+            if let Some(other) = by_address.insert(*address, *mac) {
+                return Err(Refusal::new(format!(
+                    "{address} of interface {interface} is reserved for {other} already: choose another"
+                )));
+            }
+        }
+        let room = usize::from(u8::MAX);
+        if self.dns.len() * 4 > room {
+            return Err(Refusal::new(format!(
+                "dns: {} servers do not fit an option: at most 63",
+                self.dns.len()
+            )));
+        }
+        if self.domain.as_ref().is_some_and(|domain| domain.len() > room) {
+            return Err(Refusal::new(format!("domain of interface {interface} is longer than {room} bytes")));
+        }
+        let routes = self.classless_routes().len();
+        if routes > room {
+            return Err(Refusal::new(format!(
+                "route: the {} routes of interface {interface} take {routes} bytes, but an option holds {room}",
+                self.routes.len()
+            )));
+        }
+        Ok(())
     }
 
     /// Whether a station of the network can have this address.
