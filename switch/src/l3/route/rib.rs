@@ -1,0 +1,829 @@
+//! The routing table of the control thread: everything that was asked for, whether it can be used now or not.
+//!
+//! An address brings its connected route and itself; a static route needs a gateway on a connected network, an
+//! interface, or says that packets are to be dropped. Of the routes of a prefix the lowest metric that leads
+//! somewhere is used, several of equal metric together. A route whose interface is down or whose gateway lost its
+//! network stays and waits. The words are those of `ip route`.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use ipnet::IpNet;
+
+use super::hops::{Hops, HopsWriter, MAX_PATHS};
+use super::table::{Full, Key, Record, Scene, Table};
+use super::trie::Builder;
+use super::view::Standing;
+use super::{Address, Fib, Path};
+use crate::config::Name;
+use crate::l3::interface::{MAX_INTERFACES, is_link_local_v6, unfit};
+use crate::refusal::Refusal;
+
+/// Most routes of a family.
+pub const MAX_ROUTES: usize = 2_000_000;
+
+/// What happens to packets that take a route; in order of preference where all else is equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// They are for the switch itself.
+    Local,
+    /// They are for everybody on a link.
+    Broadcast,
+    /// They go to a gateway, or to their destination on an interface's link.
+    #[default]
+    Unicast,
+    /// They are dropped without a word.
+    Blackhole,
+    /// They are refused: host unreachable.
+    Unreachable,
+    /// They are refused: administratively prohibited.
+    Prohibit,
+}
+
+impl Kind {
+    /// The word of `ip route`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Broadcast => "broadcast",
+            Self::Unicast => "unicast",
+            Self::Blackhole => "blackhole",
+            Self::Unreachable => "unreachable",
+            Self::Prohibit => "prohibit",
+        }
+    }
+}
+
+/// Who made a route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// It came with an address.
+    Kernel,
+    /// The operator.
+    #[default]
+    Static,
+}
+
+impl Protocol {
+    /// The word of `ip route`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Static => "static",
+        }
+    }
+}
+
+/// A route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// The addresses that it is for.
+    pub prefix: IpNet,
+    /// What happens to their packets.
+    pub kind: Kind,
+    /// The station that passes them on.
+    pub gateway: Option<IpAddr>,
+    /// Number of the interface that they leave by; if `None` when added, the one whose network the gateway is in.
+    pub interface: Option<u16>,
+    /// Of several routes of one prefix the lowest is used; equal ones together, flow by flow.
+    pub metric: u32,
+    /// Who made it.
+    pub protocol: Protocol,
+    /// The gateway is taken to be on the interface's link, whatever the addresses say.
+    pub onlink: bool,
+}
+
+impl Route {
+    /// A static route without gateway, interface and metric, to be completed.
+    pub fn to(prefix: IpNet) -> Self {
+        Self {
+            prefix,
+            kind: Kind::Unicast,
+            gateway: None,
+            interface: None,
+            metric: 0,
+            protocol: Protocol::Static,
+            onlink: false,
+        }
+    }
+
+    /// `link` without a gateway, `host` for own addresses, else `global`, as `ip route` says.
+    pub fn scope(&self) -> &'static str {
+        match (self.kind, self.gateway) {
+            (Kind::Local, _) => "host",
+            (Kind::Broadcast, _) | (Kind::Unicast, None) => "link",
+            _ => "global",
+        }
+    }
+
+    pub(super) fn of(prefix: IpNet, record: &Record) -> Self {
+        Self {
+            prefix,
+            kind: record.kind,
+            gateway: record.gateway,
+            interface: record.interface,
+            metric: record.metric,
+            protocol: record.protocol,
+            onlink: record.onlink,
+        }
+    }
+
+    fn record(&self) -> Record {
+        Record {
+            metric: self.metric,
+            interface: self.interface,
+            kind: self.kind,
+            protocol: self.protocol,
+            onlink: self.onlink,
+            gateway: self.gateway,
+        }
+    }
+}
+
+/// Which routes are meant; what is not given matches anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Which {
+    /// Exactly this prefix.
+    pub prefix: Option<IpNet>,
+    /// With this gateway.
+    pub gateway: Option<IpAddr>,
+    /// Through this interface.
+    pub interface: Option<u16>,
+    /// Of this metric.
+    pub metric: Option<u32>,
+    /// Of this kind.
+    pub kind: Option<Kind>,
+}
+
+impl Which {
+    pub(super) fn names(&self, record: &Record) -> bool {
+        self.gateway.is_none_or(|gateway| record.gateway == Some(gateway))
+            && self.interface.is_none_or(|interface| record.interface == Some(interface))
+            && self.metric.is_none_or(|metric| record.metric == metric)
+            && self.kind.is_none_or(|kind| record.kind == kind)
+    }
+}
+
+/// What the table knows of an interface.
+pub(super) struct Link {
+    pub(super) name: Name,
+    pub(super) up: bool,
+    pub(super) addresses: Vec<IpNet>,
+    /// How many static routes lead through it.
+    routes: usize,
+}
+
+/// The table.
+pub struct Rib {
+    fib: Arc<Fib>,
+    pub(super) v4: Table<u32>,
+    pub(super) v6: Table<u128>,
+    hops: HopsWriter,
+    pub(super) links: BTreeMap<u16, Link>,
+}
+
+/// A prefix as the table of its family has it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    V4(Key<u32>),
+    V6(Key<u128>),
+}
+
+pub(super) fn place(prefix: IpNet) -> Place {
+    match prefix {
+        IpNet::V4(net) => Place::V4((net.network().to_bits(), net.prefix_len())),
+        IpNet::V6(net) => Place::V6((net.network().to_bits(), net.prefix_len())),
+    }
+}
+
+fn host(address: IpAddr) -> IpNet {
+    IpNet::from(address)
+}
+
+impl Default for Rib {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Rib {
+    /// An empty table.
+    pub fn new() -> Self {
+        Self::with(Builder::new(), Builder::new())
+    }
+
+    fn with(v4: (super::Trie<u32>, Builder<u32>), v6: (super::Trie<u128>, Builder<u128>)) -> Self {
+        let fib = Fib { v4: v4.0, v6: v6.0, hops: Hops::new(), generation: AtomicU32::new(1) };
+        Self {
+            fib: Arc::new(fib),
+            v4: Table::new(v4.1),
+            v6: Table::new(v6.1),
+            hops: HopsWriter::new(),
+            links: BTreeMap::new(),
+        }
+    }
+
+    /// What workers ask. It is the same one for ever.
+    pub fn fib(&self) -> Arc<Fib> {
+        self.fib.clone()
+    }
+
+    /// Lets the room of what was replaced be used again. To be called when all workers have begun a new turn since
+    /// the last change; until then the forwarding table only grows.
+    pub fn reclaim(&mut self) {
+        self.v4.reclaim();
+        self.v6.reclaim();
+        self.hops.reclaim();
+    }
+
+    /// How many routes there are, those of addresses included.
+    pub fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the forwarding tables.
+    pub fn bytes(&self) -> usize {
+        self.v4.bytes() + self.v6.bytes()
+    }
+
+    // ---- interfaces ---------------------------------------------------------------------------------------------
+
+    /// Makes an interface known.
+    ///
+    /// # Errors
+    /// The number is taken or too high.
+    pub fn add_interface(&mut self, index: u16, name: Name, up: bool) -> Result<(), Refusal> {
+        if usize::from(index) >= MAX_INTERFACES {
+            return Err(Refusal::new(format!(
+                "there are {MAX_INTERFACES} interfaces already, which is the limit"
+            )));
+        }
+        if let Some(link) = self.links.get(&index) {
+            return Err(Refusal::new(format!("interface {index} is {:?} already", link.name)));
+        }
+        self.links.insert(index, Link { name, up, addresses: Vec::new(), routes: 0 });
+        Ok(())
+    }
+
+    /// Forgets an interface, its addresses, and the static routes through it, which are returned.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn del_interface(&mut self, index: u16) -> Result<Vec<Route>, Refusal> {
+        self.link(index)?;
+        let of_it = |record: &Record| record.interface == Some(index);
+        let mut gone = Vec::new();
+        let (v4, v6) = (self.v4.keys(of_it), self.v6.keys(of_it));
+        for &key in &v4 {
+            let records = self.v4.remove(key, of_it);
+            gone.extend(records.iter().map(|record| Route::of(net_v4(key), record)));
+        }
+        for &key in &v6 {
+            let records = self.v6.remove(key, of_it);
+            gone.extend(records.iter().map(|record| Route::of(net_v6(key), record)));
+        }
+        self.links.remove(&index);
+        self.settle_surely(&v4, &v6);
+        gone.retain(|route| route.protocol == Protocol::Static);
+        Ok(gone)
+    }
+
+    /// Notes that an interface came up or went down: its routes are used or give way. Own addresses stay.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn interface_state(&mut self, index: u16, up: bool) -> Result<(), Refusal> {
+        let link = self.link_mut(index)?;
+        if link.up != up {
+            link.up = up;
+            self.resettle(index);
+        }
+        Ok(())
+    }
+
+    /// The name of an interface.
+    pub fn interface_name(&self, index: u16) -> Option<Name> {
+        self.links.get(&index).map(|link| link.name)
+    }
+
+    /// The addresses of an interface in the order in which they were added.
+    pub fn addresses(&self, index: u16) -> &[IpNet] {
+        self.links.get(&index).map_or(&[], |link| &link.addresses)
+    }
+
+    fn link(&self, index: u16) -> Result<&Link, Refusal> {
+        self.links.get(&index).ok_or_else(|| no_interface(index))
+    }
+
+    fn link_mut(&mut self, index: u16) -> Result<&mut Link, Refusal> {
+        self.links.get_mut(&index).ok_or_else(|| no_interface(index))
+    }
+
+    /// Decides anew about everything that leads through an interface.
+    fn resettle(&mut self, index: u16) {
+        let of_it = |record: &Record| record.interface == Some(index);
+        let (v4, v6) = (self.v4.keys(of_it), self.v6.keys(of_it));
+        self.settle_surely(&v4, &v6);
+    }
+
+    // ---- addresses ----------------------------------------------------------------------------------------------
+
+    /// Gives an interface an address: `net` is the address and the length of its network's prefix.
+    ///
+    /// # Errors
+    /// No such interface, no address for a station, somebody has it, or its network overlaps with that of another
+    /// interface.
+    pub fn add_address(&mut self, index: u16, net: IpNet) -> Result<(), Refusal> {
+        self.link(index)?;
+        if let Some(why) = unfit(&net) {
+            return Err(Refusal::new(format!("address {net} {why}")));
+        }
+        self.refuse_overlap(index, net)?;
+        let mut routes = own_routes(index, net);
+        // A second address of a network, and an address that is the broadcast address of another, find them there.
+        routes.retain(|route| !self.records(route.prefix).contains(&route.record()));
+        for route in &routes {
+            self.insert(route);
+        }
+        if let Err(Full) = self.settle(&routes, false) {
+            for route in &routes {
+                self.remove(route.prefix, |record| *record == route.record());
+            }
+            self.forget(&routes);
+            return Err(self.full());
+        }
+        self.link_mut(index)?.addresses.push(net);
+        self.revive(index);
+        Ok(())
+    }
+
+    /// Takes an address from an interface, and with the last of its network the connected route.
+    ///
+    /// # Errors
+    /// No such interface, or it has no such address; the prefix must be the same.
+    pub fn del_address(&mut self, index: u16, net: IpNet) -> Result<(), Refusal> {
+        let link = self.link_mut(index)?;
+        let Some(at) = link.addresses.iter().position(|own| *own == net) else {
+            let list = listed(&link.addresses);
+            return Err(Refusal::new(format!(
+                "interface {:?} has no address {net}: {list}",
+                link.name.as_str()
+            )));
+        };
+        link.addresses.remove(at);
+        let still: Vec<Route> = link.addresses.iter().flat_map(|own| own_routes(index, *own)).collect();
+        let mut routes = own_routes(index, net);
+        routes.retain(|route| !still.contains(route));
+        for route in &routes {
+            self.remove(route.prefix, |record| *record == route.record());
+        }
+        let (v4, v6) = split(&routes);
+        self.settle_surely(&v4, &v6);
+        self.revive(index);
+        Ok(())
+    }
+
+    /// Gateways may have become reachable or lost their network.
+    fn revive(&mut self, index: u16) {
+        if self.links.get(&index).is_some_and(|link| link.routes > 0) {
+            self.resettle(index);
+        }
+    }
+
+    fn refuse_overlap(&self, index: u16, net: IpNet) -> Result<(), Refusal> {
+        let link_local =
+            |net: &IpNet| matches!(net, IpNet::V6(net) if is_link_local_v6(net.addr().to_bits()));
+        for (&other, link) in &self.links {
+            for own in &link.addresses {
+                let name = link.name.as_str();
+                let elsewhere = other != index;
+                if own.addr() == net.addr() && !(elsewhere && link_local(&net)) {
+                    return Err(Refusal::new(format!(
+                        "address {} belongs to interface {name:?} already",
+                        net.addr()
+                    )));
+                }
+                let overlap = own.contains(&net.network()) || net.contains(&own.network());
+                if overlap && elsewhere && !link_local(&net) {
+                    return Err(Refusal::new(format!(
+                        "address {net} overlaps with {own} of interface {name:?}: networks of two interfaces must be apart"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // ---- routes -------------------------------------------------------------------------------------------------
+
+    /// Adds a static route and returns it as it is now: the prefix without host bits, the interface found.
+    ///
+    /// # Errors
+    /// A gateway that is nobody's neighbour, an interface that does not exist, a route that exists or contradicts one
+    /// of the same metric, or no room. Nothing is changed then.
+    pub fn add(&mut self, route: Route) -> Result<Route, Refusal> {
+        let route = self.check(route, None)?;
+        self.insert(&route);
+        self.enter(&[route])?;
+        Ok(route)
+    }
+
+    /// Adds many static routes at once, which costs far less than one by one; all or none.
+    ///
+    /// # Errors
+    /// As [`Self::add`], with the place of the first route that cannot be added.
+    pub fn load(&mut self, routes: Vec<Route>) -> Result<usize, (usize, Refusal)> {
+        let mut found = HashMap::new();
+        let mut added = Vec::with_capacity(routes.len());
+        for (at, route) in routes.into_iter().enumerate() {
+            match self.check(route, Some(&mut found)) {
+                Ok(route) => {
+                    self.insert(&route);
+                    added.push(route);
+                }
+                Err(refusal) => {
+                    self.withdraw(&added);
+                    return Err((at, refusal));
+                }
+            }
+        }
+        let last = added.len().saturating_sub(1);
+        self.enter(&added).map_err(|refusal| (last, refusal))?;
+        Ok(added.len())
+    }
+
+    /// Removes the static routes of a prefix that match, and returns them.
+    ///
+    /// # Errors
+    /// No prefix given, or there is none that matches, or only such that go with their address.
+    pub fn del(&mut self, which: &Which) -> Result<Vec<Route>, Refusal> {
+        let prefix = which.prefix.ok_or("a route to delete is named by its prefix at least")?.trunc();
+        let names = |record: &Record| record.protocol == Protocol::Static && which.names(record);
+        let gone = self.remove(prefix, names);
+        if gone.is_empty() {
+            let kernel = self.records(prefix).iter().find(|record| which.names(record));
+            return Err(match kernel {
+                Some(record) => Refusal::new(format!(
+                    "route {} came with an address and goes with it",
+                    self.describe(&Route::of(prefix, record))
+                )),
+                None if self.records(prefix).is_empty() => {
+                    Refusal::new(format!("no route to {}: 'shuntctl route list' shows all", shown(prefix)))
+                }
+                None => Refusal::new(format!(
+                    "no route to {} has this gateway, interface, metric or kind: 'shuntctl route list' shows all",
+                    shown(prefix)
+                )),
+            });
+        }
+        let (v4, v6) = split(&[Route::to(prefix)]);
+        self.settle_surely(&v4, &v6);
+        Ok(gone.iter().map(|record| Route::of(prefix, record)).collect())
+    }
+
+    /// Completes and judges a route.
+    fn check(
+        &self,
+        mut route: Route,
+        found: Option<&mut HashMap<(IpAddr, Option<u16>, bool), u16>>,
+    ) -> Result<Route, Refusal> {
+        route.prefix = route.prefix.trunc();
+        route.protocol = Protocol::Static;
+        let prefix = route.prefix;
+        match prefix {
+            _ if prefix.addr().is_multicast() => {
+                return Err(Refusal::new(format!("route to {prefix}: multicast is not routed")));
+            }
+            IpNet::V6(net) if net.prefix_len() >= 10 && is_link_local_v6(net.addr().to_bits()) => {
+                return Err(Refusal::new(format!("route to {prefix}: link-local addresses are not routed")));
+            }
+            _ => {}
+        }
+        match route.kind {
+            Kind::Unicast => {}
+            Kind::Local | Kind::Broadcast => {
+                let kind = route.kind.as_str();
+                return Err(Refusal::new(format!("a {kind} route comes with an interface's address only")));
+            }
+            kind if route.gateway.is_some() || route.interface.is_some() => {
+                return Err(Refusal::new(format!(
+                    "a {} route leads nowhere: it has neither gateway nor interface",
+                    kind.as_str()
+                )));
+            }
+            _ => {}
+        }
+        if let Some(index) = route.interface {
+            self.link(index)?;
+        }
+        match (route.kind, route.gateway) {
+            (Kind::Unicast, Some(gateway)) => {
+                let key = (gateway, route.interface, route.onlink);
+                let known = found.as_ref().and_then(|found| found.get(&key).copied());
+                let interface = match known {
+                    Some(interface) if prefix.addr().is_ipv4() == gateway.is_ipv4() => interface,
+                    _ => self.find_gateway(&route, gateway)?,
+                };
+                if let Some(found) = found {
+                    found.insert(key, interface);
+                }
+                route.interface = Some(interface);
+            }
+            (Kind::Unicast, None) if route.interface.is_none() => {
+                return Err(Refusal::new(format!(
+                    "route to {} needs a gateway (--via), an interface (--dev), or both",
+                    shown(prefix)
+                )));
+            }
+            _ if route.onlink => {
+                return Err(Refusal::new("onlink says something of a gateway (--via), and there is none"));
+            }
+            _ => {}
+        }
+        self.refuse_conflict(&route)?;
+        let family = if prefix.addr().is_ipv4() { self.v4.len() } else { self.v6.len() };
+        if family >= MAX_ROUTES {
+            return Err(Refusal::new(format!("there are {MAX_ROUTES} routes already, which is the limit")));
+        }
+        Ok(route)
+    }
+
+    /// The interface through which a route's gateway is reached.
+    fn find_gateway(&self, route: &Route, gateway: IpAddr) -> Result<u16, Refusal> {
+        let refuse = |why: String| Err(Refusal::new(format!("gateway {gateway} {why}")));
+        if gateway.is_ipv4() != route.prefix.addr().is_ipv4() {
+            return refuse(format!("is of another family than {}", route.prefix));
+        }
+        if let Some(why) = unfit(&host(gateway)) {
+            return refuse(why.into());
+        }
+        for link in self.links.values() {
+            if link.addresses.iter().any(|own| own.addr() == gateway) {
+                return refuse(format!("is the switch's own address, of interface {:?}", link.name.as_str()));
+            }
+        }
+        let link_local = matches!(gateway, IpAddr::V6(v6) if is_link_local_v6(v6.to_bits()));
+        let Some(index) = route.interface else {
+            if link_local {
+                return refuse("is link-local: say on which interface (--dev)".into());
+            }
+            if route.onlink {
+                return refuse("is to be on a link: say on which interface (--dev)".into());
+            }
+            // Of nested networks of one interface any will do; those of two are apart.
+            let near = self.links.iter().find(|(_, link)| link.reaches(gateway));
+            let Some((&index, link)) = near else {
+                return refuse(
+                    "is on no network of any interface: add an address of its network first, or name its interface with --dev and --onlink"
+                        .into(),
+                );
+            };
+            self.refuse_vague_gateway(link, gateway)?;
+            return Ok(index);
+        };
+        let link = self.link(index)?;
+        if !link_local && !route.onlink && !link.reaches(gateway) {
+            let name = link.name.as_str();
+            let list = listed(&link.addresses);
+            return refuse(format!(
+                "is on no network of interface {name:?} ({list}): add an address of its network first, or say --onlink"
+            ));
+        }
+        self.refuse_vague_gateway(link, gateway)?;
+        Ok(index)
+    }
+
+    /// A network or broadcast address is nobody's.
+    fn refuse_vague_gateway(&self, link: &Link, gateway: IpAddr) -> Result<(), Refusal> {
+        for own in link.addresses.iter().filter(|own| own.contains(&gateway) && gateway.is_ipv4()) {
+            let net = IpNet::new_assert(gateway, own.prefix_len());
+            if let Some(why) = unfit(&net) {
+                return Err(Refusal::new(format!("gateway {net} {why}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_conflict(&self, route: &Route) -> Result<(), Refusal> {
+        let equal = || self.records(route.prefix).iter().filter(|record| record.metric == route.metric);
+        for record in equal() {
+            let other = Route::of(route.prefix, record);
+            let same = other.kind == route.kind
+                && other.gateway == route.gateway
+                && other.interface == route.interface;
+            if same && record.protocol == Protocol::Static {
+                return Err(Refusal::new(format!("route {} exists already", self.describe(&other))));
+            }
+            if record.protocol == Protocol::Kernel || other.kind != route.kind {
+                return Err(Refusal::new(format!(
+                    "route {} has metric {} already: choose another metric",
+                    self.describe(&other),
+                    route.metric
+                )));
+            }
+        }
+        if equal().count() >= MAX_PATHS {
+            return Err(Refusal::new(format!(
+                "{} has {MAX_PATHS} routes of metric {} already, which is the limit",
+                shown(route.prefix),
+                route.metric
+            )));
+        }
+        Ok(())
+    }
+
+    // ---- tables -------------------------------------------------------------------------------------------------
+
+    pub(super) fn records(&self, prefix: IpNet) -> &[Record] {
+        match place(prefix) {
+            Place::V4(key) => self.v4.of(key),
+            Place::V6(key) => self.v6.of(key),
+        }
+    }
+
+    fn insert(&mut self, route: &Route) {
+        if let Some(link) = route.interface.and_then(|index| self.links.get_mut(&index)) {
+            link.routes += usize::from(route.protocol == Protocol::Static);
+        }
+        match place(route.prefix) {
+            Place::V4(key) => self.v4.insert(key, route.record()),
+            Place::V6(key) => self.v6.insert(key, route.record()),
+        }
+    }
+
+    fn remove(&mut self, prefix: IpNet, which: impl Fn(&Record) -> bool) -> Vec<Record> {
+        let gone = match place(prefix) {
+            Place::V4(key) => self.v4.remove(key, which),
+            Place::V6(key) => self.v6.remove(key, which),
+        };
+        for record in gone.iter().filter(|record| record.protocol == Protocol::Static) {
+            if let Some(link) = record.interface.and_then(|index| self.links.get_mut(&index)) {
+                link.routes -= 1;
+            }
+        }
+        gone
+    }
+
+    /// Puts new routes into effect; if there is no room, takes them out again.
+    fn enter(&mut self, routes: &[Route]) -> Result<(), Refusal> {
+        self.settle(routes, false).map_err(|Full| {
+            self.withdraw(routes);
+            self.full()
+        })
+    }
+
+    /// Takes out routes that were noted and are not in effect.
+    fn withdraw(&mut self, routes: &[Route]) {
+        for route in routes {
+            self.remove(route.prefix, |record| *record == route.record());
+        }
+        // Of what did get into effect, nothing may stay; prefixes that had other routes keep those.
+        let (v4, v6) = split(routes);
+        self.settle_surely(&v4, &v6);
+    }
+
+    fn forget(&mut self, routes: &[Route]) {
+        let (v4, v6) = split(routes);
+        self.v4.forget(&v4);
+        self.v6.forget(&v6);
+    }
+
+    fn full(&self) -> Refusal {
+        Refusal::new(format!("the forwarding table is full: it holds {} routes", self.len()))
+    }
+
+    fn settle(&mut self, routes: &[Route], urgent: bool) -> Result<(), Full> {
+        let (v4, v6) = split(routes);
+        self.settle_keys(&v4, &v6, urgent)
+    }
+
+    /// For changes that must not fail: what is kept for them suffices.
+    fn settle_surely(&mut self, v4: &[Key<u32>], v6: &[Key<u128>]) {
+        if self.settle_keys(v4, v6, true).is_err() {
+            tracing::error!(
+                "the forwarding table is full: routes that should be gone or have changed are still used"
+            );
+        }
+    }
+
+    fn settle_keys(&mut self, v4: &[Key<u32>], v6: &[Key<u128>], urgent: bool) -> Result<(), Full> {
+        let Self { fib, links, hops: writer, v4: table_v4, v6: table_v6 } = self;
+        let path = |record: &Record| path_of(links, record).ok();
+        let mut scene = Scene { trie: &fib.v4, hops: &fib.hops, writer, path, urgent };
+        let changed_v4 = table_v4.settle(v4, &mut scene)?;
+        let mut scene = Scene { trie: &fib.v6, hops: &fib.hops, writer: scene.writer, path, urgent };
+        let changed_v6 = table_v6.settle(v6, &mut scene);
+        if changed_v4 || changed_v6.is_ok_and(|changed| changed) {
+            fib.bump();
+        }
+        changed_v6.map(|_| ())
+    }
+}
+
+impl Link {
+    fn reaches(&self, gateway: IpAddr) -> bool {
+        self.addresses.iter().any(|own| own.contains(&gateway))
+    }
+}
+
+/// Where a record leads, or why nowhere.
+pub(super) fn path_of(links: &BTreeMap<u16, Link>, record: &Record) -> Result<Path, Standing> {
+    let interface = record.interface.unwrap_or(u16::MAX);
+    let link = || match links.get(&interface) {
+        Some(link) if link.up => Ok(link),
+        _ => Err(Standing::InterfaceDown),
+    };
+    match record.kind {
+        Kind::Local => Ok(Path::Local { interface }),
+        Kind::Broadcast => link().map(|_| Path::Broadcast { interface }),
+        Kind::Blackhole => Ok(Path::Blackhole),
+        Kind::Unreachable => Ok(Path::Unreachable),
+        Kind::Prohibit => Ok(Path::Prohibit),
+        Kind::Unicast => {
+            let link = link()?;
+            let Some(gateway) = record.gateway else { return Ok(Path::Connected { interface }) };
+            let link_local = matches!(gateway, IpAddr::V6(v6) if is_link_local_v6(v6.to_bits()));
+            if !record.onlink && !link_local && !link.reaches(gateway) {
+                return Err(Standing::GatewayUnreachable);
+            }
+            Ok(Path::Via { interface, gateway: Address::from(gateway) })
+        }
+    }
+}
+
+/// The routes that come with an address: its network if others may be in it, itself, everybody.
+fn own_routes(index: u16, net: IpNet) -> Vec<Route> {
+    let link_local = matches!(net, IpNet::V6(net) if is_link_local_v6(net.addr().to_bits()));
+    if link_local {
+        // These mean something else on each link: whoever asks the table does not mean them.
+        return Vec::new();
+    }
+    let kernel = |prefix: IpNet, kind: Kind| Route {
+        kind,
+        interface: Some(index),
+        protocol: Protocol::Kernel,
+        ..Route::to(prefix)
+    };
+    let mut routes = vec![kernel(host(net.addr()), Kind::Local)];
+    if net.prefix_len() < net.max_prefix_len() {
+        routes.push(kernel(net.trunc(), Kind::Unicast));
+    }
+    if let IpNet::V4(v4) = net
+        && v4.prefix_len() <= 30
+    {
+        routes.push(kernel(host(v4.broadcast().into()), Kind::Broadcast));
+    }
+    routes
+}
+
+/// The prefixes of routes, sorted and each once, by family.
+fn split(routes: &[Route]) -> (Vec<Key<u32>>, Vec<Key<u128>>) {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for route in routes {
+        match place(route.prefix) {
+            Place::V4(key) => v4.push(key),
+            Place::V6(key) => v6.push(key),
+        }
+    }
+    v4.sort_unstable();
+    v4.dedup();
+    v6.sort_unstable();
+    v6.dedup();
+    (v4, v6)
+}
+
+pub(super) fn net_v4((bits, len): Key<u32>) -> IpNet {
+    IpNet::new_assert(IpAddr::from(bits.to_be_bytes()), len)
+}
+
+pub(super) fn net_v6((bits, len): Key<u128>) -> IpNet {
+    IpNet::new_assert(IpAddr::from(bits.to_be_bytes()), len)
+}
+
+/// A prefix as `ip route` prints it.
+pub(super) fn shown(prefix: IpNet) -> String {
+    match prefix.prefix_len() {
+        0 => "default".into(),
+        len if len == prefix.max_prefix_len() => prefix.addr().to_string(),
+        _ => prefix.to_string(),
+    }
+}
+
+fn listed(addresses: &[IpNet]) -> String {
+    if addresses.is_empty() {
+        return "it has none".into();
+    }
+    addresses.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn no_interface(index: u16) -> Refusal {
+    Refusal::new(format!("interface {index} does not exist: 'shuntctl interface list' shows those that do"))
+}
