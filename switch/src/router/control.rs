@@ -23,6 +23,7 @@ use crate::view;
 impl Switch {
     /// Has the workers take over what has changed at layer 3.
     fn publish_router(&mut self) {
+        self.router.isolate();
         self.publish();
     }
 
@@ -70,9 +71,8 @@ impl Switch {
                 "bridge {bridge:?} still has interfaces: delete them first ({list})"
             )));
         }
-        let named = |zone: &Zone| matches!(zone, Zone::Bridge(name) if *name == *bridge);
-        let mut rules = self.router.policy.iter();
-        match rules.find(|(_, rule)| named(&rule.from.zone) || named(&rule.to.zone)) {
+        let name = self.find_bridge(bridge)?.spec.name;
+        match self.router.policy.naming(Zone::Bridge(name)) {
             Some((id, _)) => Err(Refusal::new(format!(
                 "bridge {bridge:?} is named by policy rule {id}: delete that first"
             ))),

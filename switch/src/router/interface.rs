@@ -165,8 +165,7 @@ impl Router {
     /// No such interface, or a rule of translation or policy names it.
     pub fn del_interface(&mut self, name: &str) -> Result<(), Refusal> {
         let name = self.find_interface(name)?.name;
-        let zone = Zone::Interface(name);
-        let policy = self.policy.iter().find(|(_, rule)| rule.from.zone == zone || rule.to.zone == zone);
+        let policy = self.policy.naming(Zone::Interface(name));
         let user = match (self.nat.naming(name), policy) {
             (Some((id, rule)), _) => Some(format!("nat {} rule {id}", rule.kind())),
             (None, Some((id, _))) => Some(format!("policy rule {id}")),

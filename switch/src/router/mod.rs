@@ -24,7 +24,7 @@ use crate::config::{Mac, Name};
 use crate::conntrack::Conntrack;
 use crate::control::api;
 use crate::nat::RuleSet;
-use crate::policy::rule::{Action, Rule};
+use crate::policy::PolicySet;
 use crate::refusal::Refusal;
 
 pub use conntrack::timeout_kind;
@@ -42,10 +42,8 @@ pub struct Router {
     pub(crate) neighbours: BTreeMap<(Name, IpAddr), Mac>,
     /// Rules of translation.
     pub(crate) nat: RuleSet,
-    /// Rules of policy by number.
-    pub(crate) policy: BTreeMap<u32, Rule>,
-    /// What becomes of connections for which there is no rule.
-    pub(crate) forward: Action,
+    /// Rules of policy.
+    pub(crate) policy: PolicySet,
     /// Whether bridges are closed to each other.
     pub(crate) isolation: bool,
     /// How interfaces serve guests.
@@ -62,8 +60,7 @@ impl Router {
             routes: BTreeMap::new(),
             neighbours: BTreeMap::new(),
             nat: RuleSet::new(workers),
-            policy: BTreeMap::new(),
-            forward: Action::Accept,
+            policy: PolicySet::new(workers),
             isolation: false,
             dhcp: BTreeMap::new(),
             conntrack: None,

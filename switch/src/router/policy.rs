@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::Router;
+use crate::config::Name;
+use crate::config::RouteKind;
 use crate::config::spec::{POLICY_ID_MAX, PolicyChange, PolicySpec, policy_view};
 use crate::control::api;
-use crate::policy::rule::{RULES_MAX, Rule};
+use crate::policy::rule::Rule;
 use crate::refusal::Refusal;
 
 /// Distance of the numbers that are given to rules which ask for none.
@@ -16,15 +18,7 @@ impl Router {
     /// # Errors
     /// The number is taken, or none is left behind the last rule.
     pub fn add_policy(&mut self, spec: PolicySpec) -> Result<u32, Refusal> {
-        if let Some(id) = spec.id.filter(|id| self.policy.contains_key(id)) {
-            return Err(Refusal::new(format!(
-                "policy rule {id} exists already: choose another number, or delete it first"
-            )));
-        }
-        if self.policy.len() >= RULES_MAX {
-            return Err(Refusal::new(format!("there are {RULES_MAX} policy rules, which is the limit")));
-        }
-        let last = self.policy.last_key_value().map_or(0, |(id, _)| *id);
+        let last = self.policy.last().map_or(0, |(id, _)| id);
         let id = spec.id.unwrap_or((last / STEP + 1) * STEP);
         if id > POLICY_ID_MAX {
             return Err(Refusal::new(format!(
@@ -32,7 +26,7 @@ impl Router {
             )));
         }
         // The number is the place among the others.
-        self.policy.insert(id, Rule { priority: id, ..spec.rule });
+        self.policy.insert(id, Rule { priority: id, ..spec.rule })?;
         Ok(id)
     }
 
@@ -41,23 +35,33 @@ impl Router {
     /// # Errors
     /// No rule of that number.
     pub fn del_policy(&mut self, id: u32) -> Result<(), Refusal> {
-        match self.policy.remove(&id) {
-            Some(_) => Ok(()),
-            None => Err(Refusal::new(format!(
-                "there is no policy rule {id}: 'shuntctl policy list' shows those that there are"
-            ))),
-        }
+        self.policy.remove(id).map(|_| ())
     }
 
     /// Removes all rules; returns how many there were.
     pub fn flush_policy(&mut self) -> u64 {
-        std::mem::take(&mut self.policy).len() as u64
+        self.policy.clear() as u64
     }
 
     /// Changes what holds where no rule fits.
     pub fn set_policy(&mut self, change: PolicyChange) {
-        self.forward = change.forward.unwrap_or(self.forward);
+        if let Some(verdict) = change.forward {
+            self.policy.set_default_forward(verdict);
+        }
         self.isolation = change.isolation.unwrap_or(self.isolation);
+    }
+
+    /// Has the policy know which bridges are closed to each other now: those that an interface makes a network of,
+    /// without those through which a gateway is reached. To be called when interfaces or routes have changed.
+    pub fn isolate(&mut self) {
+        let routes = self.routes.values().flatten();
+        let ways_out: Vec<Name> = routes
+            .filter(|r| r.kind == RouteKind::Unicast && r.via.is_some())
+            .filter_map(|r| r.dev)
+            .collect();
+        let closed = self.interfaces.values().filter(|i| self.isolation && !ways_out.contains(&i.name));
+        let bridges = closed.map(|interface| interface.bridge).collect();
+        self.policy.set_isolated(bridges);
     }
 
     /// The rule of a number, as it is listed.
@@ -65,16 +69,23 @@ impl Router {
     /// # Errors
     /// There is none.
     pub fn policy_rule(&self, id: u32) -> Result<api::PolicyRule, Refusal> {
-        let rule = self.policy.get(&id).map(|rule| policy_view(id, rule, 0, 0));
-        rule.ok_or_else(|| Refusal::new(format!("there is no policy rule {id}")))
+        let found = self.policy.get(id).map(|(rule, hits)| policy_view(id, rule, hits.packets, hits.bytes));
+        found.ok_or_else(|| Refusal::new(format!("there is no policy rule {id}")))
     }
 
     /// All of the policy.
     pub fn policy(&self) -> api::Policy {
+        let hits = self.policy.hits();
         api::Policy {
-            forward: self.forward.as_str().to_owned(),
+            forward: self.policy.default_forward().as_str().to_owned(),
+            forward_packets: hits.default.packets,
             isolation: self.isolation,
-            rules: self.policy.iter().map(|(&id, rule)| policy_view(id, rule, 0, 0)).collect(),
+            isolation_packets: hits.isolation.packets,
+            rules: self
+                .policy
+                .iter()
+                .map(|(id, rule, hits)| policy_view(id, rule, hits.packets, hits.bytes))
+                .collect(),
         }
     }
 }
@@ -83,7 +94,7 @@ impl Router {
 mod tests {
     use super::super::testing::router;
     use super::*;
-    use crate::policy::rule::Action;
+    use crate::policy::Verdict;
 
     #[test]
     fn rules_are_numbered_in_tens_unless_they_ask() {
@@ -112,8 +123,24 @@ mod tests {
     fn what_is_not_given_stays() {
         let mut router = router(&[]);
         assert_eq!((router.policy().forward.as_str(), router.policy().isolation), ("accept", false));
-        router.set_policy(PolicyChange { forward: Some(Action::Drop), isolation: None });
+        router.set_policy(PolicyChange { forward: Some(Verdict::Drop), isolation: None });
         router.set_policy(PolicyChange { forward: None, isolation: Some(true) });
         assert_eq!((router.policy().forward.as_str(), router.policy().isolation), ("drop", true));
+    }
+
+    #[test]
+    fn bridges_are_closed_but_for_the_way_out() {
+        let mut router =
+            router(&[("a", &["10.0.0.1/24"]), ("b", &["10.0.1.1/24"]), ("wan", &["192.0.2.2/24"])]);
+        let asked =
+            api::RouteAdd { prefix: "default".into(), via: Some("192.0.2.1".into()), ..Default::default() };
+        router.add_route((&asked).try_into().unwrap()).unwrap();
+        router.isolate();
+        assert!(router.policy.isolated().is_empty());
+        router.set_policy(PolicyChange { forward: None, isolation: Some(true) });
+        router.isolate();
+        let mut closed = router.policy.isolated().to_vec();
+        closed.sort();
+        assert_eq!(closed, ["a", "b"]);
     }
 }

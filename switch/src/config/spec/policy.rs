@@ -8,6 +8,7 @@ use super::{Invalid, name, number, port_list, prefix, protocol, protocol_name};
 use crate::control::api;
 use crate::nat::rule::PortRange;
 use crate::packet::ip::{ICMP, ICMPV6, TCP, UDP};
+use crate::policy::Verdict;
 use crate::policy::rule::{Action, Addresses, Rule, Side, State, States, Zone};
 
 /// Highest number of a rule.
@@ -39,8 +40,8 @@ pub struct PolicySpec {
 /// What is to change where no rule fits; what is `None` stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PolicyChange {
-    /// What becomes of connections through the switch: accepted or dropped.
-    pub forward: Option<Action>,
+    /// What becomes of connections through the switch.
+    pub forward: Option<Verdict>,
     /// Whether bridges are closed to each other.
     pub isolation: Option<bool>,
 }
@@ -131,17 +132,12 @@ fn word(place: Place) -> &'static str {
 }
 
 /// The word for what becomes of packets.
-fn action(field: &'static str, text: &str, all: bool) -> Result<Action, Invalid> {
-    match text {
-        "accept" => Ok(Action::Accept),
-        "drop" => Ok(Action::Drop),
-        "reject" if all => Ok(Action::Reject),
-        "log" if all => Ok(Action::Log),
-        _ => {
-            let rule = if all { "accept, drop, reject or log" } else { "accept or drop" };
-            Err(Invalid::new(field, format!("{field} {text:?} is unknown: it must be {rule}")))
-        }
-    }
+fn action(text: &str) -> Result<Action, Invalid> {
+    let actions = [Action::Accept, Action::Drop, Action::Reject, Action::Log];
+    actions.into_iter().find(|action| action.as_str() == text).ok_or_else(|| {
+        let rule = "it must be accept, drop, reject or log";
+        Invalid::new("action", format!("action {text:?} is unknown: {rule}"))
+    })
 }
 
 const STATES: [(State, &str); 4] = [
@@ -175,7 +171,7 @@ impl PolicySpec {
     /// # Errors
     /// A field breaks a rule, or names what is not there.
     pub fn new(asked: &api::PolicyAdd, known: &dyn Fn(&str) -> Vec<Place>) -> Result<Self, Invalid> {
-        let mut rule = Rule::new(action("action", &asked.action, true)?);
+        let mut rule = Rule::new(action(&asked.action)?);
         (rule.from, rule.source) =
             side("from", asked.from.as_deref(), "source", asked.source.as_deref(), known)?;
         (rule.to, rule.destination) =
@@ -257,7 +253,15 @@ impl TryFrom<&api::PolicySet> for PolicyChange {
     type Error = Invalid;
 
     fn try_from(asked: &api::PolicySet) -> Result<Self, Invalid> {
-        let forward = asked.forward.as_deref().map(|text| action("forward", text, false)).transpose()?;
+        let verdicts = [Verdict::Accept, Verdict::Drop, Verdict::Reject];
+        let verdict = |text: &str| verdicts.into_iter().find(|verdict| verdict.as_str() == text);
+        let forward = match asked.forward.as_deref() {
+            None => None,
+            Some(text) => Some(verdict(text).ok_or_else(|| {
+                let rule = "it must be accept, drop or reject";
+                Invalid::new("forward", format!("forward {text:?} is unknown: {rule}"))
+            })?),
+        };
         let change = Self { forward, isolation: asked.isolation };
         if change == Self::default() {
             let message = "nothing of the policy is to change: give at least one of forward and isolation";
@@ -380,8 +384,8 @@ mod tests {
             let asked = api::PolicySet { forward: forward.map(str::to_owned), isolation };
             PolicyChange::try_from(&asked).map_err(|e| e.to_string())
         };
-        assert_eq!(change(Some("drop"), None).unwrap().forward, Some(Action::Drop));
-        assert!(change(Some("reject"), None).unwrap_err().contains("it must be accept or drop"));
+        assert_eq!(change(Some("drop"), None).unwrap().forward, Some(Verdict::Drop));
+        assert!(change(Some("log"), None).unwrap_err().contains("it must be accept, drop or reject"));
         assert!(change(None, None).unwrap_err().contains("give at least one"));
     }
 }

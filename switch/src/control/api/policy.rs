@@ -51,7 +51,7 @@ parameters! {
 
     /// Changes what holds where no rule fits; at least one field must be given.
     pub struct PolicySet {
-        /// What becomes of connections through the switch: `accept` or `drop`.
+        /// What becomes of connections through the switch: `accept`, `drop` or `reject`.
         pub forward: Option<String>,
         /// Whether bridges are closed to each other (Docker's isolation).
         pub isolation: Option<bool>,
@@ -94,10 +94,15 @@ pub struct PolicyRule {
 /// All of the policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    /// What becomes of connections through the switch where no rule fits: `accept` or `drop`.
+    /// What becomes of connections through the switch where no rule fits: `accept`, `drop` or
+    /// `reject`.
     pub forward: String,
+    /// Connections that this decided.
+    pub forward_packets: u64,
     /// Whether bridges are closed to each other.
     pub isolation: bool,
+    /// Connections that this refused.
+    pub isolation_packets: u64,
     /// The rules, in their order.
     pub rules: Vec<PolicyRule>,
 }
