@@ -130,7 +130,7 @@ impl Destinations {
 
     pub(super) fn find(&self, tuple: &Tuple, ingress: u16, own: &Own) -> Option<Translation> {
         let called = tuple.destination;
-        if matches!(tuple.protocol, TCP | UDP) && !self.listeners.is_empty() {
+        if matches!(tuple.protocol, TCP | UDP) && !self.listeners.is_empty() && !called.is_unspecified() {
             let every = unspecified(called);
             let places = [(called, NONE), (called, ingress), (every, NONE), (every, ingress)];
             let any_own = (self.kinds[2] || self.kinds[3]) && own.has(called);

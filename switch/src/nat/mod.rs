@@ -14,6 +14,8 @@ mod ports;
 pub mod rule;
 mod set;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;

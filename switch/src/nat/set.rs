@@ -76,7 +76,10 @@ impl RuleSet {
         for (id, Entry { rule: other, .. }) in &self.rules {
             against(&rule, *id, other)?;
         }
-        self.last += 1;
+        // Numbers are not used again before all were.
+        let mut free = (self.last.saturating_add(1)..=RuleId::MAX).chain(1..=RuleId::MAX);
+        let id = free.find(|id| !self.rules.contains_key(id));
+        self.last = id.ok_or("there is no number left for a nat rule")?;
         self.rules.insert(self.last, Entry { rule, hits: Arc::new(Hits::new(self.workers)) });
         Ok(self.last)
     }

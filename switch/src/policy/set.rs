@@ -84,8 +84,8 @@ impl PolicySet {
     /// # Errors
     /// What is wrong with it. Nothing has changed then.
     pub fn add(&mut self, rule: Rule) -> Result<RuleId, Refusal> {
-        let free = (self.last.saturating_add(1)..=RuleId::MAX).chain(1..).find(|id| !self.contains(*id));
-        let id = free.ok_or("there is no number left for a policy rule")?;
+        let mut free = (self.last.saturating_add(1)..=RuleId::MAX).chain(1..=RuleId::MAX);
+        let id = free.find(|id| !self.contains(*id)).ok_or("there is no number left for a policy rule")?;
         self.insert(id, rule)?;
         self.last = id;
         Ok(id)

@@ -1,0 +1,700 @@
+//! Translation as a whole: against lists that are walked, and against tables of live connections.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use super::rule::{AddressRange, Masquerade, OneToOne, Out, PortRange, Publish, Rule, Selector, Snat};
+use super::*;
+use crate::packet::ip::{ICMP, TCP, UDP};
+use crate::rules::NONE;
+use crate::rules::hash::mix;
+use crate::rules::prefixes::tests::{address, net};
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a name")
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn cidr(text: &str) -> IpNet {
+    text.parse().expect("a prefix")
+}
+
+/// Interface 0 with the containers, 1 with others, 2 on the way out.
+fn interfaces() -> Vec<Interface> {
+    let interface = |index, name: &str, addresses: &[&str]| Interface {
+        index,
+        name: name.parse().expect("a name"),
+        addresses: addresses.iter().map(|net| cidr(net)).collect(),
+    };
+    vec![
+        interface(0, "in", &["172.18.0.1/16", "fd00::1/64"]),
+        interface(1, "other", &["172.19.0.1/16"]),
+        interface(2, "out", &["10.0.2.15/24", "192.0.2.15/24", "fd01::15/64"]),
+    ]
+}
+
+fn selector(source: &str, out: Out) -> Selector {
+    Selector { source: cidr(source), out, except: Vec::new() }
+}
+
+fn masquerade(source: &str, out: Out) -> Rule {
+    Rule::Masquerade(Masquerade { selector: selector(source, out), ports: None, endpoint_independent: false })
+}
+
+fn snat(source: &str, first: &str, last: &str) -> Rule {
+    Rule::Snat(Snat {
+        selector: selector(source, Out::Only(name("out"))),
+        to: AddressRange { first: ip(first), last: ip(last) },
+        ports: None,
+        endpoint_independent: false,
+    })
+}
+
+fn publish(listen: Option<&str>, ports: (u16, u16), to: &str, to_ports: (u16, u16)) -> Rule {
+    let range = |(first, last)| PortRange { first, last };
+    Rule::Publish(Publish {
+        protocol: TCP,
+        listen: listen.map(ip),
+        ingress: None,
+        ports: range(ports),
+        to: ip(to),
+        to_ports: range(to_ports),
+    })
+}
+
+fn nat(rules: &[Rule]) -> Nat {
+    set(rules).compile(&interfaces())
+}
+
+fn set(rules: &[Rule]) -> RuleSet {
+    let mut set = RuleSet::new(1);
+    for rule in rules {
+        set.add(rule.clone()).expect("a good rule");
+    }
+    set
+}
+
+fn tcp(source: &str, source_port: u16, destination: &str, destination_port: u16) -> Tuple {
+    Tuple { source: ip(source), destination: ip(destination), protocol: TCP, source_port, destination_port }
+}
+
+fn leaving(tuple: Tuple, ingress: u16, egress: u16) -> Leaving {
+    Leaving { tuple, ingress, egress, next_hop: tuple.destination, redirected: false, now: 1 }
+}
+
+/// Source after translation, all ports free.
+fn source_of(nat: &Nat, leaving: &Leaving) -> Option<(String, u16)> {
+    let translation = nat.source(leaving, |_| true, 7).expect("a free port");
+    translation.map(|to| (to.address.to_string(), to.port))
+}
+
+fn some(address: &str, port: u16) -> Option<(String, u16)> {
+    Some((address.to_owned(), port))
+}
+
+#[test]
+fn the_container_network_of_the_book() {
+    let nat = nat(&[
+        masquerade("172.18.0.0/16", Out::Except(name("in"))),
+        publish(Some("10.0.2.15"), (5000, 5000), "172.18.0.10", (80, 80)),
+    ]);
+    // Out: masqueraded as the address on the next hop's network; back onto its own network: not.
+    let web = tcp("172.18.0.10", 40_000, "8.8.8.8", 443);
+    let out = Leaving { next_hop: ip("10.0.2.2"), ..leaving(web, 0, 2) };
+    assert_eq!(source_of(&nat, &out), some("10.0.2.15", 40_000));
+    let out = Leaving { next_hop: ip("192.0.2.1"), ..out };
+    assert_eq!(source_of(&nat, &out), some("192.0.2.15", 40_000));
+    assert_eq!(source_of(&nat, &leaving(tcp("172.18.0.10", 1, "172.18.0.20", 2), 0, 0)), None);
+    assert_eq!(source_of(&nat, &leaving(tcp("172.19.0.10", 1, "8.8.8.8", 2), 1, 2)), None);
+    // Published, for everybody who calls that address and port.
+    for ingress in [0, 1, 2] {
+        let call = nat.destination(&tcp("10.0.2.99", 1234, "10.0.2.15", 5000), ingress).expect("published");
+        assert_eq!((call.address, call.port), (ip("172.18.0.10"), 80));
+        assert_eq!(nat.cause(&call), Cause::Rule(2));
+    }
+    assert_eq!(nat.destination(&tcp("10.0.2.99", 1234, "10.0.2.15", 5001), 2), None);
+    assert_eq!(nat.destination(&tcp("10.0.2.99", 1234, "192.0.2.15", 5000), 2), None);
+    let udp = Tuple { protocol: UDP, ..tcp("10.0.2.99", 1234, "10.0.2.15", 5000) };
+    assert_eq!(nat.destination(&udp, 2), None);
+}
+
+#[test]
+fn a_hairpin_is_from_the_interfaces_own_address() {
+    let nat = nat(&[
+        masquerade("172.18.0.0/16", Out::Only(name("out"))),
+        publish(None, (5000, 5000), "172.18.0.10", (80, 80)),
+    ]);
+    // By any of the own addresses, from the same network and from the server itself.
+    for (client, called) in [("172.18.0.20", "10.0.2.15"), ("172.18.0.10", "172.18.0.1")] {
+        let to = nat.destination(&tcp(client, 4000, called, 5000), 0).expect("published");
+        let tuple =
+            Tuple { destination: to.address, destination_port: to.port, ..tcp(client, 4000, called, 5000) };
+        let hairpin = Leaving { redirected: true, ..leaving(tuple, 0, 0) };
+        assert_eq!(source_of(&nat, &hairpin), some("172.18.0.1", 4000));
+        let translation = nat.source(&hairpin, |_| true, 7).expect("free").expect("translated");
+        assert_eq!(nat.cause(&translation), Cause::Hairpin);
+        nat.count(&translation, 0, 60);
+        // From another bridge, and from outside, the client is seen as who it is.
+        assert_eq!(source_of(&nat, &Leaving { ingress: 1, ..hairpin }), None);
+        assert_eq!(source_of(&nat, &Leaving { ingress: 2, ..hairpin }), None);
+    }
+    assert!(nat.destination(&tcp("1.1.1.1", 1, "10.0.2.16", 5000), 2).is_none(), "no own address");
+}
+
+#[test]
+fn ranges_and_ipv6() {
+    let nat = nat(&[
+        publish(Some("10.0.2.15"), (8000, 8099), "172.18.0.10", (9000, 9099)),
+        publish(None, (443, 443), "fd00::10", (8443, 8443)),
+        masquerade("fd00::/64", Out::Only(name("out"))),
+    ]);
+    let port = |called: u16| nat.destination(&tcp("1.1.1.1", 1, "10.0.2.15", called), 2).map(|to| to.port);
+    assert_eq!(
+        [port(7999), port(8000), port(8042), port(8099), port(8100)],
+        [None, Some(9000), Some(9042), Some(9099), None]
+    );
+    let call = nat.destination(&tcp("fd02::1", 1, "fd01::15", 443), 2).expect("published");
+    assert_eq!((call.address, call.port), (ip("fd00::10"), 8443));
+    assert!(nat.destination(&tcp("1.1.1.1", 1, "10.0.2.15", 443), 2).is_none(), "IPv6 alone");
+    let out = leaving(tcp("fd00::10", 4000, "2001:db8::1", 443), 0, 2);
+    assert_eq!(source_of(&nat, &out), some("fd01::15", 4000));
+    let nowhere = nat.source(&Leaving { egress: 1, redirected: true, ingress: 1, ..out }, |_| true, 1);
+    assert_eq!(nowhere.map_err(|failure| failure.why), Err(Why::NoAddress));
+}
+
+#[test]
+fn one_address_for_one_in_both_directions() {
+    let nat = nat(&[
+        Rule::OneToOne(OneToOne {
+            outside: cidr("198.51.100.16/28"),
+            inside: cidr("172.18.0.32/28"),
+            out: Out::Only(name("out")),
+        }),
+        masquerade("172.18.0.0/16", Out::Only(name("out"))),
+        publish(Some("198.51.100.20"), (25, 25), "172.18.0.99", (25, 25)),
+    ]);
+    let gre = Tuple { protocol: 47, ..tcp("1.1.1.1", 0, "198.51.100.17", 0) };
+    let call = nat.destination(&gre, 2).expect("stands for an inside one");
+    assert_eq!((call.address, call.port), (ip("172.18.0.33"), 0));
+    let call = nat.destination(&tcp("1.1.1.1", 5, "198.51.100.20", 80), 2).expect("stands for one");
+    assert_eq!((call.address, call.port), (ip("172.18.0.36"), 80));
+    let call = nat.destination(&tcp("1.1.1.1", 5, "198.51.100.20", 25), 2).expect("published");
+    assert_eq!(call.address, ip("172.18.0.99"), "a published port comes first");
+    let back = leaving(tcp("172.18.0.36", 40_000, "1.1.1.1", 80), 0, 2);
+    assert_eq!(source_of(&nat, &back), some("198.51.100.20", 40_000));
+    assert_eq!(source_of(&nat, &Leaving { egress: 1, ..back }), None);
+    let other = leaving(tcp("172.18.0.48", 40_000, "1.1.1.1", 80), 0, 2);
+    assert_eq!(source_of(&nat, &other), some("10.0.2.15", 40_000));
+    assert!(nat.speaks_for(ip("198.51.100.31")) && !nat.speaks_for(ip("198.51.100.32")));
+    assert!(!nat.speaks_for(ip("10.0.2.15")), "that one an interface has");
+}
+
+#[test]
+fn exceptions_are_final_and_the_longest_prefix_counts() {
+    let mut special = selector("10.1.0.0/16", Out::Any);
+    special.except = vec![cidr("192.168.0.0/16"), cidr("10.0.0.0/8")];
+    let nat = nat(&[
+        masquerade("10.0.0.0/8", Out::Only(name("out"))),
+        Rule::Snat(Snat {
+            selector: special,
+            to: AddressRange { first: ip("198.51.100.1"), last: ip("198.51.100.1") },
+            ports: None,
+            endpoint_independent: false,
+        }),
+    ]);
+    let source =
+        |source: &str, destination: &str| source_of(&nat, &leaving(tcp(source, 1, destination, 2), 0, 2));
+    assert_eq!(source("10.1.0.1", "8.8.8.8"), some("198.51.100.1", 1));
+    assert_eq!(source("10.1.0.1", "192.168.9.9"), None, "not the shorter prefix either");
+    assert_eq!(source("10.2.0.1", "192.168.9.9"), some("10.0.2.15", 1));
+}
+
+#[test]
+fn a_client_keeps_its_address_of_a_pool_and_all_are_used() {
+    let nat = nat(&[snat("172.18.0.0/16", "198.51.100.1", "198.51.100.64")]);
+    let mut used = HashSet::new();
+    for host in 0..1000_u32 {
+        let client = IpAddr::from(Ipv4Addr::from_bits(0xac12_0000 | host));
+        let tuple = Tuple { source: client, ..tcp("172.18.0.1", 1000, "8.8.8.8", 80) };
+        let address =
+            |tuple: Tuple, random| nat.source(&leaving(tuple, 0, 2), |_| true, random).expect("free");
+        let first = address(tuple, 1).expect("translated").address;
+        for (port, random) in (1..20).zip(2..) {
+            let other = address(Tuple { destination_port: port, source_port: port + 9, ..tuple }, random);
+            assert_eq!(other.expect("translated").address, first);
+        }
+        used.insert(first);
+    }
+    assert_eq!(used.len(), 64);
+}
+
+#[test]
+fn an_address_without_a_free_port_gives_way_to_the_next_of_the_pool() {
+    let nat = nat(&[snat("172.18.0.0/16", "198.51.100.1", "198.51.100.2")]);
+    let out = leaving(tcp("172.18.0.5", 1000, "8.8.8.8", 80), 0, 2);
+    let mine = nat.source(&out, |_| true, 1).expect("free").expect("translated").address;
+    let other = nat.source(&out, |reply| reply.destination != mine, 1).expect("free").expect("translated");
+    assert_ne!(other.address, mine);
+    let failure = nat.source(&out, |_| false, 1).expect_err("nothing is free");
+    assert_eq!(failure.why, Why::Exhausted);
+    nat.count_failure(&failure, 0);
+    // Within the second the next search is short.
+    let mut asked = 0;
+    let again = nat.source(
+        &out,
+        |_| {
+            asked += 1;
+            false
+        },
+        1,
+    );
+    assert!(again.is_err() && asked < 50, "{asked} questions");
+}
+
+#[test]
+fn counters_outlive_snapshots_and_are_per_rule() {
+    let mut rules = set(&[masquerade("172.18.0.0/16", Out::Any)]);
+    let out = leaving(tcp("172.18.0.5", 1000, "8.8.8.8", 80), 0, 2);
+    for _ in 0..3 {
+        let nat = rules.compile(&interfaces());
+        let translation = nat.source(&out, |_| true, 1).expect("free").expect("translated");
+        nat.count(&translation, 0, 60);
+        nat.count_failure(&nat.source(&out, |_| false, 1).expect_err("nothing is free"), 0);
+        rules
+            .add(publish(None, (rules.len() as u16, rules.len() as u16), "172.18.0.9", (1, 1)))
+            .expect("good");
+    }
+    let hits: Vec<_> =
+        rules.iter().map(|(id, _, hits)| (id, hits.packets, hits.bytes, hits.failed)).collect();
+    assert_eq!(hits[0], (1, 3, 180, 3));
+    assert!(hits[1..].iter().all(|hits| hits.1 == 0));
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_and_names_the_other() {
+    let mut rules = set(&[
+        publish(Some("10.0.2.15"), (8000, 8010), "172.18.0.10", (8000, 8010)),
+        masquerade("172.18.0.0/16", Out::Any),
+        Rule::OneToOne(OneToOne {
+            outside: cidr("198.51.100.16/28"),
+            inside: cidr("172.18.0.32/28"),
+            out: Out::Any,
+        }),
+    ]);
+    let one_to_one = |outside: &str, inside: &str| {
+        Rule::OneToOne(OneToOne { outside: cidr(outside), inside: cidr(inside), out: Out::Any })
+    };
+    let wrong = [
+        (publish(Some("10.0.2.15"), (8010, 8020), "172.18.0.11", (1, 11)), "publish rule 1"),
+        (publish(None, (8005, 8005), "172.18.0.11", (80, 80)), "publish rule 1"),
+        (publish(None, (9000, 9009), "172.18.0.11", (80, 80)), "as many"),
+        (publish(None, (0, 0), "172.18.0.11", (80, 80)), "at least 1"),
+        (publish(Some("fd00::1"), (80, 80), "172.18.0.11", (80, 80)), "both must be"),
+        (publish(None, (80, 80), "224.0.0.1", (80, 80)), "one host"),
+        (publish(Some("172.18.0.9"), (80, 80), "172.18.0.9", (80, 80)), "nothing to translate"),
+        (masquerade("172.18.0.0/16", Out::Any), "masquerade rule 2"),
+        (one_to_one("198.51.100.20/32", "172.18.1.1/32"), "one-to-one rule 3"),
+        (one_to_one("198.51.101.0/24", "172.18.0.0/24"), "one-to-one rule 3"),
+        (one_to_one("198.51.101.0/24", "172.18.1.0/25"), "unequal length"),
+        (one_to_one("198.51.101.0/24", "198.51.101.0/24"), "overlap"),
+        (one_to_one("198.51.101.0/24", "fd00::/24"), "both must be"),
+        (snat("172.20.0.0/16", "198.51.100.9", "198.51.100.1"), "above"),
+        (snat("fd00::/64", "198.51.100.1", "198.51.100.9"), "both must be"),
+        (snat("172.20.0.0/16", "0.0.0.0", "198.51.100.9"), "hosts"),
+    ];
+    for (rule, word) in wrong {
+        let refusal = rules.add(rule).expect_err(word).to_string();
+        assert!(refusal.contains(word), "{refusal:?} does not say {word:?}");
+    }
+    assert_eq!(rules.len(), 3, "nothing half-applied");
+    // Another protocol, another address, another interface: no conflict.
+    let Rule::Publish(tcp) = publish(None, (8005, 8005), "172.18.0.11", (80, 80)) else { return };
+    rules.add(Rule::Publish(Publish { protocol: UDP, ..tcp.clone() })).expect("UDP is free");
+    rules
+        .add(Rule::Publish(Publish { listen: Some(ip("10.0.2.16")), ..tcp }))
+        .expect("so is the other address");
+    assert!(rules.remove(1, Some("snat")).is_err() && rules.remove(99, None).is_err());
+    assert!(rules.remove(1, Some("publish")).is_ok());
+    rules.add(publish(Some("10.0.2.15"), (8010, 8020), "172.18.0.11", (1, 11))).expect("free again");
+}
+
+#[test]
+fn a_rule_for_an_interface_that_is_gone_sleeps() {
+    let rules = set(&[
+        masquerade("172.18.0.0/16", Out::Only(name("out"))),
+        masquerade("172.19.0.0/16", Out::Except(name("gone"))),
+    ]);
+    let without = &interfaces()[..2];
+    let nat = rules.compile(without);
+    let own = rules.compile(&interfaces());
+    let out = leaving(tcp("172.18.0.5", 1, "8.8.8.8", 80), 0, 2);
+    assert_eq!(source_of(&nat, &out), None);
+    assert_eq!(source_of(&own, &out), some("10.0.2.15", 1));
+    assert_eq!(source_of(&own, &leaving(tcp("172.19.0.5", 1, "8.8.8.8", 80), 1, 2)), some("10.0.2.15", 1));
+    assert_eq!(rules.naming(name("out")).map(|(id, _)| id), Some(1));
+}
+
+#[test]
+fn two_calls_that_would_look_alike_do_not() {
+    // The same client and port, once by the published address and once directly.
+    let nat = nat(&[publish(Some("10.0.2.15"), (80, 80), "172.18.0.10", (80, 80))]);
+    let direct = tcp("10.0.2.99", 4000, "172.18.0.10", 80);
+    let call = Leaving { redirected: true, ..leaving(direct, 2, 0) };
+    let taken = direct.reversed();
+    let translation = nat.source(&call, |reply| *reply != taken, 9).expect("free").expect("translated");
+    assert_eq!(translation.address, ip("10.0.2.99"));
+    assert_ne!(translation.port, 4000);
+    assert_eq!(nat.cause(&translation), Cause::Clash);
+}
+
+#[test]
+fn without_rules_nobody_need_ask() {
+    let nat = RuleSet::new(1).compile(&interfaces());
+    assert!(nat.is_empty() && nat.is_own(ip("10.0.2.15")));
+    assert_eq!(nat.destination(&tcp("1.1.1.1", 1, "10.0.2.15", 80), 2), None);
+    assert!(matches!(nat.source(&leaving(tcp("1.1.1.1", 1, "2.2.2.2", 2), 0, 2), |_| false, 1), Ok(None)));
+}
+
+fn out() -> impl Strategy<Value = Out> {
+    prop_oneof![
+        Just(Out::Any),
+        prop_oneof![Just("in"), Just("other"), Just("out"), Just("gone")]
+            .prop_map(|text| Out::Only(name(text))),
+        prop_oneof![Just("in"), Just("other"), Just("out"), Just("gone")]
+            .prop_map(|text| Out::Except(name(text))),
+    ]
+}
+
+prop_compose! {
+    fn publish_rule()(
+        protocol in prop_oneof![Just(TCP), Just(UDP)],
+        listen in prop_oneof![Just(None), address().prop_map(Some), Just(Some(ip("10.0.2.15")))],
+        ingress in prop_oneof![3 => Just(None), 1 => Just(Some(name("in"))), 1 => Just(Some(name("gone")))],
+        (first, more, to_first) in (1..200_u16, 0..30_u16, 1..60_000_u16),
+        to in address(),
+    ) -> Publish {
+        let range = |first: u16| PortRange { first, last: first + more };
+        Publish { protocol, listen, ingress, ports: range(first), to, to_ports: range(to_first) }
+    }
+}
+
+fn call() -> impl Strategy<Value = (Tuple, u16)> {
+    let called = prop_oneof![address(), Just(ip("10.0.2.15")), Just(ip("172.18.0.1")), Just(ip("fd01::15"))];
+    (called, prop_oneof![Just(TCP), Just(UDP), Just(ICMP)], 0..250_u16, 0..3_u16).prop_map(
+        |(destination, protocol, destination_port, ingress)| {
+            let tuple =
+                Tuple { protocol, destination_port, destination, source: destination, source_port: 9 };
+            (tuple, ingress)
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn publishing_is_as_a_list_would_say(
+        rules in proptest::collection::vec(publish_rule(), 0..60), calls in proptest::collection::vec(call(), 40)
+    ) {
+        let mut set = RuleSet::new(1);
+        for rule in rules {
+            // Many clash, and are refused.
+            let _ = set.add(Rule::Publish(rule));
+        }
+        let interfaces = interfaces();
+        let nat = set.compile(&interfaces);
+        for (tuple, ingress) in calls {
+            let matching = set.iter().filter_map(|(id, rule, _)| {
+                let Rule::Publish(rule) = rule else { return None };
+                let called = match rule.listen {
+                    Some(listen) => tuple.destination == listen,
+                    None => nat.is_own(tuple.destination) && tuple.destination.is_ipv4() == rule.to.is_ipv4(),
+                };
+                let by = rule.ingress.is_none_or(|ingress_name| {
+                    interfaces.iter().any(|at| at.index == ingress && at.name == ingress_name)
+                });
+                let matches = tuple.protocol == rule.protocol && rule.ports.contains(tuple.destination_port);
+                let port = rule.to_ports.first + tuple.destination_port.wrapping_sub(rule.ports.first).min(30);
+                (matches && called && by).then_some((Cause::Rule(id), rule.to, port))
+            });
+            let matching: Vec<_> = matching.collect();
+            prop_assert!(matching.len() < 2, "no two rules are for one call: {:?}", matching);
+            let found = nat.destination(&tuple, ingress);
+            prop_assert_eq!(found.map(|to| (nat.cause(&to), to.address, to.port)), matching.first().copied());
+        }
+    }
+
+    #[test]
+    fn the_rule_of_a_source_is_as_a_list_would_say(
+        rules in proptest::collection::vec((net(), out(), proptest::collection::vec(net(), 0..2)), 0..40),
+        flows in proptest::collection::vec((address(), address(), 0..3_u16), 40)
+    ) {
+        let mut set = RuleSet::new(1);
+        for (source, out, except) in rules {
+            let selector = Selector { source, out, except };
+            let to = if source.addr().is_ipv4() { ip("9.9.9.9") } else { ip("fd09::9") };
+            let to = AddressRange { first: to, last: to };
+            let _ = set.add(Rule::Snat(Snat { selector, to, ports: None, endpoint_independent: false }));
+        }
+        let interfaces = interfaces();
+        let nat = set.compile(&interfaces);
+        for (source, destination, egress) in flows {
+            if source.is_ipv4() != destination.is_ipv4() {
+                continue;
+            }
+            let is = |name: Name| interfaces.iter().any(|at| at.index == egress && at.name == name);
+            let best = set.iter().filter_map(|(id, rule, _)| {
+                let Rule::Snat(rule) = rule else { return None };
+                let (applies, class) = match rule.selector.out {
+                    Out::Any => (true, 1),
+                    Out::Only(name) => (is(name), 0),
+                    Out::Except(name) => (!is(name), 1),
+                };
+                let len = rule.selector.source.prefix_len();
+                let matches = applies && rule.selector.source.contains(&source);
+                matches.then_some(((std::cmp::Reverse(len), class, id), &rule.selector.except))
+            });
+            let best = best.min_by_key(|&(order, _)| order);
+            let expected = best.and_then(|((_, _, id), except)| {
+                (!except.iter().any(|net| net.contains(&destination))).then_some(Cause::Rule(id))
+            });
+            let tuple = Tuple { source, destination, protocol: TCP, source_port: 5, destination_port: 6 };
+            let found = nat.source(&leaving(tuple, NONE, egress), |_| true, 1).expect("free");
+            prop_assert_eq!(found.map(|to| nat.cause(&to)), expected);
+        }
+    }
+}
+
+/// A step in the life of a switch: a connection begins, or the n-th of the living ends.
+#[derive(Clone, Debug)]
+enum Step {
+    Begin { source: u32, port: u16, called: u8, ingress: u16, random: u64, protocol: u8 },
+    End(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Few sources and ports, so that they meet.
+    let begin = (
+        0..6_u32,
+        5000..5004_u16,
+        0..6_u8,
+        0..3_u16,
+        any::<u64>(),
+        prop_oneof![
+            3 => Just(TCP), 1 => Just(UDP), 1 => Just(ICMP), 1 => Just(47)
+        ],
+    );
+    prop_oneof![
+        4 => begin.prop_map(|(source, port, called, ingress, random, protocol)| {
+            Step::Begin { source, port, called, ingress, random, protocol }
+        }),
+        1 => any::<usize>().prop_map(Step::End),
+    ]
+}
+
+/// What is live, as conntrack keeps it: each connection under the tuple of either direction.
+#[derive(Default)]
+struct Table {
+    tuples: HashSet<Tuple>,
+    live: Vec<(Tuple, Tuple)>,
+}
+
+impl Table {
+    fn is_free(&self, tuple: &Tuple) -> bool {
+        !self.tuples.contains(tuple)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn no_two_live_connections_share_a_tuple(
+        steps in proptest::collection::vec(step(), 1..300), narrow: bool, independent: bool
+    ) {
+        let ports = narrow.then_some(PortRange { first: 5000, last: 5009 });
+        let out = |source: &str| Selector { except: vec![cidr("203.0.113.7/32")], ..selector(source, Out::Only(name("out"))) };
+        let to = AddressRange { first: ip("198.51.100.1"), last: ip("198.51.100.2") };
+        let mut rules = set(&[
+            Rule::Masquerade(Masquerade { selector: out("172.18.0.0/16"), ports, endpoint_independent: independent }),
+            Rule::Snat(Snat { selector: out("172.19.0.0/16"), to, ports, endpoint_independent: false }),
+            publish(None, (80, 80), "172.18.0.2", (80, 80)),
+        ]);
+        rules.add(Rule::OneToOne(OneToOne {
+            outside: cidr("198.51.100.2/32"),
+            inside: cidr("172.18.0.3/32"),
+            out: Out::Only(name("out")),
+        })).expect("good");
+        let nat = rules.compile(&interfaces());
+        let mut table = Table::default();
+        // Where each client's port is seen from outside.
+        let mut seen: HashMap<(u8, IpAddr, u16), (IpAddr, u16)> = HashMap::new();
+        for step in steps {
+            let (source, port, called, ingress, random, protocol) = match step {
+                Step::Begin { source, port, called, ingress, random, protocol } => {
+                    (source, port, called, ingress, random, protocol)
+                }
+                Step::End(n) => {
+                    if !table.live.is_empty() {
+                        let (original, reply) = table.live.swap_remove(n % table.live.len());
+                        prop_assert!(table.tuples.remove(&original) && table.tuples.remove(&reply));
+                    }
+                    continue;
+                }
+            };
+            let networks = [0xac12_0000, 0xac13_0000, 0x0a00_0200];
+            let has_ports = protocol != 47;
+            let original = Tuple {
+                source: Ipv4Addr::from_bits(networks[usize::from(ingress)] | (source + 2)).into(),
+                destination: ip(["203.0.113.1", "203.0.113.7", "10.0.2.15", "172.18.0.1", "172.18.0.2", "198.51.100.2"][usize::from(called)]),
+                protocol,
+                source_port: if has_ports { port } else { 0 },
+                destination_port: match protocol { ICMP => 8, 47 => 0, _ => 80 },
+            };
+            if !table.is_free(&original) {
+                continue;
+            }
+            let to = nat.destination(&original, ingress);
+            let tuple = to.map_or(original, |to| Tuple {
+                destination: to.address, destination_port: to.port, ..original
+            });
+            let egress = match tuple.destination {
+                IpAddr::V4(v4) if v4.octets()[..2] == [172, 18] => 0,
+                _ => 2,
+            };
+            let leaving = Leaving { redirected: to.is_some(), ..leaving(tuple, ingress, egress) };
+            let from = match nat.source(&leaving, |reply| table.is_free(reply), random) {
+                Ok(from) => from,
+                Err(failure) => {
+                    prop_assert_eq!(failure.why, Why::Exhausted);
+                    continue;
+                }
+            };
+            let sent = from.map_or(tuple, |from| Tuple {
+                source: from.address, source_port: from.port, ..tuple
+            });
+            let reply = sent.reversed();
+            prop_assert!(table.is_free(&reply), "{:?} is taken", reply);
+            if reply == original {
+                // Somebody who sends to himself: conntrack has none of it.
+                continue;
+            }
+            if let Some(from) = from
+                && nat.cause(&from) == Cause::Rule(1)
+            {
+                prop_assert!(ports.is_none_or(|ports| !has_ports || ports.contains(from.port)));
+            }
+            if let Some(from) = from
+                && independent && has_ports && nat.cause(&from) == Cause::Rule(1)
+            {
+                let client = (protocol, original.source, original.source_port);
+                let here = (from.address, from.port);
+                let before = *seen.entry(client).or_insert(here);
+                // Unless a connection that is none of the rule's took the tuple, a client's port looks the same to all.
+                let would = Tuple { source: before.0, source_port: before.1, ..tuple }.reversed();
+                prop_assert!(before == here || !table.is_free(&would), "{:?} was {:?}, is {:?}", client, before, here);
+            }
+            table.tuples.insert(original);
+            table.tuples.insert(reply);
+            table.live.push((original, reply));
+        }
+    }
+}
+
+#[test]
+fn one_address_carries_more_connections_than_there_are_ports() {
+    let nat = nat(&[masquerade("172.18.0.0/16", Out::Any)]);
+    let mut replies = HashSet::new();
+    for n in 0..200_000_u32 {
+        let client = Ipv4Addr::from_bits(0xac12_0000 | n % 1000).to_string();
+        // Four servers: each is called by 50,000 connections from one address.
+        let server = Ipv4Addr::from_bits(0xcb00_7100 | n % 4).to_string();
+        let tuple = tcp(&client, 1024 + (n / 1000) as u16, &server, 443);
+        let out = leaving(tuple, 0, 2);
+        let from = nat.source(&out, |reply| !replies.contains(reply), mix(1, u64::from(n)));
+        let from = from.expect("there are free ports").expect("translated");
+        assert!(replies.insert(ports::reply(&tuple, from.address, from.port)));
+    }
+}
+
+#[test]
+fn endpoint_independent_means_the_same_port_for_everybody() {
+    let rules = set(&[Rule::Masquerade(Masquerade {
+        selector: selector("172.18.0.0/16", Out::Any),
+        ports: None,
+        endpoint_independent: true,
+    })]);
+    let nat = rules.compile(&interfaces());
+    let mut replies = HashSet::new();
+    let mut of_clients = HashSet::new();
+    for client in 2..10 {
+        let mut seen = HashSet::new();
+        for server in 1..50 {
+            let tuple = tcp(&format!("172.18.0.{client}"), 5000, &format!("203.0.113.{server}"), 3478);
+            let from =
+                nat.source(&leaving(tuple, 0, 2), |reply| !replies.contains(reply), mix(client, server));
+            let from = from.expect("free").expect("translated");
+            replies.insert(ports::reply(&tuple, from.address, from.port));
+            seen.insert((from.address, from.port));
+        }
+        assert_eq!(seen.len(), 1, "one port whatever the server");
+        of_clients.extend(seen);
+    }
+    assert_eq!(of_clients.len(), 8, "and no two clients share one");
+    assert_eq!(rules.hits().mappings, 8);
+}
+
+#[test]
+#[ignore = "a measurement: run it alone and optimised, with --nocapture"]
+fn cost_of_a_translation() {
+    for count in [1_u16, 100, 5000] {
+        let mut rules = RuleSet::new(1);
+        for n in 0..count {
+            let inside = Ipv4Addr::from_bits(0xac12_0000 | u32::from(n)).to_string();
+            rules.add(publish(None, (n + 1, n + 1), &inside, (80, 80))).expect("good");
+            let source = format!("{}/24", Ipv4Addr::from_bits(10 << 24 | u32::from(n) << 8));
+            rules.add(masquerade(&source, Out::Only(name("out")))).expect("good");
+        }
+        let start = std::time::Instant::now();
+        let nat = rules.compile(&interfaces());
+        let compiled = start.elapsed();
+        let mut random = 1;
+        let flows: Vec<_> = (0..4096)
+            .map(|_| {
+                random = mix(random, 1);
+                let client = 10 << 24 | (random as u32 % u32::from(count)) << 8 | 7;
+                let mut call = tcp("1.1.1.1", 4000, "10.0.2.15", (random >> 32) as u16 % count + 1);
+                call.source = Ipv4Addr::from_bits(client).into();
+                let mut out = call;
+                out.destination = ip("8.8.8.8");
+                (call, leaving(out, 0, 2))
+            })
+            .collect();
+        let per = |start: u64| (crate::clock::cycles() - start) / 409_600;
+        let (mut published, mut translated, mut missed) = (0, 0, 0);
+        let start = crate::clock::cycles();
+        for _ in 0..100 {
+            published += flows.iter().filter(|(call, _)| nat.destination(call, 2).is_some()).count();
+        }
+        let destination = per(start);
+        let start = crate::clock::cycles();
+        for _ in 0..100 {
+            missed += flows.iter().filter(|(_, out)| nat.destination(&out.tuple, 0).is_none()).count();
+        }
+        let miss = per(start);
+        let start = crate::clock::cycles();
+        for _ in 0..100 {
+            let found = |out: &Leaving| matches!(nat.source(out, |_| true, 1), Ok(Some(_)));
+            translated += flows.iter().filter(|(_, out)| found(out)).count();
+        }
+        let source = per(start);
+        assert_eq!([published, missed, translated], [409_600; 3]);
+        println!(
+            "{count} published ports and {count} masquerades: destination {destination}, not published {miss}, \
+             source {source} cycles; compiled in {compiled:?}"
+        );
+    }
+}
