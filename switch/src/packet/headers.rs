@@ -68,7 +68,82 @@ impl Headers {
     /// The drop reason of a packet that must not be forwarded.
     #[inline]
     pub fn parse(head: &[u8], frame_len: usize, network: usize, v6: bool) -> Result<Self, DropReason> {
-        if v6 { Self::parse_v6(head, frame_len, network) } else { Self::parse_v4(head, frame_len, network) }
+        let plain = if v6 {
+            Self::parse_plain_v6(head, frame_len, network)
+        } else {
+            Self::parse_plain_v4(head, frame_len, network)
+        };
+        match plain {
+            Some(headers) => Ok(headers),
+            None if v6 => Self::parse_v6(head, frame_len, network),
+            None => Self::parse_v4(head, frame_len, network),
+        }
+    }
+
+    /// What most packets are: whole, without options, TCP or UDP, and nothing wrong with it. Half the cycles of
+    /// [`Self::parse_v4`], which has the last word on everything else.
+    #[inline(always)]
+    fn parse_plain_v4(head: &[u8], frame_len: usize, network: usize) -> Option<Self> {
+        let packet = head.get(network..)?;
+        let ip: &[u8; IPV4_LEN] = packet.first_chunk()?;
+        let len = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
+        // A bit in any of these, and it is not plain: version and length, fragment flag and offset.
+        let other = ip[0] ^ 0x45 | ip[6] & 0x3f | ip[7];
+        let sum = Sum::of(ip).folded();
+        if other != 0 || len > frame_len - network || sum != [0xff; 2] {
+            return None;
+        }
+        Self::plain_transport(packet, network, IPV4_LEN, len, ip[9], ip[8])
+    }
+
+    #[inline(always)]
+    fn parse_plain_v6(head: &[u8], frame_len: usize, network: usize) -> Option<Self> {
+        let packet = head.get(network..)?;
+        let ip: &[u8; IPV6_LEN] = packet.first_chunk()?;
+        let len = usize::from(u16::from_be_bytes([ip[4], ip[5]])) + IPV6_LEN;
+        if ip[0] >> 4 != 6 || len > frame_len - network {
+            return None;
+        }
+        Self::plain_transport(packet, network, IPV6_LEN, len, ip[6], ip[7])
+    }
+
+    /// The headers of a packet with TCP or UDP behind `at` bytes of IP.
+    #[inline(always)]
+    fn plain_transport(
+        packet: &[u8],
+        network: usize,
+        at: usize,
+        len: usize,
+        protocol: u8,
+        ttl: u8,
+    ) -> Option<Self> {
+        let (ports, needed, tcp_flags) = match protocol {
+            UDP => (packet.get(at..at + 8)?.first_chunk::<4>()?, 8, 0),
+            TCP => {
+                let tcp = packet.get(at..at + 20)?;
+                if tcp[12] >> 4 < 5 {
+                    return None;
+                }
+                (tcp.first_chunk::<4>()?, 20, tcp[13])
+            }
+            _ => return None,
+        };
+        if len < at + needed {
+            return None;
+        }
+        Some(Self {
+            v6: at == IPV6_LEN,
+            protocol,
+            ttl,
+            tcp_flags,
+            network: network as u16,
+            transport: (network + at) as u16,
+            len: len as u32,
+            fragment: Fragment::None,
+            source_port: u16::from_be_bytes([ports[0], ports[1]]),
+            destination_port: u16::from_be_bytes([ports[2], ports[3]]),
+            icmp_error: false,
+        })
     }
 
     #[inline]
@@ -319,6 +394,39 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_short_way_is_a_short_way(
+            payload in 0..40_usize, tcp: bool, v6: bool, spoiled in proptest::collection::vec((14..70_usize, any::<u8>()), 0..3),
+            sound: bool, extra in 0..4_usize, cut in 0..100_usize,
+        ) {
+            let step = PacketBuilder::ethernet2([2; 6], [4; 6]);
+            let step = if v6 { step.ipv6([1; 16], [2; 16], 9) } else { step.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9) };
+            let mut frame = Vec::new();
+            if tcp {
+                step.tcp(1, 2, 3, 4).syn().write(&mut frame, &vec![0; payload]).expect("a packet");
+            } else {
+                step.udp(1, 2).write(&mut frame, &vec![0; payload]).expect("a packet");
+            }
+            let len = frame.len() + extra;
+            for (at, byte) in spoiled {
+                if let Some(spoiled) = frame.get_mut(at) {
+                    *spoiled = byte;
+                }
+            }
+            if sound && !v6 {
+                frame[24..26].fill(0);
+                let sum = Sum::of(&frame[14..34]).checksum();
+                frame[24..26].copy_from_slice(&sum);
+            }
+            let head = &frame[..cut.clamp(14, frame.len())];
+            let (plain, full) = if v6 {
+                (Headers::parse_plain_v6(head, len, 14), Headers::parse_v6(head, len, 14))
+            } else {
+                (Headers::parse_plain_v4(head, len, 14), Headers::parse_v4(head, len, 14))
+            };
+            prop_assert!(plain.is_none() || plain == full.ok(), "{plain:?} is not {full:?}");
+        }
+
         #[test]
         fn no_bytes_hurt(bytes in proptest::collection::vec(any::<u8>(), 0..128), v6: bool, network in 0_usize..40) {
             let network = network.min(bytes.len());
