@@ -352,6 +352,7 @@ mod tests {
         let frame = v4(udp);
         let headers = Headers::parse(&frame, frame.len(), 14, false).expect("good");
         assert_eq!((headers.protocol, headers.ttl, headers.transport, headers.len), (17, 64, 34, 32));
+        assert_eq!(Headers::parse_plain_v4(&frame, frame.len(), 14), Some(headers), "the short way");
         let tuple = headers.tuple(&frame);
         assert_eq!((tuple.source_port, tuple.destination_port), (1000, 53));
         assert_eq!(tuple.source, IpAddr::from([10, 0, 0, 1]));
