@@ -7,6 +7,9 @@
 //! depend on the number of addresses: the frame's snapshot, a hash or two.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
 
