@@ -59,7 +59,7 @@ pub(super) fn find(
     let mut random = random;
     loop {
         // The high half of a product spreads better than the remainder of what may be a poor generator's low bits.
-        let start = (u64::from(size) * (random >> 32) >> 32) as u32;
+        let start = ((u64::from(size) * (random >> 32)) >> 32) as u32;
         for step in 0..attempts.min(size) {
             let port = first + ((start + step) % size) as u16;
             if let Some(port) = free(port) {

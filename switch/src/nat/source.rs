@@ -197,7 +197,7 @@ impl Sources {
         if rule.endpoint_independent {
             return self.independent(leaving, rule, pool, random, &mut is_free).map(Some);
         }
-        self.from_pool(leaving, rule, pool, random, &mut is_free).map(Some)
+        self.pooled(leaving, rule, pool, random, &mut is_free).map(Some)
     }
 
     /// A free port at one address.
@@ -222,7 +222,7 @@ impl Sources {
     }
 
     /// A free port at an address of a pool: the client's own address by preference.
-    fn from_pool(
+    fn pooled(
         &self,
         leaving: &Leaving,
         rule: &Outbound,
@@ -264,7 +264,7 @@ impl Sources {
                 // A connection of somebody else, endpoint-dependent, has this very tuple. Better another port towards
                 // this one destination than none.
                 drop(table);
-                return self.from_pool(leaving, rule, pool, random, is_free);
+                return self.pooled(leaving, rule, pool, random, is_free);
             }
             // Of a rule that has changed.
             table.remove(index);

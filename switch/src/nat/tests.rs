@@ -609,9 +609,9 @@ fn one_address_carries_more_connections_than_there_are_ports() {
     let nat = nat(&[masquerade("172.18.0.0/16", Out::Any)]);
     let mut replies = HashSet::new();
     for n in 0..200_000_u32 {
-        let client = Ipv4Addr::from_bits(0xac12_0000 | n % 1000).to_string();
+        let client = Ipv4Addr::from_bits(0xac12_0000 | (n % 1000)).to_string();
         // Four servers: each is called by 50,000 connections from one address.
-        let server = Ipv4Addr::from_bits(0xcb00_7100 | n % 4).to_string();
+        let server = Ipv4Addr::from_bits(0xcb00_7100 | (n % 4)).to_string();
         let tuple = tcp(&client, 1024 + (n / 1000) as u16, &server, 443);
         let out = leaving(tuple, 0, 2);
         let from = nat.source(&out, |reply| !replies.contains(reply), mix(1, u64::from(n)));

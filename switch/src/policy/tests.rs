@@ -357,10 +357,10 @@ fn cost_of_a_decision() {
                 random = crate::rules::hash::mix(random, 1);
                 let mut flow = some_flow(0, 1);
                 let server = (random >> 8) as u32 % rules;
-                flow.tuple.destination = IpAddr::from((10 << 24 | server * 7 % 65_536).to_be_bytes());
+                flow.tuple.destination = IpAddr::from(((10 << 24) | (server * 7 % 65_536)).to_be_bytes());
                 flow.tuple.destination_port = (server % 50 + 1000) as u16 + u16::from(random & 7 == 0);
                 flow.tuple.source =
-                    IpAddr::from((10 << 24 | server * 13 + (random >> 40) as u32 % 5).to_be_bytes());
+                    IpAddr::from(((10 << 24) | (server * 13 + (random >> 40) as u32 % 5)).to_be_bytes());
                 flow
             })
             .collect();
