@@ -147,9 +147,9 @@ impl Server {
     /// Ends what has come to its end.
     pub fn tick(&mut self, now: u64) {
         while let Some(address) = self.leases.due(now) {
-            match self.leases.get(address).map(|lease| lease.state) {
-                Some(State::Bound) => self.expire(address, now),
-                Some(State::Expired) => self.forget(address),
+            match self.leases.get(address).map(|lease| (lease.state, lease.expires)) {
+                Some((State::Bound, end)) => self.expire(address, end),
+                Some((State::Expired, _)) => self.forget(address),
                 _ => {
                     self.pending.remove(&address);
                     self.leases.remove(address);

@@ -1,1 +1,686 @@
+use std::collections::BTreeMap;
 
+use proptest::prelude::*;
+
+use super::super::Reservation;
+use super::*;
+
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 1);
+
+fn at(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 3, last)
+}
+
+fn mac(n: u16) -> Mac {
+    let [a, b] = n.to_be_bytes();
+    Mac([0x52, 0x54, 0, 0, a, b])
+}
+
+/// lxc-net's network with addresses from 2 to `last`.
+fn config(last: u8) -> Config {
+    Config::new("10.0.3.1/24".parse().expect("a network"), Some((at(2), at(last))))
+}
+
+fn reserve(n: u16, last: u8, name: &str) -> Reservation {
+    Reservation { mac: mac(n), address: at(last), hostname: Some(name.into()) }
+}
+
+/// A client's message, built by hand.
+#[derive(Clone, Default)]
+struct Ask {
+    kind: u8,
+    mac: Mac,
+    port: u16,
+    ciaddr: Option<Ipv4Addr>,
+    giaddr: Option<Ipv4Addr>,
+    broadcast: bool,
+    options: Vec<(u8, Vec<u8>)>,
+    source: Option<Mac>,
+}
+
+impl Ask {
+    fn new(kind: Kind, n: u16) -> Self {
+        Self { kind: kind as u8, mac: mac(n), port: n, ..Self::default() }
+    }
+
+    fn with(mut self, code: u8, value: impl AsRef<[u8]>) -> Self {
+        self.options.push((code, value.as_ref().to_vec()));
+        self
+    }
+
+    fn requesting(self, address: Ipv4Addr) -> Self {
+        self.with(option::REQUESTED_ADDRESS, address.octets())
+    }
+
+    fn to_server(self, address: Ipv4Addr) -> Self {
+        self.with(option::SERVER, address.octets())
+    }
+
+    fn of(mut self, address: Ipv4Addr) -> Self {
+        self.ciaddr = Some(address);
+        self
+    }
+
+    fn at(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    fn message(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 240];
+        bytes[..8].copy_from_slice(&[1, 1, 6, 0, 1, 2, 3, 4]);
+        bytes[10] = if self.broadcast { 0x80 } else { 0 };
+        bytes[12..16].copy_from_slice(&self.ciaddr.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+        bytes[24..28].copy_from_slice(&self.giaddr.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+        bytes[28..34].copy_from_slice(&self.mac.0);
+        bytes[236..].copy_from_slice(&[99, 130, 83, 99]);
+        bytes.extend([53, 1, self.kind]);
+        for (code, value) in &self.options {
+            bytes.extend([*code, value.len() as u8]);
+            bytes.extend(value);
+        }
+        bytes.push(255);
+        bytes
+    }
+
+    fn ask(&self, server: &mut Server, now: u64) -> Outcome {
+        let source = self.ciaddr.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        server.handle(
+            now,
+            &self.message(),
+            &Origin { port: self.port, mac: self.source.unwrap_or(self.mac), source },
+        )
+    }
+
+    /// Asks where nobody else uses any address.
+    fn say(&self, server: &mut Server, now: u64) -> Said {
+        let outcome = match self.ask(server, now) {
+            Outcome::Probe(address) => server.probed(now, address, None),
+            outcome => outcome,
+        };
+        Said::from(outcome)
+    }
+}
+
+/// What a client makes of an outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Said {
+    Offer(Ipv4Addr),
+    Ack(Ipv4Addr),
+    Nak,
+    Nothing(Silence),
+    Probe(Ipv4Addr),
+}
+
+impl From<Outcome> for Said {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Answer(answer) => {
+                let yiaddr: [u8; 4] = answer.message[16..20].try_into().expect("four");
+                assert_eq!(Ipv4Addr::from(yiaddr), answer.address);
+                match answer.kind {
+                    Kind::Offer => Self::Offer(answer.address),
+                    Kind::Ack => Self::Ack(answer.address),
+                    _ => Self::Nak,
+                }
+            }
+            Outcome::Probe(address) => Self::Probe(address),
+            Outcome::Silence(silence) => Self::Nothing(silence),
+        }
+    }
+}
+
+fn discover(n: u16) -> Ask {
+    Ask::new(Kind::Discover, n)
+}
+
+fn request(n: u16) -> Ask {
+    Ask::new(Kind::Request, n)
+}
+
+/// The usual four messages; the address.
+fn lease(server: &mut Server, n: u16, now: u64) -> Ipv4Addr {
+    let Said::Offer(offered) = discover(n).say(server, now) else { panic!("no offer to {n}") };
+    let said = request(n).requesting(offered).to_server(SERVER).say(server, now);
+    assert_eq!(said, Said::Ack(offered));
+    offered
+}
+
+/// The options of an answer.
+fn options(outcome: Outcome) -> BTreeMap<u8, Vec<u8>> {
+    let Outcome::Answer(answer) = outcome else { panic!("{outcome:?}") };
+    let mut area = &answer.message[240..];
+    let mut options = BTreeMap::new();
+    while let [code, rest @ ..] = area {
+        match code {
+            0 => area = rest,
+            255 => break,
+            _ => {
+                let (value, next) = rest[1..].split_at(rest[0].into());
+                assert!(options.insert(*code, value.to_vec()).is_none(), "option {code} twice");
+                area = next;
+            }
+        }
+    }
+    options
+}
+
+#[test]
+fn discover_offer_request_ack() {
+    let mut server = Server::new(config(254));
+    let Outcome::Probe(address) = discover(1).ask(&mut server, 100) else { panic!("no probe") };
+    assert_eq!(Said::from(discover(1).ask(&mut server, 100)), Said::Nothing(Silence::Probing));
+    assert_eq!(Said::from(server.probed(100, address, None)), Said::Offer(address));
+    assert_eq!(Said::from(server.probed(100, address, None)), Said::Nothing(Silence::Done));
+    assert_eq!(
+        Said::from(discover(1).ask(&mut server, 101)),
+        Said::Offer(address),
+        "the same, without a probe"
+    );
+    assert!(server.effects().changes.is_empty(), "an offer is no lease");
+
+    let said = request(1).requesting(address).to_server(SERVER).ask(&mut server, 102);
+    assert_eq!(Said::from(said), Said::Ack(address));
+    let effects = server.effects();
+    assert_eq!(effects.events, [Event::Bound { mac: mac(1), address, port: Some(1) }]);
+    assert_eq!(effects.changes.len(), 1);
+    assert_eq!(
+        (effects.changes[0].address, effects.changes[0].lease.as_ref().map(|l| l.expires)),
+        (address, Some(3702))
+    );
+    let listing = Listing { address, mac: Some(mac(1)), hostname: None, state: State::Bound, expires: 3600 };
+    assert_eq!(server.list(102), [listing]);
+    assert_eq!(server.counters(), Counters { requests: 4, offers: 2, acks: 1, ..Counters::default() });
+}
+
+#[test]
+fn lxc_nets_range_has_253_addresses_and_no_254th() {
+    let mut server = Server::new(Config { per_port: u32::MAX, ..config(254) });
+    let mut given = std::collections::BTreeSet::new();
+    for n in 0..253 {
+        assert!(given.insert(lease(&mut server, n, 0)), "twice");
+    }
+    assert_eq!((given.first(), given.last()), (Some(&at(2)), Some(&at(254))));
+    assert_eq!(discover(253).say(&mut server, 0), Said::Nothing(Silence::Exhausted));
+    assert_eq!(server.counters().exhausted, 1);
+    let mut release = Ask::new(Kind::Release, 7);
+    release.ciaddr = server.list(0).iter().find(|l| l.mac == Some(mac(7))).map(|l| l.address);
+    assert_eq!(release.say(&mut server, 1), Said::Nothing(Silence::Done));
+    assert_eq!(Some(lease(&mut server, 253, 2)), release.ciaddr, "what was given up");
+    assert_eq!(discover(7).say(&mut server, 3), Said::Nothing(Silence::Exhausted));
+    // When their time is over, addresses go to others, that of the longest absence first.
+    assert!(matches!(discover(300).say(&mut server, 3600), Said::Offer(_)));
+}
+
+#[test]
+fn options_are_what_the_client_asked_for() {
+    let settings = Config {
+        dns: vec![at(53), [9, 9, 9, 9].into()],
+        domain: Some("lan.example".into()),
+        mtu: Some(1400),
+        routes: vec![
+            ("10.77.0.0/16".parse().expect("a network"), at(9)),
+            ("192.0.2.128/25".parse().expect("a network"), at(8)),
+        ],
+        reservations: vec![reserve(1, 16, "mail")],
+        ..config(254)
+    };
+    let mut server = Server::new(settings);
+    let id = [1, 0x52, 0x54, 0, 0, 0, 1];
+    let ask = discover(1)
+        .with(option::PARAMETERS, [1, 3, 6, 12, 15, 26, 28, 121, 249, 42, 3])
+        .with(option::CLIENT, id)
+        .with(option::LEASE_TIME, 600_u32.to_be_bytes());
+    let Outcome::Probe(address) = ask.ask(&mut server, 0) else { panic!("no probe") };
+    assert_eq!(address, at(16));
+    let told = options(server.probed(0, address, None));
+    let routes =
+        [&[16, 10, 77, 10, 0, 3, 9][..], &[25, 192, 0, 2, 128, 10, 0, 3, 8], &[0, 10, 0, 3, 1]].concat();
+    let expected = BTreeMap::from([
+        (1, vec![255, 255, 255, 0]),
+        (3, vec![10, 0, 3, 1]),
+        (6, vec![10, 0, 3, 53, 9, 9, 9, 9]),
+        (12, b"mail".to_vec()),
+        (15, b"lan.example".to_vec()),
+        (26, vec![0x05, 0x78]),
+        (28, vec![10, 0, 3, 255]),
+        (51, vec![0, 0, 2, 88]),
+        (53, vec![2]),
+        (54, vec![10, 0, 3, 1]),
+        (58, vec![0, 0, 1, 44]),
+        (59, vec![0, 0, 2, 13]),
+        (61, id.to_vec()),
+        (121, routes.clone()),
+        (249, routes),
+    ]);
+    assert_eq!(told, expected);
+
+    // Who asks for nothing gets what it cannot do without, and a lease that is neither too short nor too long.
+    let plain = request(1).requesting(at(16)).to_server(SERVER).with(option::LEASE_TIME, [0, 0, 0, 1]);
+    let told = options(plain.ask(&mut server, 0));
+    assert_eq!(told.keys().copied().collect::<Vec<_>>(), [1, 3, 6, 12, 15, 28, 51, 53, 54, 58, 59]);
+    assert_eq!(told[&51], [0, 0, 0, 60]);
+    let long = request(1).requesting(at(16)).with(option::LEASE_TIME, [0xff; 4]);
+    assert_eq!(options(long.ask(&mut server, 0))[&51], 3600_u32.to_be_bytes());
+}
+
+#[test]
+fn answers_reach_clients_where_they_listen() {
+    let mut server = Server::new(config(254));
+    let address = lease(&mut server, 1, 0);
+    let answer = |server: &mut Server, ask: Ask| match ask.ask(server, 1) {
+        Outcome::Answer(answer) => (answer.kind, answer.destination, answer.mac, answer.port),
+        other => panic!("{other:?}"),
+    };
+    let all = (Ipv4Addr::BROADCAST, Mac::BROADCAST);
+    assert_eq!(answer(&mut server, discover(1)), (Kind::Offer, address, mac(1), 1));
+    let deaf = Ask { broadcast: true, ..discover(1) };
+    assert_eq!(answer(&mut server, deaf), (Kind::Offer, all.0, all.1, 1));
+    let init_reboot = request(1).requesting(address);
+    assert_eq!(answer(&mut server, init_reboot), (Kind::Ack, address, mac(1), 1));
+    let renewing = Ask { broadcast: true, ..request(1).of(address) };
+    assert_eq!(answer(&mut server, renewing), (Kind::Ack, address, mac(1), 1));
+    let wrong = request(1).requesting([192, 168, 7, 7].into());
+    assert_eq!(answer(&mut server, wrong), (Kind::Nak, all.0, all.1, 1));
+    let inform = Ask::new(Kind::Inform, 9).of(at(200));
+    assert_eq!(answer(&mut server, inform.clone()), (Kind::Ack, at(200), mac(9), 9));
+    let told = options(inform.ask(&mut server, 1));
+    assert_eq!(told.keys().copied().collect::<Vec<_>>(), [1, 3, 28, 53, 54], "no lease");
+}
+
+#[test]
+fn init_reboot_and_renewal_of_what_is_known_and_what_is_not() {
+    let mut server = Server::new(config(254));
+    let address = lease(&mut server, 1, 0);
+    let other = lease(&mut server, 2, 0);
+    assert_eq!(request(1).requesting(address).say(&mut server, 10), Said::Ack(address));
+    assert_eq!(request(1).requesting(other).say(&mut server, 10), Said::Nak, "somebody else's");
+    assert_eq!(request(1).requesting(SERVER).say(&mut server, 10), Said::Nak, "our own");
+    assert_eq!(request(1).requesting(at(255)).say(&mut server, 10), Said::Nak, "nobody's");
+    assert_eq!(request(1).of(other).say(&mut server, 10), Said::Nak);
+    assert_eq!(request(1).of([10, 0, 4, 9].into()).say(&mut server, 10), Said::Nak);
+    assert_eq!(request(1).say(&mut server, 10), Said::Nothing(Silence::Incomplete));
+    assert_eq!(request(1).of(address).say(&mut server, 1800), Said::Ack(address));
+    assert_eq!(server.list(1800)[0].expires.max(server.list(1800)[1].expires), 3600, "renewed");
+
+    // Leases are lost, clients go on: whoever lives with a free address keeps it, whoever returns to one has to wait
+    // until it is known to be free.
+    let mut server = Server::new(config(254));
+    assert_eq!(Said::from(request(1).of(address).ask(&mut server, 0)), Said::Ack(address));
+    assert_eq!(Said::from(request(2).requesting(other).ask(&mut server, 0)), Said::Probe(other));
+    assert_eq!(Said::from(server.probed(0, other, Some((mac(3), 3)))), Said::Nak);
+    assert_eq!(request(2).requesting(address).say(&mut server, 0), Said::Nak);
+}
+
+#[test]
+fn a_client_of_another_server_is_let_go() {
+    let mut server = Server::new(config(254));
+    let Said::Offer(offered) = discover(1).say(&mut server, 0) else { panic!("no offer") };
+    let elsewhere = request(1).requesting(at(77)).to_server(at(250));
+    assert_eq!(elsewhere.say(&mut server, 0), Said::Nothing(Silence::OtherServer));
+    assert!(server.list(0).is_empty(), "{offered} is free again");
+    let release = Ask::new(Kind::Release, 1).of(offered).to_server(at(250));
+    assert_eq!(release.say(&mut server, 0), Said::Nothing(Silence::OtherServer));
+}
+
+#[test]
+fn addresses_in_use_are_found_out_before_and_after() {
+    let mut server = Server::new(config(4));
+    let Outcome::Probe(first) = discover(1).ask(&mut server, 0) else { panic!("no probe") };
+    assert!(server.is_other(first, mac(9)) && !server.is_other(first, mac(1)));
+    let Outcome::Probe(second) = server.probed(0, first, Some((mac(9), 9))) else { panic!("no other") };
+    assert_ne!(first, second);
+    assert_eq!(
+        Said::from(server.probed(0, second, Some((mac(1), 1)))),
+        Said::Offer(second),
+        "the client's own answer"
+    );
+    assert_eq!(request(1).requesting(second).to_server(SERVER).say(&mut server, 0), Said::Ack(second));
+    server.effects();
+    // The client finds out by itself.
+    let decline = Ask::new(Kind::Decline, 1).requesting(second).to_server(SERVER);
+    assert_eq!(
+        decline.clone().at(5).say(&mut server, 0),
+        Said::Nothing(Silence::NotTheirs),
+        "from elsewhere"
+    );
+    assert_eq!(decline.say(&mut server, 0), Said::Nothing(Silence::Done));
+    assert_eq!(server.effects().events, [Event::Unbound { mac: mac(1), address: second, port: Some(1) }]);
+    let third = lease(&mut server, 1, 0);
+    assert!(third != first && third != second);
+    assert_eq!(discover(2).say(&mut server, 0), Said::Nothing(Silence::Exhausted));
+    let states: Vec<_> = server.list(0).into_iter().map(|l| (l.state, l.mac.is_some())).collect();
+    assert_eq!(states.iter().filter(|&&one| one == (State::Declined, false)).count(), 2, "{states:?}");
+    assert_eq!(server.counters().conflicts, 2);
+    // After ten minutes they are tried again.
+    assert!(matches!(discover(2).say(&mut server, 600), Said::Offer(_)));
+}
+
+#[test]
+fn only_the_client_gives_its_address_up() {
+    let mut server = Server::new(config(254));
+    let address = lease(&mut server, 1, 0);
+    server.effects();
+    let release = |n| Ask::new(Kind::Release, n).of(address).to_server(SERVER);
+    assert_eq!(release(2).say(&mut server, 1), Said::Nothing(Silence::NotTheirs));
+    assert_eq!(release(1).at(2).say(&mut server, 1), Said::Nothing(Silence::NotTheirs), "from another port");
+    let foreign = Ask { source: Some(mac(2)), ..release(1) };
+    assert_eq!(foreign.say(&mut server, 1), Said::Nothing(Silence::Foreign));
+    assert!(server.effects().events.is_empty());
+    assert_eq!(release(1).say(&mut server, 1), Said::Nothing(Silence::Done));
+    assert_eq!(server.effects().events, [Event::Unbound { mac: mac(1), address, port: Some(1) }]);
+    assert_eq!(lease(&mut server, 1, 2), address, "it gets it again");
+}
+
+#[test]
+fn what_is_not_served_has_a_name() {
+    let mut server = Server::new(config(254));
+    let relayed = Ask { giaddr: Some(at(9)), ..discover(1) };
+    assert_eq!(relayed.say(&mut server, 0), Said::Nothing(Silence::Relayed));
+    let foreign = Ask { source: Some(mac(2)), ..discover(1) };
+    assert_eq!(foreign.say(&mut server, 0), Said::Nothing(Silence::Foreign));
+    let decline = Ask::new(Kind::Decline, 1).to_server(SERVER);
+    assert_eq!(decline.say(&mut server, 0), Said::Nothing(Silence::Incomplete));
+    let outcome = server.handle(0, b"hello", &Origin { port: 0, mac: mac(1), source: Ipv4Addr::UNSPECIFIED });
+    assert!(matches!(outcome, Outcome::Silence(Silence::Malformed(_))));
+    assert_eq!(server.counters(), Counters { requests: 1, malformed: 2, refused: 2, ..Counters::default() });
+}
+
+#[test]
+fn a_port_takes_its_share_and_leaves_the_rest() {
+    let mut server = Server::new(config(254));
+    for n in 0..1000 {
+        let said = discover(n).at(1).say(&mut server, 0);
+        assert!(matches!(said, Said::Offer(_)), "an offer that was not taken up gives way: {said:?}");
+    }
+    assert_eq!(server.list(0).len(), 32);
+    let taken = |server: &mut Server, n| {
+        let Said::Offer(address) = discover(n).at(1).say(server, 1) else { return false };
+        request(n).at(1).requesting(address).to_server(SERVER).say(server, 1) == Said::Ack(address)
+    };
+    assert_eq!((2000..3000).filter(|&n| taken(&mut server, n)).count(), 32);
+    assert_eq!(discover(1).at(1).say(&mut server, 1), Said::Nothing(Silence::PortLimit));
+    assert_ne!(request(1).at(1).of(at(2)).say(&mut server, 1), Said::Ack(at(2)));
+    lease(&mut server, 5000, 1);
+    // Those that have an address go on with it.
+    let own = server.list(1).into_iter().find(|l| l.mac == Some(mac(2003))).expect("a lease").address;
+    assert_eq!(request(2003).at(1).of(own).say(&mut server, 2), Said::Ack(own));
+    server.port_gone(1);
+    lease(&mut server, 1, 3);
+    // Nor does a port that claims to use every address empty the range.
+    let mut server = Server::new(config(254));
+    for n in 0..100 {
+        let mut outcome = discover(n).ask(&mut server, 0);
+        while let Outcome::Probe(address) = outcome {
+            outcome = server.probed(0, address, Some((mac(999), 999)));
+        }
+    }
+    assert_eq!(server.list(0).iter().filter(|l| l.state == State::Declined).count(), 32);
+    lease(&mut server, 200, 0);
+}
+
+#[test]
+fn reservations_hold_and_may_change() {
+    let mut server = Server::new(Config {
+        reservations: vec![reserve(1, 16, "mail"), reserve(2, 200, "web")],
+        ..config(100)
+    });
+    assert_eq!(lease(&mut server, 1, 0), at(16));
+    assert_eq!(lease(&mut server, 2, 0), at(200), "beyond the range");
+    assert_eq!(request(3).requesting(at(16)).say(&mut server, 0), Said::Nak);
+    assert_eq!(request(3).requesting(at(200)).say(&mut server, 0), Said::Nak);
+    // Two identifiers of one machine: its firmware's and its system's.
+    let duid = |ask: Ask| ask.with(option::CLIENT, b"\xffduid");
+    assert_eq!(duid(discover(1)).say(&mut server, 1), Said::Offer(at(16)));
+    assert_eq!(duid(request(1)).requesting(at(16)).to_server(SERVER).say(&mut server, 1), Said::Ack(at(16)));
+
+    // The address of one that has another already: it is told so when it renews, and then gets its own.
+    let old = lease(&mut server, 4, 2);
+    let Listing { hostname, .. } = server.list(2).into_iter().find(|l| l.address == at(16)).expect("mail's");
+    assert_eq!(hostname.as_deref(), Some("mail"));
+    server.configure(Config {
+        reservations: vec![reserve(4, 50, "db"), reserve(5, 16, "mail")],
+        ..config(100)
+    });
+    assert_eq!(server.list(2).len(), 3, "leases stay");
+    assert_eq!(request(4).of(old).say(&mut server, 3), Said::Nak);
+    assert_eq!(lease(&mut server, 4, 3), at(50));
+    // An address that its former owner still has is not given twice.
+    let Said::Offer(meanwhile) = discover(5).say(&mut server, 4) else { panic!("no offer") };
+    assert_ne!(meanwhile, at(16));
+    assert_eq!(duid(request(1)).of(at(16)).say(&mut server, 5), Said::Nak, "not mail's any more");
+    assert_eq!(lease(&mut server, 5, 3601 + 1), at(16), "when the former owner's time is over");
+    // Nobody outside a range that shrank may stay.
+    assert_eq!(request(2).of(at(200)).say(&mut server, 6), Said::Nak);
+}
+
+#[test]
+fn one_station_does_not_get_anothers_address_by_its_identifier() {
+    let mut server = Server::new(config(254));
+    let duid = |ask: Ask| ask.with(option::CLIENT, b"\xffduid");
+    let Said::Offer(address) = duid(discover(1)).say(&mut server, 0) else { panic!("no offer") };
+    assert_eq!(
+        duid(request(1)).requesting(address).to_server(SERVER).say(&mut server, 0),
+        Said::Ack(address)
+    );
+    for claim in [
+        request(2).requesting(address),
+        request(2).of(address),
+        request(2).requesting(address).to_server(SERVER),
+    ] {
+        assert_eq!(duid(claim).say(&mut server, 0), Said::Nak);
+    }
+    assert!(matches!(duid(discover(2)).say(&mut server, 0), Said::Offer(other) if other != address));
+    assert_eq!(duid(request(1)).of(address).say(&mut server, 1), Said::Ack(address));
+}
+
+#[test]
+fn leases_end_and_are_remembered_and_restored() {
+    let mut server = Server::new(config(254));
+    let address = lease(&mut server, 1, 1000);
+    let saved = server.effects().changes.remove(0).lease.expect("a lease");
+    assert_eq!(server.next_deadline(), Some(4600));
+    server.tick(4599);
+    assert!(server.effects().events.is_empty());
+    server.tick(4600);
+    assert_eq!(server.effects().events, [Event::Unbound { mac: mac(1), address, port: Some(1) }]);
+    assert_eq!(server.list(4600)[0].state, State::Expired);
+    assert_eq!(lease(&mut server, 1, 5000), address);
+    server.tick(5000 + 3600 + REMEMBERED - 1);
+    server.tick(5000 + 3600 + REMEMBERED);
+    assert!(server.list(0).is_empty() && server.next_deadline().is_none());
+
+    let saved = Lease { port: None, ..saved };
+    let restored = |now| {
+        let mut server = Server::new(config(254));
+        server.restore(now, address, saved.clone());
+        server
+    };
+    let mut again = restored(2000);
+    assert_eq!(again.effects().events, [Event::Bound { mac: mac(1), address, port: None }]);
+    assert_eq!(request(2).requesting(address).say(&mut again, 2001), Said::Nak);
+    assert_eq!(request(1).of(address).say(&mut again, 2001), Said::Ack(address));
+    assert_eq!(
+        again.effects().events,
+        [Event::Bound { mac: mac(1), address, port: Some(1) }],
+        "now it is known where"
+    );
+    let mut late = restored(5000);
+    assert!(late.effects().events.is_empty());
+    assert_eq!(lease(&mut late, 1, 5001), address);
+    let mut early = restored(10);
+    assert_eq!(early.list(10)[0].expires, 3600, "no longer than the settings give, whatever the clock was");
+    assert!(restored(1 << 30).list(1 << 30).is_empty());
+    assert!(early.release(address) && !early.release(address));
+    assert!(early.list(10).is_empty());
+}
+
+/// A step of the property below.
+#[derive(Clone, Debug)]
+enum Step {
+    Discover { client: u16, requested: Option<u8>, in_use: bool },
+    Request { client: u16, address: u8, ciaddr: bool, server: Option<u8> },
+    Decline { client: u16, address: u8 },
+    Release { client: u16, address: u8 },
+    Later(u16),
+    Configure { last: u8, reserved: Option<(u16, u8)> },
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let client = 0_u16..8;
+    let address = 0_u8..14;
+    prop_oneof![
+        4 => (client.clone(), proptest::option::of(address.clone()), any::<bool>())
+            .prop_map(|(client, requested, in_use)| Step::Discover { client, requested, in_use }),
+        8 => (client.clone(), address.clone(), any::<bool>(), proptest::option::of(0_u8..3))
+            .prop_map(|(client, address, ciaddr, server)| Step::Request { client, address, ciaddr, server }),
+        1 => (client.clone(), address.clone()).prop_map(|(client, address)| Step::Decline { client, address }),
+        1 => (client.clone(), address.clone()).prop_map(|(client, address)| Step::Release { client, address }),
+        1 => (0_u16..2000).prop_map(Step::Later),
+        1 => (4_u8..12, proptest::option::of((client, 2_u8..14)))
+            .prop_map(|(last, reserved)| Step::Configure { last, reserved }),
+        1 => Just(Step::Restart),
+    ]
+}
+
+proptest! {
+    /// Whatever clients do, no address is granted to two of them at the same time, none outside the network or of our
+    /// own, and one that is reserved only to its owner. Leases that were written down survive a restart.
+    #[test]
+    fn no_address_belongs_to_two(steps in proptest::collection::vec(step(), 1..150)) {
+        let mut server = Server::new(config(9));
+        let mut now = 1 << 32;
+        let mut granted: BTreeMap<Ipv4Addr, (u16, u64)> = BTreeMap::new();
+        let mut file: BTreeMap<Ipv4Addr, Lease> = BTreeMap::new();
+        let mut offered: BTreeMap<u16, Ipv4Addr> = BTreeMap::new();
+        for step in steps {
+            let (client, outcome) = match step {
+                Step::Discover { client, requested, in_use } => {
+                    let mut ask = discover(client);
+                    if let Some(last) = requested {
+                        ask = ask.requesting(at(last));
+                    }
+                    let mut outcome = ask.ask(&mut server, now);
+                    if let (Outcome::Probe(address), true) = (&outcome, in_use) {
+                        outcome = server.probed(now, *address, Some((mac(99), 99)));
+                    }
+                    // A client that looks for an address has none, or the one that it will be offered.
+                    let bound: Vec<_> = server.list(now).into_iter().filter(|l| l.state == State::Bound).collect();
+                    granted.retain(|given, (to, _)| *to != client || bound.iter().any(|l| l.address == *given));
+                    (client, outcome)
+                }
+                Step::Request { client, address, ciaddr, server: to } => {
+                    let mut ask = request(client);
+                    // Mostly what was offered.
+                    let address = offered.get(&client).copied().filter(|_| to == Some(1)).unwrap_or(at(address));
+                    ask = if ciaddr { ask.of(address) } else { ask.requesting(address) };
+                    if let Some(last) = to {
+                        ask = ask.to_server(at(last));
+                    }
+                    (client, ask.ask(&mut server, now))
+                }
+                Step::Decline { client, address } => {
+                    let before = server.list(now);
+                    let ask = Ask::new(Kind::Decline, client).requesting(at(address)).to_server(SERVER);
+                    let outcome = ask.ask(&mut server, now);
+                    if server.list(now) != before {
+                        granted.retain(|given, (to, _)| (*given, *to) != (at(address), client));
+                    }
+                    (client, outcome)
+                }
+                Step::Release { client, address } => {
+                    let ask = Ask::new(Kind::Release, client).of(at(address)).to_server(SERVER);
+                    let outcome = ask.ask(&mut server, now);
+                    if outcome == Outcome::Silence(Silence::Done) {
+                        granted.remove(&at(address));
+                    }
+                    (client, outcome)
+                }
+                Step::Later(seconds) => {
+                    now += u64::from(seconds);
+                    server.tick(now);
+                    continue;
+                }
+                Step::Configure { last, reserved } => {
+                    let reservations = reserved.map(|(n, last)| reserve(n, last, "host")).into_iter().collect();
+                    server.configure(Config { reservations, ..config(last) });
+                    continue;
+                }
+                Step::Restart => {
+                    let config = server.config().clone();
+                    server = Server::new(config);
+                    for (&address, lease) in &file {
+                        server.restore(now, address, Lease { port: None, ..lease.clone() });
+                    }
+                    let bound = |address: &Ipv4Addr| {
+                        server.list(now).iter().any(|l| l.address == *address && l.state == State::Bound)
+                    };
+                    for (address, (_, until)) in &granted {
+                        prop_assert!(*until <= now || bound(address), "{address} was forgotten");
+                    }
+                    server.effects();
+                    continue;
+                }
+            };
+            let outcome = match outcome {
+                Outcome::Probe(address) => server.probed(now, address, None),
+                other => other,
+            };
+            for change in server.effects().changes {
+                match change.lease {
+                    Some(lease) => file.insert(change.address, lease),
+                    None => file.remove(&change.address),
+                };
+            }
+            let Outcome::Answer(answer) = outcome else { continue };
+            let address = answer.address;
+            if answer.kind == Kind::Nak {
+                continue;
+            }
+            prop_assert!(server.config().is_station(address) && address != SERVER);
+            if let Some(owner) = server.config().reservations.iter().find(|r| r.address == address) {
+                prop_assert_eq!(owner.mac, mac(client));
+            } else {
+                let (first, last) = server.config().range.expect("a range");
+                prop_assert!((first..=last).contains(&address));
+            }
+            if let Some(&(other, until)) = granted.get(&address) {
+                prop_assert!(other == client || until <= now, "{address} is {other}'s until {until}");
+            }
+            if answer.kind == Kind::Ack {
+                // A client has one address: taking one, it lets go of the other.
+                granted.retain(|_, (to, _)| *to != client);
+                granted.insert(address, (client, now + 3600));
+            } else {
+                offered.insert(client, address);
+            }
+        }
+    }
+
+    /// No bytes, and no client however odd, make the server panic.
+    #[test]
+    fn no_bytes_hurt(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0_u8..10, client in 0_u16..3) {
+        let mut server = Server::new(config(9));
+        lease(&mut server, 1, 0);
+        let mut message = Ask { kind, ..discover(client) }.message();
+        message.pop();
+        message.extend(&bytes);
+        let from = Origin { port: client, mac: mac(client), source: at(7) };
+        let _ = server.handle(1, &message, &from);
+        let _ = server.handle(1, &bytes, &from);
+    }
+
+    /// A server whose settings nobody checked gives no address twice either.
+    #[test]
+    fn odd_settings_do_not_hurt(first: u32, last: u32, net in "10\\.[0-3]\\.0\\.[0-9]/(8|16|24|30|31|32)", per_port in 0_u32..3) {
+        let range = Some((Ipv4Addr::from(first), Ipv4Addr::from(last)));
+        let mut server = Server::new(Config { per_port, lease: 0, ..Config::new(net.parse().expect("a network"), range) });
+        let mut given = std::collections::BTreeSet::new();
+        for n in 0..4 {
+            if let Said::Offer(address) = discover(n).say(&mut server, 0) {
+                prop_assert!(given.insert(address));
+            }
+        }
+    }
+}
