@@ -16,12 +16,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// The daemon said no.
+    /// The daemon said no; to which element of a list, counted from 0, if it was one.
     #[error("{0}")]
-    Refused(String),
+    Refused(String, Option<u64>),
     /// There is no daemon, or it does not speak as it should.
     #[error("{0}")]
     Unreachable(String),
+    /// The answer cannot be written.
+    #[error("the answer cannot be written: {0}")]
+    Output(std::io::Error),
 }
 
 /// A connection to the daemon.
@@ -106,7 +109,9 @@ impl Client {
         let answer: Answer<M::Answer> = serde_json::from_slice(&answer)
             .map_err(|e| self.lost(&format_args!("its answer is not understood: {e}")))?;
         match answer {
-            Answer { error: Some(error), .. } => Err(Failure::Refused(error.message)),
+            Answer { error: Some(error), .. } => {
+                Err(Failure::Refused(error.message, error.data.and_then(|data| data.index)))
+            }
             Answer { result: Some(result), id, .. } if id == Id::Number(self.asked.into()) => Ok(result),
             _ => Err(self.lost(&"its answer belongs to no request")),
         }

@@ -6,6 +6,9 @@
 
 mod arguments;
 mod client;
+mod l3;
+mod routes;
+mod rules;
 mod show;
 
 use std::io::{ErrorKind, Write};
@@ -32,9 +35,14 @@ fn main() -> ExitCode {
     match answer(&arguments) {
         Ok(text) => print(&text),
         Err(failure) => {
+            if let Failure::Output(error) = &failure
+                && error.kind() == ErrorKind::BrokenPipe
+            {
+                return ExitCode::SUCCESS;
+            }
             eprintln!("shuntctl: {command}: {failure}");
             ExitCode::from(match failure {
-                Failure::Refused(_) => REFUSED,
+                Failure::Refused(..) | Failure::Output(_) => REFUSED,
                 Failure::Unreachable(_) => UNREACHABLE,
             })
         }
@@ -77,7 +85,9 @@ fn answer(arguments: &Arguments) -> Result<String, Failure> {
                 .into_iter()
                 .try_for_each(|command| clap_mangen::generate_to(command, directory))
                 .map(|()| String::new())
-                .map_err(|e| Failure::Refused(format!("cannot write to {}: {e}", directory.display())));
+                .map_err(|e| {
+                    Failure::Refused(format!("cannot write to {}: {e}", directory.display()), None)
+                });
         }
         _ => (),
     }
@@ -100,6 +110,11 @@ impl Asker {
         self.render(&answer, show)
     }
 
+    /// Writes a part of the answer.
+    fn write(&self, text: &str) -> Result<(), Failure> {
+        std::io::stdout().lock().write_all(text.as_bytes()).map_err(Failure::Output)
+    }
+
     fn render<T: Serialize>(&self, answer: &T, show: impl FnOnce(&T) -> String) -> Result<String, Failure> {
         if !self.json {
             return Ok(show(answer));
@@ -116,6 +131,13 @@ impl Asker {
             Noun::Bridge(command) => self.bridge(command),
             Noun::Port(command) => self.port(command),
             Noun::Fdb(command) => self.fdb(command),
+            Noun::Interface(command) => self.interface(command),
+            Noun::Route(command) => self.route(command),
+            Noun::Neighbour(command) => self.neighbour(command),
+            Noun::Nat(command) => self.nat(command),
+            Noun::Conntrack(command) => self.conntrack(command),
+            Noun::Policy(command) => self.policy(command),
+            Noun::Dhcp(command) => self.dhcp(command),
             Noun::Worker(Worker::List { reset }) => {
                 self.ask(&api::WorkerList { reset: *reset }, |workers| show::workers(workers))
             }
@@ -129,9 +151,10 @@ impl Asker {
 
     fn bridge(&mut self, command: &Bridge) -> Result<String, Failure> {
         match command.clone() {
-            Bridge::Add { name, ageing, fdb_limit } => {
-                self.ask(&api::BridgeAdd { name, ageing, fdb_limit, filter: None }, silent)
+            Bridge::Add { name, ageing, fdb_limit, filter } => {
+                self.ask(&api::BridgeAdd { name, ageing, fdb_limit, filter }, silent)
             }
+            Bridge::Set { name, filter } => self.ask(&api::BridgeSet { name, filter: Some(filter) }, silent),
             Bridge::Del { name } => self.ask(&api::BridgeDel { name }, silent),
             Bridge::List => self.ask(&api::BridgeList {}, |bridges| show::bridges(bridges)),
             Bridge::Show { name } => self.ask(&api::BridgeShow { name }, show::bridge),
@@ -144,7 +167,7 @@ impl Asker {
                 let (pins, unpin) = placements(&port.worker);
                 if let Some(queue) = unpin.first() {
                     let rule = "a new port's queues go to any worker unless told otherwise, leave it out";
-                    return Err(Failure::Refused(format!("worker {queue}=any: {rule}")));
+                    return Err(Failure::Refused(format!("worker {queue}=any: {rule}"), None));
                 }
                 let request = api::PortAdd {
                     name: port.name,
@@ -159,16 +182,18 @@ impl Asker {
                     mtu: port.mtu,
                     mac: port.mac,
                     pins,
-                    ..api::PortAdd::default()
+                    guard: port.guard,
+                    allow_address: port.allow_address,
                 };
                 self.ask(&request, silent)
             }
             Port::Del { name } => self.ask(&api::PortDel { name }, silent),
             Port::List => self.ask(&api::PortList {}, |ports| show::ports(ports)),
             Port::Show { name } => self.ask(&api::PortShow { name }, show::port),
-            Port::Set { name, mtu, worker } => {
+            Port::Set { name, mtu, worker, guard, allow_address, revoke_address } => {
                 let (pins, unpin) = placements(&worker);
-                self.ask(&api::PortSet { name, mtu, pins, unpin, ..api::PortSet::default() }, silent)
+                let request = api::PortSet { name, mtu, pins, unpin, guard, allow_address, revoke_address };
+                self.ask(&request, silent)
             }
         }
     }

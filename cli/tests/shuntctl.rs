@@ -139,7 +139,7 @@ fn status_has_its_fields() {
         (&status["bridges"], &status["ports"], &status["poll"]),
         (&json!(1), &json!(0), &json!("adaptive"))
     );
-    assert!(daemon.says(&["status"]).contains("workers  1 (adaptive)"));
+    assert!(daemon.says(&["status"]).contains("workers     1 (adaptive)\n"));
 }
 
 #[test]

@@ -1,9 +1,17 @@
 //! The tree of commands.
 
+mod l3;
+mod rules;
+
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
+
+pub(crate) use l3::{Dhcp, Interface, Neighbour, Route, RouteAdd};
+pub(crate) use rules::{
+    Conntrack, Filter, Leaving, Masquerade, Nat, OneToOne, Policy, PolicyAdd, PolicyDefault, Publish, Snat,
+};
 
 /// Controls shuntd, the switch.
 ///
@@ -40,6 +48,27 @@ pub(crate) enum Noun {
     /// Workers: the threads that move frames
     #[command(subcommand)]
     Worker(Worker),
+    /// Interfaces: the switch's own presence on a bridge
+    #[command(subcommand)]
+    Interface(Interface),
+    /// Routes: which way packets go
+    #[command(subcommand)]
+    Route(Route),
+    /// Neighbours: which MAC address is behind which IP address
+    #[command(subcommand)]
+    Neighbour(Neighbour),
+    /// Translation of addresses and ports
+    #[command(subcommand)]
+    Nat(Nat),
+    /// Connections that pass the switch
+    #[command(subcommand)]
+    Conntrack(Conntrack),
+    /// Policy: who may open connections to whom
+    #[command(subcommand)]
+    Policy(Policy),
+    /// Addresses for guests: DHCP and router advertisements
+    #[command(subcommand)]
+    Dhcp(Dhcp),
     /// Packets, bytes, errors and drops of ports, since they were made
     Stats {
         /// Of this port only
@@ -74,6 +103,17 @@ pub(crate) enum Bridge {
         /// Entries of its forwarding database, 1 to 1048576 [default: 65536]
         #[arg(long, value_name = "N", allow_negative_numbers = true)]
         fdb_limit: Option<i64>,
+        /// Have frames from port to port meet connection tracking and policy, as with br_netfilter [default: off]
+        #[arg(long, value_name = "on|off", value_parser = on_off)]
+        filter: Option<bool>,
+    },
+    /// Changes a bridge
+    Set {
+        /// Its name
+        name: String,
+        /// Have frames from port to port meet connection tracking and policy
+        #[arg(long, value_name = "on|off", value_parser = on_off, action = ArgAction::Set)]
+        filter: bool,
     },
     /// Deletes a bridge that has no ports
     Del {
@@ -107,7 +147,8 @@ pub(crate) enum Port {
         name: String,
     },
     /// Changes a port
-    #[command(group(ArgGroup::new("change").args(["mtu", "worker"]).required(true).multiple(true)))]
+    #[command(group(ArgGroup::new("change")
+        .args(["mtu", "worker", "guard", "allow_address", "revoke_address"]).required(true).multiple(true)))]
     Set {
         /// Its name
         name: String,
@@ -117,6 +158,15 @@ pub(crate) enum Port {
         /// Have a receive queue served by the worker on a core, or by any again; may be given several times
         #[arg(long, value_name = "QUEUE=CORE|any", value_parser = placement)]
         worker: Vec<Placement>,
+        /// Let it send only from its own addresses
+        #[arg(long, value_name = "on|off", value_parser = on_off)]
+        guard: Option<bool>,
+        /// An address or network that it may send from; may be given several times
+        #[arg(long, value_name = "A")]
+        allow_address: Vec<String>,
+        /// One that it may send from no longer
+        #[arg(long, value_name = "A")]
+        revoke_address: Vec<String>,
     },
 }
 
@@ -160,6 +210,12 @@ pub(crate) struct PortAdd {
     /// Have a receive queue served by the worker on a core; may be given several times
     #[arg(long, value_name = "QUEUE=CORE", value_parser = placement)]
     pub(crate) worker: Vec<Placement>,
+    /// Let it send only from its own addresses [default: once shunt has assigned it one]
+    #[arg(long, value_name = "on|off", value_parser = on_off)]
+    pub(crate) guard: Option<bool>,
+    /// An address or network that it may send from; may be given several times
+    #[arg(long, value_name = "A")]
+    pub(crate) allow_address: Vec<String>,
 }
 
 /// `fdb ...`
@@ -232,12 +288,22 @@ fn placement(text: &str) -> Result<Placement, String> {
     Ok(Placement { queue: queue.parse().map_err(|_| rule)?, core })
 }
 
+/// Reads a switch.
+fn on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("it must be on or off".to_owned()),
+    }
+}
+
 impl Noun {
     /// The command's words, for messages.
     pub(crate) fn words(&self) -> &'static str {
         match self {
             Self::Status => "status",
             Self::Bridge(Bridge::Add { .. }) => "bridge add",
+            Self::Bridge(Bridge::Set { .. }) => "bridge set",
             Self::Bridge(Bridge::Del { .. }) => "bridge del",
             Self::Bridge(Bridge::List) => "bridge list",
             Self::Bridge(Bridge::Show { .. }) => "bridge show",
@@ -251,6 +317,51 @@ impl Noun {
             Self::Fdb(Fdb::Del { .. }) => "fdb del",
             Self::Fdb(Fdb::Flush { .. }) => "fdb flush",
             Self::Worker(Worker::List { .. }) => "worker list",
+            Self::Interface(Interface::Add { .. }) => "interface add",
+            Self::Interface(Interface::Del { .. }) => "interface del",
+            Self::Interface(Interface::List) => "interface list",
+            Self::Interface(Interface::Show { .. }) => "interface show",
+            Self::Interface(Interface::Set { .. }) => "interface set",
+            Self::Route(Route::Add(_)) => "route add",
+            Self::Route(Route::Del { .. }) => "route del",
+            Self::Route(Route::List) => "route list",
+            Self::Route(Route::Get { .. }) => "route get",
+            Self::Route(Route::Load { .. }) => "route load",
+            Self::Route(Route::Flush { .. }) => "route flush",
+            Self::Neighbour(Neighbour::List { .. }) => "neighbour list",
+            Self::Neighbour(Neighbour::Add { .. }) => "neighbour add",
+            Self::Neighbour(Neighbour::Del { .. }) => "neighbour del",
+            Self::Neighbour(Neighbour::Flush { .. }) => "neighbour flush",
+            Self::Nat(Nat::Masquerade(Masquerade::Add { .. })) => "nat masquerade add",
+            Self::Nat(Nat::Masquerade(Masquerade::Del(_))) => "nat masquerade del",
+            Self::Nat(Nat::Snat(Snat::Add { .. })) => "nat snat add",
+            Self::Nat(Nat::Snat(Snat::Del(_))) => "nat snat del",
+            Self::Nat(Nat::Publish(Publish::Add { .. })) => "nat publish add",
+            Self::Nat(Nat::Publish(Publish::Del(_))) => "nat publish del",
+            Self::Nat(Nat::OneToOne(OneToOne::Add { .. })) => "nat one-to-one add",
+            Self::Nat(Nat::OneToOne(OneToOne::Del(_))) => "nat one-to-one del",
+            Self::Nat(Nat::List) => "nat list",
+            Self::Conntrack(Conntrack::List { .. }) => "conntrack list",
+            Self::Conntrack(Conntrack::Count) => "conntrack count",
+            Self::Conntrack(Conntrack::Flush { .. }) => "conntrack flush",
+            Self::Conntrack(Conntrack::Stats) => "conntrack stats",
+            Self::Conntrack(Conntrack::Timeouts) => "conntrack timeouts",
+            Self::Conntrack(Conntrack::SetTimeout { .. }) => "conntrack set-timeout",
+            Self::Conntrack(Conntrack::Limits) => "conntrack limits",
+            Self::Conntrack(Conntrack::SetLimit { .. }) => "conntrack set-limit",
+            Self::Policy(Policy::Add(_)) => "policy add",
+            Self::Policy(Policy::Del(_)) => "policy del",
+            Self::Policy(Policy::List) => "policy list",
+            Self::Policy(Policy::Flush) => "policy flush",
+            Self::Policy(Policy::Default(_)) => "policy default",
+            Self::Policy(Policy::Isolation { .. }) => "policy isolation",
+            Self::Dhcp(Dhcp::Show { .. }) => "dhcp show",
+            Self::Dhcp(Dhcp::Set { .. }) => "dhcp set",
+            Self::Dhcp(Dhcp::Del { .. }) => "dhcp del",
+            Self::Dhcp(Dhcp::Reserve { .. }) => "dhcp reserve",
+            Self::Dhcp(Dhcp::Unreserve { .. }) => "dhcp unreserve",
+            Self::Dhcp(Dhcp::Leases { .. }) => "dhcp leases",
+            Self::Dhcp(Dhcp::Release { .. }) => "dhcp release",
             Self::Stats { .. } => "stats",
             Self::Completions { .. } => "completions",
             Self::Man { .. } => "man",

@@ -1,9 +1,15 @@
 //! Answers as people read them: columns without borders, or one line a property.
 
+mod l3;
+mod rules;
+
 use std::fmt::Write;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use shunt_switch::control::api;
+
+pub(crate) use l3::{dhcp, interface, interfaces, leases, loaded, neighbours, route_choice, routes};
+pub(crate) use rules::{conntrack_stats, limits, nat, nat_id, policy, timeouts};
 
 /// Columns under their headings. Those in `numbers` are set flush right.
 fn table(headings: &[&str], numbers: &[usize], rows: impl Iterator<Item = Vec<String>>) -> String {
@@ -41,6 +47,11 @@ fn joined<T: ToString>(list: impl IntoIterator<Item = T>) -> String {
     list.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(" ")
 }
 
+/// A value, or a dash where there is none.
+fn dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
 fn ageing(seconds: u32) -> String {
     if seconds == 0 { "never".into() } else { format!("{seconds} s") }
 }
@@ -58,13 +69,22 @@ fn duration(seconds: u64) -> String {
 
 /// `status`
 pub(crate) fn status(status: &api::Status) -> String {
-    properties(&[
+    let mut text = properties(&[
         ("version", status.version.clone()),
         ("uptime", duration(status.uptime_seconds)),
         ("workers", format!("{} ({})", status.workers, status.poll)),
         ("bridges", status.bridges.to_string()),
         ("ports", status.ports.to_string()),
-    ])
+        ("interfaces", status.interfaces.to_string()),
+        ("routes", status.routes.to_string()),
+    ]);
+    if !status.host_commands.is_empty() {
+        text.push_str("to be done on the host (or by 'shuntd --host-setup'):\n");
+        for command in &status.host_commands {
+            let _ = writeln!(text, "  {command}");
+        }
+    }
+    text
 }
 
 /// `bridge list`
@@ -93,6 +113,8 @@ pub(crate) fn bridge(bridge: &api::Bridge) -> String {
         ("moves", bridge.fdb_moves.to_string()),
         ("not learned", format!("{} (database full)", bridge.fdb_refused)),
         ("ports", joined(&bridge.ports)),
+        ("interfaces", joined(&bridge.interfaces)),
+        ("filter", if bridge.filter { "on".to_owned() } else { String::new() }),
     ])
 }
 
@@ -125,6 +147,16 @@ pub(crate) fn ports(ports: &[api::Port]) -> String {
     )
 }
 
+fn guard(port: &api::Port) -> String {
+    let state = match port.guard {
+        Some(true) => "on",
+        Some(false) => return "off".to_owned(),
+        None => "",
+    };
+    let allowed = joined(&port.allow_address);
+    [state, allowed.as_str()].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(", ")
+}
+
 /// `port show`
 pub(crate) fn port(port: &api::Port) -> String {
     let state = match &port.reason {
@@ -152,6 +184,7 @@ pub(crate) fn port(port: &api::Port) -> String {
         ("mtu", port.mtu.to_string()),
         ("queues", port.queues.to_string()),
         ("pins", joined(port.pins.iter().map(|pin| format!("{}={}", pin.queue, pin.core)))),
+        ("guard", guard(port)),
         ("features", joined(&port.features)),
         ("rx", direction(&port.rx)),
         ("tx", direction(&port.tx)),
