@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use shunt_switch::l2::fdb::{Fdb, Key};
-use shunt_switch::pipeline::{Ingress, Verdict, classify};
+use shunt_switch::members::Verdict;
+use shunt_switch::pipeline::{Ingress, classify};
 use shunt_switch::port::{Attachment, Port, Scratch};
 use shunt_tests::poll_for;
 use tempfile::TempDir;

@@ -95,6 +95,52 @@ reasons! {
     NatNoAddress = "nat_no_address",
     /// To translate: other workers kept the table of mappings for too long.
     NatBusy = "nat_busy",
+    /// To the switch: an ARP packet that says what nobody can say.
+    ArpInvalid = "arp_invalid",
+    /// To the switch: somebody else claims one of its addresses.
+    AddressConflict = "address_conflict",
+    /// To the switch: to a port or of a protocol at which nobody listens.
+    NoListener = "no_listener",
+    /// To the switch: an ICMP message that asks for nothing.
+    LocalIcmp = "local_icmp",
+    /// To the switch: a fragment; nothing that it answers is that long.
+    LocalFragment = "local_fragment",
+    /// To the switch: the services had no room for the message, or the port has sent more of them than its share.
+    ServiceBusy = "service_busy",
+    /// To the switch: there was no room for its answer.
+    AnswerDropped = "answer_dropped",
+    /// To route: neither IPv4 nor IPv6 nor ARP.
+    UnknownProtocol = "unknown_protocol",
+    /// To route: its hops are used up.
+    TtlExceeded = "ttl_exceeded",
+    /// To route: no route leads there.
+    NoRoute = "no_route",
+    /// To route: a blackhole route leads there.
+    Blackhole = "blackhole",
+    /// To route: an unreachable route leads there.
+    Unreachable = "unreachable",
+    /// To route: a prohibit route leads there.
+    Prohibited = "prohibited",
+    /// To route: to everybody on another network (RFC 2644).
+    DirectedBroadcast = "directed_broadcast",
+    /// To route: no room for another neighbour, or none left in its port's share.
+    NeighbourTableFull = "neighbour_table_full",
+    /// To route: no room to wait for the neighbour's answer.
+    NeighbourQueueFull = "neighbour_queue_full",
+    /// To route: the neighbour does not answer.
+    NeighbourFailed = "neighbour_failed",
+    /// To route: longer than the next link takes, and not to be fragmented; its sender was told.
+    FragmentationNeeded = "fragmentation_needed",
+    /// To route: the packet fits no connection and begins none (state INVALID).
+    CtInvalid = "ct_invalid",
+    /// To route: the table of connections is full of assured ones.
+    CtFull = "ct_full",
+    /// To route: the port has its share of connections.
+    CtPortQuota = "ct_port_quota",
+    /// To route: too many connections are half-open.
+    CtHalfOpen = "ct_half_open",
+    /// To route: another worker was at the same place of a table for too long; the next try will do.
+    CtBusy = "ct_busy",
     /// To send: the port is down or its guest has no receive ring running.
     LinkDown = "link_down",
     /// To send: the guest had no receive buffer left.

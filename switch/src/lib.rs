@@ -11,6 +11,7 @@ pub mod control;
 pub mod drops;
 pub mod l2;
 pub mod l3;
+pub mod members;
 pub mod memory;
 pub mod nat;
 pub mod packet;

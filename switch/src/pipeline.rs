@@ -8,55 +8,24 @@ use vhost_backend::frame::{Burst, SNAPSHOT};
 
 use crate::drops::DropReason;
 use crate::l2::fdb::{Fdb, Key, Learned};
+use crate::members::Verdict;
 use crate::packet;
 use crate::stats::Direction;
 
-/// Ports that one switch can have; port numbers are below it.
-pub const MAX_PORTS: usize = 1024;
 /// Ethernet header: two addresses and the type.
 pub const ETHERNET_HEADER: usize = 14;
 /// Ethernet types of VLAN tags, as they stand in the frame.
 const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
 
-/// Where frames come from: a port and what its bridge knows.
+/// Where frames come from: a port and what its bridge knows. An interface is a member of its bridge like a port, with a
+/// static entry for its address: what is for the switch itself costs the rest nothing.
 pub struct Ingress<'a> {
     /// The port's number.
     pub port: u16,
     /// The bridge's table.
     pub fdb: &'a Fdb,
-    /// All ports of the bridge, this one included.
+    /// All members of the bridge, this port included.
     pub members: &'a [u16],
-}
-
-/// Which frames of a burst leave by which port. Made once by a worker, used again and again.
-pub struct Verdict {
-    masks: Box<[u64; MAX_PORTS]>,
-    touched: Vec<u16>,
-}
-
-impl Default for Verdict {
-    fn default() -> Self {
-        Self { masks: Box::new([0; MAX_PORTS]), touched: Vec::with_capacity(MAX_PORTS) }
-    }
-}
-
-impl Verdict {
-    #[inline]
-    fn send(&mut self, frames: u64, port: u16) {
-        let mask = &mut self.masks[usize::from(port) % MAX_PORTS];
-        if *mask == 0 {
-            // Capacity for every port is there: this never allocates.
-            self.touched.push(port);
-        }
-        *mask |= frames;
-    }
-
-    /// Takes out, one after the other, each port that frames leave by, with the mask of these frames.
-    #[inline]
-    pub fn take(&mut self) -> Option<(u16, u64)> {
-        let port = self.touched.pop()?;
-        Some((port, std::mem::take(&mut self.masks[usize::from(port) % MAX_PORTS])))
-    }
 }
 
 /// What is to be done with a frame.
@@ -70,7 +39,6 @@ enum Way {
 /// Decides for every frame of the burst. `now` is the tables' clock; `counted` takes what came in and was dropped.
 #[inline]
 pub fn classify(burst: &mut Burst, from: &Ingress<'_>, now: u32, counted: &Direction, verdict: &mut Verdict) {
-    verdict.touched.clear();
     counted.packets.add(burst.len() as u64);
     counted.bytes.add(burst.bytes());
     let refused = if burst.offloads() == 0 { 0 } else { check_offloads(burst, counted) };

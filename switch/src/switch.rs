@@ -4,7 +4,7 @@
 //! all workers use the new state, and what was removed is closed. A change that fails leaves nothing behind.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -21,14 +21,17 @@ use crate::clock;
 use crate::config::spec::Attachment as Asked;
 use crate::config::{BridgeSpec, Mac, Name, Poll, PortChange, PortSpec, Role, Workers};
 use crate::l2::fdb::{Entry, Fdb, Key, Learned};
-use crate::pipeline::MAX_PORTS;
+use crate::members::{MAX_PORTS, MEMBERS};
 use crate::port::netdev::{Netdev, NetdevConfig};
 use crate::port::tap::{Tap, TapConfig};
 use crate::port::{Attachment, Port};
 use crate::refusal::Refusal;
 use crate::router::Router;
+use crate::router::live::{Around, Live};
+use crate::services::Notice;
 use crate::stats::Counter;
 use crate::tables::{BridgeTable, PortEntry, QueueId, Tables, assign};
+use crate::worker::epoch::Epochs;
 use crate::worker::{Handle, Shared, Worker};
 
 /// How a switch is to run.
@@ -38,6 +41,8 @@ pub struct Options {
     pub workers: Workers,
     /// Whether they ever sleep.
     pub poll: Poll,
+    /// Where leases are kept over a restart; nowhere if `None`.
+    pub state: Option<PathBuf>,
 }
 
 /// MTU of a guest's port when none is asked for.
@@ -77,8 +82,11 @@ pub struct Switch {
     pub(crate) bridges: BTreeMap<Name, Bridge>,
     pub(crate) ports: BTreeMap<Name, Member>,
     pub(crate) router: Router,
+    /// The router as it is in force, once there is an interface.
+    pub(crate) live: Option<Live>,
     pub(crate) started: Instant,
     pub(crate) poll: Poll,
+    state: Option<PathBuf>,
 }
 
 impl Switch {
@@ -94,7 +102,9 @@ impl Switch {
             tables: ArcSwap::from_pointee(Tables {
                 ports: Vec::new(),
                 queues: vec![Vec::new(); cores.len()],
+                router: None,
             }),
+            epochs: Arc::new(Epochs::new(cores.len() + 1)),
             generation: AtomicU64::new(0),
             seconds: AtomicU32::new(clock::seconds()),
             stop: AtomicBool::new(false),
@@ -109,8 +119,10 @@ impl Switch {
             bridges: BTreeMap::new(),
             ports: BTreeMap::new(),
             router: Router::new(cores.len()),
+            live: None,
             started: Instant::now(),
             poll: options.poll,
+            state: options.state,
         };
         for (id, &core) in cores.iter().enumerate() {
             // If one does not start, dropping the switch ends the others.
@@ -184,7 +196,7 @@ impl Switch {
         if self.bridges.contains_key(&spec.name) {
             return Err(Refusal::new(format!("bridge {:?} exists already", spec.name.as_str())));
         }
-        let fdb = Arc::new(Fdb::new(spec.fdb_limit, spec.ageing, MAX_PORTS));
+        let fdb = Arc::new(Fdb::new(spec.fdb_limit, spec.ageing, MEMBERS));
         self.bridges.insert(spec.name, Bridge { spec, fdb });
         Ok(())
     }
@@ -513,14 +525,23 @@ impl Switch {
                 queues.push((QueueId { port: member.port.number(), queue }, pin));
             }
         }
-        let mut tables =
-            Tables { ports: Vec::new(), queues: assign(&queues, &old.queues, self.workers.len()) };
-        for (name, bridge) in &self.bridges {
+        self.follow_router();
+        let mut tables = Tables {
+            ports: Vec::new(),
+            queues: assign(&queues, &old.queues, self.workers.len()),
+            router: None,
+        };
+        let mut bridges = BTreeMap::new();
+        for (number, (name, bridge)) in self.bridges.iter().enumerate() {
             let members = self.ports_of(name.as_str());
+            let ports = members.iter().map(|member| member.port.number());
+            let interfaces = self.live.iter().flat_map(|live| live.members(name.as_str()));
             let table = Arc::new(BridgeTable {
+                number: number as u16,
                 fdb: bridge.fdb.clone(),
-                members: members.iter().map(|member| member.port.number()).collect(),
+                members: ports.chain(interfaces).collect(),
             });
+            bridges.insert(*name, table.clone());
             for member in members {
                 let number = usize::from(member.port.number());
                 if tables.ports.len() <= number {
@@ -528,6 +549,11 @@ impl Switch {
                 }
                 tables.ports[number] = Some(PortEntry { port: member.port.clone(), bridge: table.clone() });
             }
+        }
+        if let Some(live) = &self.live {
+            let ports = self.ports.iter().map(|(name, member)| (*name, member.port.number())).collect();
+            let around = Around { bridges: &bridges, ports, now: self.now() };
+            tables.router = live.table(&self.router, &around);
         }
         self.shared.tables.store(Arc::new(tables));
         let generation = self.shared.generation.fetch_add(1, Ordering::AcqRel) + 1;
@@ -546,6 +572,29 @@ impl Switch {
         }
         // The last reference to what was removed is here, not at a worker.
         drop(old);
+        if let Some(live) = &mut self.live {
+            live.rib.reclaim();
+        }
+    }
+
+    /// Brings what is in force at layer 3 up to what is configured.
+    fn follow_router(&mut self) {
+        if self.live.is_none() && !self.router.interfaces.is_empty() {
+            let first = self.workers.first().cloned();
+            let wake = Box::new(move || first.iter().for_each(|worker| worker.wake()));
+            let notify = Box::new(|notice: Notice| tracing::debug!("{notice:?}"));
+            let state = self.state.as_deref();
+            match Live::new(self.workers.len(), &self.shared.epochs, state, wake, notify) {
+                Ok(live) => self.live = Some(live),
+                Err(refusal) => tracing::error!("no layer 3: {refusal}"),
+            }
+        }
+        let Some(mut live) = self.live.take() else { return };
+        let up: BTreeSet<Name> = self.router.interfaces.keys().copied().filter(|name| self.is_up(*name)).collect();
+        if let Err(refusal) = live.follow(&self.router, &|interface| up.contains(&interface.name)) {
+            tracing::error!("layer 3 is not what is configured: {refusal}");
+        }
+        self.live = Some(live);
     }
 }
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::l2::fdb::Fdb;
+use crate::l3::table::RouterTable;
 use crate::port::Port;
 
 /// A receive queue of a port, to be polled by one worker.
@@ -20,9 +21,11 @@ pub struct QueueId {
 
 /// A bridge as the packet path needs it.
 pub struct BridgeTable {
+    /// Its number, among bridges.
+    pub number: u16,
     /// Who is where.
     pub fdb: Arc<Fdb>,
-    /// The numbers of its ports.
+    /// The numbers of its ports, and of its interfaces ([`crate::members::interface_number`]).
     pub members: Box<[u16]>,
 }
 
@@ -42,6 +45,8 @@ pub struct Tables {
     pub ports: Vec<Option<PortEntry>>,
     /// For each worker, the queues that it polls.
     pub queues: Vec<Vec<QueueId>>,
+    /// Layer 3, where there is an interface.
+    pub router: Option<Arc<RouterTable>>,
 }
 
 impl Tables {

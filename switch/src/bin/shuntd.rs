@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ fn run(arguments: Arguments) -> Result<(), Refusal> {
     let settings = Settings::new(arguments, &config)?;
     start_log(&settings.log)?;
     raise_descriptor_limit();
-    prepare_state(&settings)?;
+    let state = prepare_state(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -63,7 +64,7 @@ fn run(arguments: Arguments) -> Result<(), Refusal> {
     let mut signals = runtime.block_on(async { Signals::new() })?;
     // The socket comes first: a second daemon is turned away before it touches anybody's ports.
     let socket = ControlSocket::bind(&settings.control)?;
-    let switch = Rc::new(RefCell::new(start_switch(&settings, config)?));
+    let switch = Rc::new(RefCell::new(start_switch(&settings, state, config)?));
 
     tell_ready(&settings, &switch.borrow());
     let result = tasks.block_on(&runtime, serve(&socket, switch.clone(), &mut signals));
@@ -134,8 +135,12 @@ impl Signals {
     }
 }
 
-fn start_switch(settings: &Settings, config: Config) -> Result<Switch, Refusal> {
-    let mut switch = Switch::start(Options { workers: settings.workers.clone(), poll: settings.poll })?;
+fn start_switch(settings: &Settings, state: Option<PathBuf>, config: Config) -> Result<Switch, Refusal> {
+    let mut switch = Switch::start(Options {
+        workers: settings.workers.clone(),
+        poll: settings.poll,
+        state,
+    })?;
     // A refusal drops the switch, and with it whatever was made before.
     for (at, bridge) in config.bridges {
         switch.add_bridge(bridge).map_err(|refusal| at.refuse(refusal))?;
@@ -183,15 +188,16 @@ fn may_administer_network() -> bool {
     effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set >> 12 & 1 == 1)
 }
 
-fn prepare_state(settings: &Settings) -> Result<(), Refusal> {
+/// Makes the directory for what outlives the daemon; `None` if there is none to be had.
+fn prepare_state(settings: &Settings) -> Result<Option<PathBuf>, Refusal> {
     let (directory, asked) = &settings.state;
     match paths::make_directory(directory) {
         Err(refusal) if *asked => Err(Refusal::new(format!("state-dir: {refusal}"))),
         Err(refusal) => {
             tracing::warn!("nothing can be kept from one start to the next: {refusal}");
-            Ok(())
+            Ok(None)
         }
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(Some(directory.clone())),
     }
 }
 

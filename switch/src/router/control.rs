@@ -153,7 +153,7 @@ impl Switch {
         }
     }
 
-    fn is_up(&self, name: Name) -> bool {
+    pub(crate) fn is_up(&self, name: Name) -> bool {
         self.router.interfaces.get(&name).is_some_and(|interface| self.interface_down(interface).is_none())
     }
 

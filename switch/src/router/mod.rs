@@ -9,6 +9,7 @@ mod conntrack;
 mod control;
 mod dhcp;
 mod interface;
+pub(crate) mod live;
 mod nat;
 mod policy;
 mod route;

@@ -14,7 +14,7 @@ use crossbeam_queue::ArrayQueue;
 use vhost_backend::frame::Burst;
 use vhost_backend::net_header::NEEDS_CSUM;
 
-use crate::pipeline::MAX_PORTS;
+use crate::members::MAX_PORTS;
 
 /// Longest frame that either box takes, in bytes: messages to and from services fit in an ordinary Ethernet frame.
 pub const FRAME_MAX: usize = 2048;

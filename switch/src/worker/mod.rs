@@ -18,10 +18,13 @@ use vhost_backend::frame::Burst;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock;
-use crate::pipeline::{Ingress, Verdict, classify};
+use crate::l3::{Arrival, Stage};
+use crate::members::{Verdict, interface_index};
+use crate::pipeline::{Ingress, classify};
 use crate::port::{Gone, Scratch};
-use crate::stats::Counter;
+use crate::stats::{Counter, Direction};
 use crate::tables::Tables;
+use epoch::Epochs;
 use poll::Slot;
 use sleep::Sleeper;
 
@@ -37,6 +40,8 @@ pub struct Shared {
     pub stop: AtomicBool,
     /// Never sleep.
     pub busy: bool,
+    /// When memory of shared tables may be used again; each worker has the seat of its number.
+    pub epochs: Arc<Epochs>,
 }
 
 /// What others may know and want of one worker.
@@ -74,6 +79,7 @@ pub struct Worker {
     sleeper: Sleeper,
     burst: Burst,
     verdict: Verdict,
+    stage: Stage,
     scratch: Scratch,
 }
 
@@ -85,6 +91,7 @@ impl Worker {
     pub fn new(handle: Arc<Handle>, shared: Arc<Shared>) -> std::io::Result<Self> {
         Ok(Self {
             sleeper: Sleeper::new(&handle.wake)?,
+            stage: Stage::new(handle.id),
             handle,
             shared,
             tables: Arc::default(),
@@ -100,23 +107,35 @@ impl Worker {
         // How long a worker looks before it sleeps: a sleep and its end cost some microseconds themselves.
         let idle_budget = 50 * clock::cycles_per_us();
         let mut last_work = clock::cycles();
+        self.shared.epochs.arrive(self.handle.id);
         while !self.shared.stop.load(Ordering::Relaxed) {
             if self.shared.generation.load(Ordering::Acquire) != self.handle.adopted.load(Ordering::Relaxed) {
                 self.adopt();
                 last_work = clock::cycles();
             }
+            self.shared.epochs.quiesce(self.handle.id);
             let start = clock::cycles();
             if self.turn(start) {
                 last_work = start;
             } else if !self.shared.busy && start.wrapping_sub(last_work) > idle_budget {
-                self.sleeper.sleep(&mut self.slots);
+                self.sleep();
                 last_work = clock::cycles();
             } else {
                 std::hint::spin_loop();
             }
         }
+        self.shared.epochs.leave(self.handle.id);
         // What this worker was the last to hold is freed after it has said goodbye.
         self.handle.adopted.store(u64::MAX, Ordering::Release);
+    }
+
+    /// Sleeps until there may be work.
+    #[cold]
+    fn sleep(&mut self) {
+        let patience = self.stage.patience();
+        self.shared.epochs.leave(self.handle.id);
+        self.sleeper.sleep(&mut self.slots, patience);
+        self.shared.epochs.arrive(self.handle.id);
     }
 
     /// Polls each queue once that is due; whether any had frames.
@@ -133,11 +152,19 @@ impl Worker {
                 Ingress { port: slot.port.number(), fdb: &slot.bridge.fdb, members: &slot.bridge.members };
             let counted = slot.port.rx_counters(id);
             let (tables, verdict, finisher) = (&self.tables, &mut self.verdict, &mut self.scratch.finisher);
+            let stage = &mut self.stage;
             let key = slot.queue + id;
             let received =
                 slot.port.receive(slot.queue, id, &mut self.scratch.buffer, &mut self.burst, |burst| {
                     classify(burst, &from, now, counted, verdict);
-                    while let Some((port, frames)) = verdict.take() {
+                    while let Some((member, frames)) = verdict.take() {
+                        if let Some(to) = tables.port(member) {
+                            to.port.send(burst, frames, key, id, finisher);
+                        } else if let Some(arrival) = arrival(tables, member, from.port, now, counted) {
+                            stage.receive(burst, frames, &arrival);
+                        }
+                    }
+                    while let Some((port, frames)) = stage.verdict.take() {
                         if let Some(to) = tables.port(port) {
                             to.port.send(burst, frames, key, id, finisher);
                         }
@@ -157,7 +184,27 @@ impl Worker {
                 Err(Gone) => slot.retire(),
             }
         }
-        worked
+        worked | self.route(now)
+    }
+
+    /// What layer 3 has to do between two bursts; whether there was anything.
+    #[inline]
+    fn route(&mut self, now: u32) -> bool {
+        let Some(router) = &self.tables.router else { return false };
+        let (stage, id) = (&mut self.stage, self.handle.id);
+        stage.age(router, now);
+        if id == 0 {
+            stage.take_injected(router);
+        }
+        if !stage.is_pending() {
+            return false;
+        }
+        let (tables, finisher) = (&self.tables, &mut self.scratch.finisher);
+        stage.flush(router, &mut self.burst, now, |burst, port, frames| {
+            if let Some(to) = tables.port(port) {
+                to.port.send(burst, frames, id, id, finisher);
+            }
+        })
     }
 
     /// Takes over the newest snapshot: queues that stay keep their state.
@@ -186,4 +233,18 @@ impl Worker {
         self.tables = tables;
         self.handle.adopted.store(generation, Ordering::Release);
     }
+}
+
+/// What layer 3 must know of frames that go to an interface; `None` if the member is none.
+#[inline]
+fn arrival<'a>(
+    tables: &'a Tables,
+    member: u16,
+    port: u16,
+    now: u32,
+    counted: &'a Direction,
+) -> Option<Arrival<'a>> {
+    let router = tables.router.as_ref()?;
+    let interface = router.interface(interface_index(member)?)?;
+    Some(Arrival { router, interface, port, now, counted })
 }

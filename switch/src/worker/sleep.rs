@@ -33,16 +33,17 @@ impl Sleeper {
         self.epoll.ctl(ControlOperation::Add, fd, event)
     }
 
-    /// Sleeps until there may be work; returns at once if there is.
+    /// Sleeps until there may be work, or for `patience` milliseconds if it is not negative; returns at once if there is
+    /// work already.
     #[cold]
-    pub(super) fn sleep(&mut self, slots: &mut [Slot]) {
+    pub(super) fn sleep(&mut self, slots: &mut [Slot], patience: i32) {
         let mut may_sleep = true;
         for slot in slots.iter_mut().filter(|slot| !slot.is_retired()) {
             may_sleep &= self.prepare(slot);
         }
         if may_sleep {
             // An interrupted wait is a spurious wake-up like any other.
-            let _ = self.epoll.wait(-1, &mut self.events);
+            let _ = self.epoll.wait(patience, &mut self.events);
         }
         let now = clock::cycles();
         for slot in slots {

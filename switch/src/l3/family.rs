@@ -1,0 +1,83 @@
+//! What routing does differently for IPv4 and IPv6, in one place: the rest is written once.
+#![forbid(unsafe_code)]
+
+use super::interface::{Address, Interface};
+use super::route::{Fib, NextHopSetId};
+use super::{checks, compose};
+use crate::conntrack::{Family, Key, V4, V6};
+use crate::drops::DropReason;
+use crate::packet::rewrite;
+
+/// A family of addresses that is routed.
+pub(super) trait Routed: Family<Address: rewrite::Address + compose::Compose> {
+    /// Whether the addresses may be those of a packet to be routed.
+    fn check(key: &Key<Self>) -> Result<(), DropReason>;
+    /// The next hops for an address.
+    fn lookup(fib: &Fib, address: Self::Address) -> NextHopSetId;
+    /// As tables for both families compare it.
+    fn wide(address: Self::Address) -> Address;
+    /// The own address from which an interface talks to another one.
+    fn source(interface: &Interface, to: Self::Address) -> Option<Self::Address>;
+    /// Whether an address means everybody on the link of an interface.
+    fn is_broadcast(interface: &Interface, address: Self::Address) -> bool;
+    /// A number for the limiter of ICMP errors.
+    fn number(address: Self::Address) -> u128;
+}
+
+impl Routed for V4 {
+    #[inline]
+    fn check(key: &Key<Self>) -> Result<(), DropReason> {
+        checks::addresses_v4(key.source, key.destination)
+    }
+
+    #[inline]
+    fn lookup(fib: &Fib, address: u32) -> NextHopSetId {
+        fib.lookup_v4(address)
+    }
+
+    #[inline]
+    fn wide(address: u32) -> Address {
+        Address::v4(address)
+    }
+
+    fn source(interface: &Interface, to: u32) -> Option<u32> {
+        interface.source_v4(to)
+    }
+
+    fn is_broadcast(interface: &Interface, address: u32) -> bool {
+        interface.is_broadcast(address)
+    }
+
+    fn number(address: u32) -> u128 {
+        address.into()
+    }
+}
+
+impl Routed for V6 {
+    #[inline]
+    fn check(key: &Key<Self>) -> Result<(), DropReason> {
+        checks::addresses_v6(key.source, key.destination)
+    }
+
+    #[inline]
+    fn lookup(fib: &Fib, address: u128) -> NextHopSetId {
+        fib.lookup_v6(address)
+    }
+
+    #[inline]
+    fn wide(address: u128) -> Address {
+        Address::v6(address)
+    }
+
+    fn source(interface: &Interface, to: u128) -> Option<u128> {
+        Some(interface.source_v6(to))
+    }
+
+    fn is_broadcast(_: &Interface, _: u128) -> bool {
+        false
+    }
+
+    fn number(address: u128) -> u128 {
+        address
+    }
+}

@@ -1,0 +1,115 @@
+//! Frames that go to everybody on a bridge and concern its interface: questions for its addresses, announcements,
+//! clients that look for a server. They are flooded as well, so nothing here changes them.
+#![forbid(unsafe_code)]
+
+use vhost_backend::frame::Burst;
+use vhost_backend::net_header::NetHeader;
+
+use super::arp::{self, Arp, Learn};
+use super::interface::Address;
+use super::nd::{self, Message};
+use super::{Arrival, Stage};
+use crate::drops::DropReason;
+use crate::packet::ethernet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Mac};
+use crate::packet::headers::Headers;
+use crate::packet::ip::UDP;
+use crate::packet::rewrite::is_partial;
+
+/// The port of DHCP servers (RFC 2131).
+pub(super) const DHCP_SERVER: u16 = 67;
+
+impl Stage {
+    /// Hears a frame to a group. What does not concern the interface is none of its business and not counted.
+    pub(super) fn overhear(&mut self, burst: &Burst, i: usize, ethertype: u16, network: usize, at: &Arrival<'_>) {
+        match ethertype {
+            arp::ETHERTYPE_ARP => self.arp(burst.head(i), network, at),
+            ETHERTYPE_IPV4 => {
+                if let Ok(headers) = Headers::parse(burst.head(i), burst.frame_len(i), network, false)
+                    && headers.protocol == UDP
+                    && headers.destination_port == DHCP_SERVER
+                {
+                    self.punt(burst, i, at);
+                }
+            }
+            ETHERTYPE_IPV6 => {
+                if let Ok(headers) = Headers::parse(burst.head(i), burst.frame_len(i), network, true)
+                    && nd::is_message(burst.head(i), &headers)
+                {
+                    self.neighbour_message(burst, i, &headers, at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets the service thread have a frame.
+    pub(super) fn punt(&mut self, burst: &Burst, i: usize, at: &Arrival<'_>) {
+        if !at.router.mailbox.punt(at.interface.index, at.port, burst, i) {
+            at.counted.drop(DropReason::ServiceBusy, 1);
+        }
+    }
+
+    /// An ARP packet that begins at `network`.
+    pub(super) fn arp(&mut self, head: &[u8], network: usize, at: &Arrival<'_>) {
+        let Some(arp) = Arp::parse(head, network) else {
+            return at.counted.drop(DropReason::ArpInvalid, 1);
+        };
+        let interface = at.interface;
+        let verdict = arp.verdict(interface.mac, |address| interface.owns_v4(address));
+        self.learn(Address::v4(arp.sender), Some(arp.sender_mac), verdict.learn, at);
+        if verdict.conflict {
+            at.counted.drop(DropReason::AddressConflict, 1);
+        }
+        if verdict.reply {
+            self.say(&arp.reply(interface.mac).frame(None), at);
+        }
+    }
+
+    /// A message of neighbour discovery.
+    pub(super) fn neighbour_message(&mut self, burst: &Burst, i: usize, headers: &Headers, at: &Arrival<'_>) {
+        let head = burst.head(i);
+        let message = match nd::parse(head, headers, is_partial(burst.header(i), headers)) {
+            Ok(message) => message,
+            Err(reason) => return at.counted.drop(reason, 1),
+        };
+        let interface = at.interface;
+        let own = crate::packet::ethernet::source(head) == interface.mac;
+        let verdict = message.verdict(own, |address| interface.owns_v6(address));
+        let (sender, mac) = message.sender();
+        self.learn(Address::v6(sender), mac, verdict.learn, at);
+        if verdict.conflict {
+            at.counted.drop(DropReason::AddressConflict, 1);
+        }
+        match message {
+            Message::Solicitation { target, source, mac } if verdict.reply => {
+                let to = mac.filter(|_| source != 0 && !verdict.conflict).map(|mac| (source, mac));
+                let (frame, len) = nd::advertisement(interface.mac, target, to);
+                self.say(&frame[..len], at);
+            }
+            Message::RouterSolicitation { .. } => self.punt(burst, i, at),
+            _ => {}
+        }
+    }
+
+    fn learn(&mut self, address: Address, mac: Option<Mac>, learn: Learn, at: &Arrival<'_>) {
+        let Some(mac) = mac else { return };
+        let neighbours = &at.router.neighbours;
+        let known = match learn {
+            Learn::Nothing => return,
+            Learn::Update { confirmed } => neighbours.update(at.interface.index, address, mac, confirmed, at.now),
+            Learn::Create => neighbours.learn(at.interface.index, address, mac, at.port, at.now),
+        };
+        let _ = known;
+    }
+
+    /// Puts an untagged frame of the interface's own into the outbox.
+    pub(super) fn say(&mut self, frame: &[u8], at: &Arrival<'_>) {
+        let written = self.outbox.put(at.interface.index, NetHeader::default(), frame.len(), |space| {
+            space.copy_from_slice(frame);
+            Some(frame.len())
+        });
+        if !written {
+            at.counted.drop(DropReason::AnswerDropped, 1);
+        }
+    }
+}

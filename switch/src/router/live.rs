@@ -1,0 +1,322 @@
+//! What is configured, as it is in force: the tables that workers ask, kept equal to the [`Router`]'s.
+//!
+//! Interfaces, addresses and rules are compared with what was there before, which costs little; routes, of which there
+//! may be a million, are told one by one or in bulk.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv6Net};
+
+use super::{DhcpServer, Interface, Router};
+use crate::config::spec::{RouteKind, RouteMatch, RouteSpec};
+use crate::config::{Mac, Name};
+use crate::conntrack::Conntrack;
+use crate::l2::fdb::Key;
+use crate::l3::interface::{self as place, Parts};
+use crate::l3::neighbour::Neighbours;
+use crate::l3::route::rib::{Kind, Rib, Route, Which};
+use crate::l3::table::RouterTable;
+use crate::members::{MAX_INTERFACES, MAX_PORTS, interface_number};
+use crate::nat;
+use crate::policy::rule::{Action, Rule};
+use crate::policy;
+use crate::refusal::Refusal;
+use crate::rules::RuleId;
+use crate::services::dhcp;
+use crate::services::{Notice, Served, Services, ra};
+use crate::tables::BridgeTable;
+use crate::worker::epoch::Epochs;
+
+/// Connections that the table takes where nothing else is said: `nf_conntrack_max` of a machine of 16 GiB.
+const CONNECTIONS: u32 = 262_144;
+
+/// An interface in force.
+struct Placed {
+    index: u16,
+    bridge: Name,
+    mac: Mac,
+    vlan: u16,
+    addresses: Vec<IpNet>,
+    up: bool,
+    /// What was told to the services last.
+    served: Option<(Mac, Option<dhcp::Config>, Option<ra::Config>)>,
+}
+
+/// What the tables are made of, beside the [`Router`].
+pub(crate) struct Around<'a> {
+    /// Bridges as workers see them, by name.
+    pub(crate) bridges: &'a BTreeMap<Name, Arc<BridgeTable>>,
+    /// Numbers of ports by name.
+    pub(crate) ports: HashMap<Name, u16>,
+    /// The tables' clock.
+    pub(crate) now: u32,
+}
+
+/// The tables.
+pub(crate) struct Live {
+    pub(crate) rib: Rib,
+    pub(crate) neighbours: Arc<Neighbours>,
+    pub(crate) conntrack: Arc<Conntrack>,
+    pub(crate) services: Services,
+    placed: BTreeMap<Name, Placed>,
+    pub(crate) policy: policy::PolicySet,
+}
+
+impl Live {
+    /// For so many workers. Leases are kept in the directory `state`. `wake` wakes the worker that sends what services
+    /// say, `notify` hears of addresses that clients get and lose.
+    ///
+    /// # Errors
+    /// No thread is to be had.
+    pub(crate) fn new(
+        workers: usize,
+        epochs: &Arc<Epochs>,
+        state: Option<&Path>,
+        wake: Box<dyn Fn() + Send + Sync>,
+        notify: Box<dyn Fn(Notice) + Send + Sync>,
+    ) -> Result<Self, Refusal> {
+        Ok(Self {
+            rib: Rib::new(),
+            neighbours: Arc::new(Neighbours::new(epochs.clone())),
+            conntrack: Arc::new(Conntrack::new(CONNECTIONS, workers, MAX_PORTS, epochs.clone())),
+            services: Services::start(state, wake, notify)?,
+            placed: BTreeMap::new(),
+            policy: policy::PolicySet::new(workers),
+        })
+    }
+
+    /// The index of an interface in force.
+    pub(crate) fn index(&self, name: &str) -> Option<u16> {
+        self.placed.get(name).map(|placed| placed.index)
+    }
+
+    /// The name of an interface in force.
+    pub(crate) fn name(&self, index: u16) -> Option<Name> {
+        self.placed.iter().find(|(_, placed)| placed.index == index).map(|(name, _)| *name)
+    }
+
+    /// The members that interfaces are of a bridge.
+    pub(crate) fn members(&self, bridge: &str) -> impl Iterator<Item = u16> {
+        let here = self.placed.values().filter(move |placed| placed.bridge.as_str() == bridge);
+        here.map(|placed| interface_number(placed.index))
+    }
+
+    /// Makes interfaces, addresses and rules what the router says, but for the workers' snapshot; to be called before
+    /// bridges' tables are made, which list their interfaces.
+    ///
+    /// # Errors
+    /// What cannot be in force, which the router should have refused.
+    pub(crate) fn follow(&mut self, router: &Router, is_up: &dyn Fn(&Interface) -> bool) -> Result<(), Refusal> {
+        let gone: Vec<Name> = self.placed.keys().filter(|name| !router.interfaces.contains_key(*name)).copied().collect();
+        for name in gone {
+            if let Some(placed) = self.placed.remove(&name) {
+                self.services.remove(placed.index, false);
+                self.rib.del_interface(placed.index)?;
+                self.neighbours.flush(Some(placed.index), true);
+            }
+        }
+        for interface in router.interfaces.values() {
+            self.follow_interface(interface, is_up(interface))?;
+            self.follow_services(interface, router.dhcp.get(&interface.name))?;
+        }
+        self.follow_policy(router)?;
+        self.rib.fib().bump();
+        Ok(())
+    }
+
+    fn follow_interface(&mut self, interface: &Interface, up: bool) -> Result<(), Refusal> {
+        if !self.placed.contains_key(&interface.name) {
+            let taken = |index: &u16| self.placed.values().any(|placed| placed.index == *index);
+            let index = (0..MAX_INTERFACES as u16).find(|index| !taken(index)).ok_or_else(|| {
+                Refusal::new(format!("there are {MAX_INTERFACES} interfaces already, which is the limit"))
+            })?;
+            self.rib.add_interface(index, interface.name, up)?;
+            let placed = Placed {
+                index,
+                bridge: interface.bridge,
+                mac: interface.mac,
+                vlan: interface.vlan,
+                addresses: Vec::new(),
+                up,
+                served: None,
+            };
+            self.placed.insert(interface.name, placed);
+        }
+        let Some(placed) = self.placed.get_mut(&interface.name) else { return Ok(()) };
+        (placed.mac, placed.vlan) = (interface.mac, interface.vlan);
+        if placed.up != up {
+            self.rib.interface_state(placed.index, up)?;
+            placed.up = up;
+        }
+        for old in placed.addresses.iter().filter(|old| !interface.addresses.contains(old)) {
+            self.rib.del_address(placed.index, *old)?;
+        }
+        let mut new = Vec::new();
+        for address in interface.addresses.iter().filter(|address| !placed.addresses.contains(address)) {
+            self.rib.add_address(placed.index, *address)?;
+            new.push(address.addr());
+        }
+        placed.addresses.clone_from(&interface.addresses);
+        if !new.is_empty() {
+            self.services.announce(placed.index, interface.mac, new);
+        }
+        Ok(())
+    }
+
+    fn follow_services(&mut self, interface: &Interface, server: Option<&DhcpServer>) -> Result<(), Refusal> {
+        let Some(placed) = self.placed.get_mut(&interface.name) else { return Ok(()) };
+        let dhcp = server.map(|server| server.config(interface)).transpose()?.flatten();
+        let ra = server.filter(|server| server.ra).map(|server| ra::Config {
+            mac: interface.mac,
+            source: Ipv6Addr::from_bits(place::link_local(interface.mac)),
+            mtu: Some(interface.mtu),
+            prefixes: interface.addresses.iter().filter_map(v6).collect(),
+            dns: server.dns.iter().filter_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None }).collect(),
+        });
+        let served = (interface.mac, dhcp, ra);
+        if placed.served.as_ref() != Some(&served) {
+            let (mac, dhcp, ra) = served.clone();
+            self.services.set(Served { index: placed.index, name: interface.name, mac, dhcp, ra });
+            placed.served = Some(served);
+        }
+        Ok(())
+    }
+
+    fn follow_policy(&mut self, router: &Router) -> Result<(), Refusal> {
+        let known: BTreeMap<RuleId, Rule> = self.policy.iter().map(|(id, rule, _)| (id, rule.clone())).collect();
+        for (&id, _) in known.iter().filter(|(id, rule)| router.policy.get(*id) != Some(rule)) {
+            self.policy.remove(id)?;
+        }
+        for (&id, rule) in router.policy.iter().filter(|(id, rule)| known.get(*id) != Some(rule)) {
+            self.policy.insert(id, rule.clone())?;
+        }
+        self.policy.set_default_forward(match router.forward {
+            Action::Accept | Action::Log => policy::Verdict::Accept,
+            Action::Drop => policy::Verdict::Drop,
+            Action::Reject => policy::Verdict::Reject,
+        });
+        let bridges = router.interfaces.values().map(|interface| interface.bridge);
+        self.policy.set_isolated(if router.isolation { bridges.collect() } else { Vec::new() });
+        Ok(())
+    }
+
+    /// The snapshot for workers; `None` without interfaces.
+    pub(crate) fn table(&self, router: &Router, around: &Around<'_>) -> Option<Arc<RouterTable>> {
+        if router.interfaces.is_empty() {
+            return None;
+        }
+        let mut interfaces = Vec::new();
+        for interface in router.interfaces.values() {
+            let (Some(placed), Some(table)) =
+                (self.placed.get(&interface.name), around.bridges.get(&interface.bridge))
+            else {
+                continue;
+            };
+            // What is to the interface's address is for the interface, whoever claims it.
+            table.fdb.fix(Key::new(placed.mac.0, placed.vlan), interface_number(placed.index), around.now);
+            let parts = Parts {
+                index: placed.index,
+                name: interface.name,
+                bridge: interface.bridge,
+                table: table.clone(),
+                vlan: interface.vlan,
+                mac: interface.mac,
+                mtu: interface.mtu,
+                addresses: interface.addresses.clone(),
+                up: placed.up,
+            };
+            let at = usize::from(placed.index);
+            if interfaces.len() <= at {
+                interfaces.resize_with(at + 1, || None);
+            }
+            interfaces[at] = Some(Arc::new(place::Interface::new(parts)));
+        }
+        let named: Vec<nat::Interface> = router
+            .interfaces
+            .values()
+            .filter_map(|interface| {
+                let index = self.index(&interface.name)?;
+                Some(nat::Interface { index, name: interface.name, addresses: interface.addresses.clone() })
+            })
+            .collect();
+        let numbers = policy::Numbers {
+            ports: around.ports.clone(),
+            bridges: around.bridges.iter().map(|(name, table)| (*name, table.number)).collect(),
+            interfaces: self.placed.iter().map(|(name, placed)| (*name, placed.index)).collect(),
+        };
+        let (nat, policy) = (router.nat.compile(&named), self.policy.compile(&numbers));
+        Some(Arc::new(RouterTable {
+            interfaces,
+            fib: self.rib.fib(),
+            neighbours: self.neighbours.clone(),
+            conntrack: self.conntrack.clone(),
+            tracked: !nat.is_empty() || !policy.is_empty(),
+            nat: Arc::new(nat),
+            policy: Arc::new(policy),
+            mailbox: self.services.mailbox(),
+            inject: self.services.inject(),
+        }))
+    }
+
+    // ---- routes -------------------------------------------------------------------------------------------------
+
+    fn route(&self, spec: &RouteSpec) -> Route {
+        Route {
+            kind: match spec.kind {
+                RouteKind::Unicast => Kind::Unicast,
+                RouteKind::Blackhole => Kind::Blackhole,
+                RouteKind::Unreachable => Kind::Unreachable,
+                RouteKind::Prohibit => Kind::Prohibit,
+            },
+            gateway: spec.via,
+            interface: spec.dev.and_then(|name| self.index(&name)),
+            metric: spec.metric,
+            onlink: spec.onlink,
+            ..Route::to(spec.prefix)
+        }
+    }
+
+    /// Adds a route.
+    ///
+    /// # Errors
+    /// It cannot be.
+    pub(crate) fn add_route(&mut self, spec: &RouteSpec) -> Result<(), Refusal> {
+        let route = self.route(spec);
+        self.rib.add(route).map(drop)
+    }
+
+    /// Adds many.
+    ///
+    /// # Errors
+    /// One cannot be; none is added then.
+    pub(crate) fn load_routes(&mut self, specs: &[RouteSpec]) -> Result<(), (usize, Refusal)> {
+        let routes = specs.iter().map(|spec| self.route(spec)).collect();
+        self.rib.load(routes).map(drop)
+    }
+
+    /// Removes routes.
+    pub(crate) fn del_routes(&mut self, meant: &RouteMatch) {
+        for prefix in &meant.prefixes {
+            let which = Which {
+                prefix: Some(*prefix),
+                gateway: meant.via,
+                interface: meant.dev.and_then(|name| self.index(&name)),
+                metric: meant.metric,
+                kind: None,
+            };
+            // The router has said that there are some, of one of these prefixes.
+            let _ = self.rib.del(&which);
+        }
+    }
+}
+
+fn v6(net: &IpNet) -> Option<Ipv6Net> {
+    match net {
+        IpNet::V6(net) => Some(*net),
+        IpNet::V4(_) => None,
+    }
+}
