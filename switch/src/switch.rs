@@ -590,7 +590,8 @@ impl Switch {
             }
         }
         let Some(mut live) = self.live.take() else { return };
-        let up: BTreeSet<Name> = self.router.interfaces.keys().copied().filter(|name| self.is_up(*name)).collect();
+        let up: BTreeSet<Name> =
+            self.router.interfaces.keys().copied().filter(|name| self.is_up(*name)).collect();
         if let Err(refusal) = live.follow(&self.router, &|interface| up.contains(&interface.name)) {
             tracing::error!("layer 3 is not what is configured: {refusal}");
         }

@@ -3,8 +3,8 @@
 
 use std::cell::RefCell;
 use std::io::IsTerminal;
-use std::process::ExitCode;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -136,11 +136,8 @@ impl Signals {
 }
 
 fn start_switch(settings: &Settings, state: Option<PathBuf>, config: Config) -> Result<Switch, Refusal> {
-    let mut switch = Switch::start(Options {
-        workers: settings.workers.clone(),
-        poll: settings.poll,
-        state,
-    })?;
+    let mut switch =
+        Switch::start(Options { workers: settings.workers.clone(), poll: settings.poll, state })?;
     // A refusal drops the switch, and with it whatever was made before.
     for (at, bridge) in config.bridges {
         switch.add_bridge(bridge).map_err(|refusal| at.refuse(refusal))?;

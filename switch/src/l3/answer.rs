@@ -49,7 +49,14 @@ impl Stage {
     }
 
     /// Sends an ICMP error about a packet that came in, if one may be sent.
-    pub(super) fn report(&mut self, burst: &Burst, i: usize, headers: &Headers, error: Error, at: &Arrival<'_>) {
+    pub(super) fn report(
+        &mut self,
+        burst: &Burst,
+        i: usize,
+        headers: &Headers,
+        error: Error,
+        at: &Arrival<'_>,
+    ) {
         if headers.v6 {
             self.report_in::<V6>(burst, i, headers, error, at);
         } else {
@@ -57,7 +64,14 @@ impl Stage {
         }
     }
 
-    fn report_in<F: Routed>(&mut self, burst: &Burst, i: usize, headers: &Headers, error: Error, at: &Arrival<'_>) {
+    fn report_in<F: Routed>(
+        &mut self,
+        burst: &Burst,
+        i: usize,
+        headers: &Headers,
+        error: Error,
+        at: &Arrival<'_>,
+    ) {
         let head = burst.head(i);
         let (to, about) = F::addresses(headers, head);
         if !icmp::may_report(head, headers, error)

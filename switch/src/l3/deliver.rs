@@ -12,11 +12,11 @@ use super::next_hop::Hop;
 use super::{Arrival, Stage};
 use crate::drops::DropReason;
 use crate::l2::fdb::Key as FdbKey;
+use crate::members::{Verdict, interface_index};
 use crate::packet::ethernet::{ETHERTYPE_VLAN, Mac};
 use crate::packet::headers::Headers;
 use crate::packet::rewrite::{is_partial, set_macs};
 use crate::packet::{ethernet, fits};
-use crate::members::{Verdict, interface_index};
 
 impl Stage {
     /// Changes a packet with `change` and sends it to its next hop.

@@ -38,7 +38,11 @@ impl Stage {
         let table = at.router.conntrack.table::<F>();
         let packet = Packet::of(&item.headers, head);
         let redirected = at.router.nat.destination(&tuple, at.interface.index);
-        let to = redirected.map_or(tuple, |to| Tuple { destination: to.address, destination_port: to.port, ..tuple });
+        let to = redirected.map_or(tuple, |to| Tuple {
+            destination: to.address,
+            destination_port: to.port,
+            ..tuple
+        });
         let destination = F::from_ip(to.destination).ok_or(DropReason::NoRoute)?;
         let path = path_to::<F>(at, destination, item.hash);
         if redirected.is_none() && matches!(path, Path::Local { .. }) {
@@ -53,8 +57,14 @@ impl Stage {
         let bytes = burst.frame_len(item.i) as u64;
         self.judge(at, &to, place_of(at, egress, slot), redirected.is_some(), state, bytes)?;
         let Some(begun) = begun else { return Err(DropReason::CtInvalid.into()) };
-        let leaving =
-            Leaving { tuple: to, ingress: at.interface.index, egress, next_hop, redirected: redirected.is_some(), now: at.now };
+        let leaving = Leaving {
+            tuple: to,
+            ingress: at.interface.index,
+            egress,
+            next_hop,
+            redirected: redirected.is_some(),
+            now: at.now,
+        };
         let stamp = at.router.stamp(slot.version());
         for _ in 0..TRIES {
             let source = self.translate_source::<F>(&leaving, at)?;

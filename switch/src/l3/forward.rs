@@ -7,9 +7,9 @@
 
 use vhost_backend::frame::{BURST, Burst};
 
+use super::family::Routed;
 use super::icmp::Error;
 use super::next_hop::{Hop, next_hop};
-use super::family::Routed;
 use super::{Arrival, Stage, UNTAGGED};
 use crate::conntrack::{Fate, Half, Key, Packet, Ref};
 use crate::drops::DropReason;
@@ -78,7 +78,8 @@ impl Stage {
             }
         }
         for item in items.iter().flatten() {
-            let done = if at.router.tracked { self.tracked(burst, item, at) } else { self.plain(burst, item, at) };
+            let done =
+                if at.router.tracked { self.tracked(burst, item, at) } else { self.plain(burst, item, at) };
             if let Err(refusal) = done {
                 self.refuse(burst, item.i, &item.headers, refusal, at);
             }
@@ -161,7 +162,9 @@ impl Stage {
         };
         if half.flags().any() {
             let rewrite = half.rewrite();
-            self.send_on(burst, item, hop, at, |head, headers, partial| rewrite.forward(head, headers, partial))
+            self.send_on(burst, item, hop, at, |head, headers, partial| {
+                rewrite.forward(head, headers, partial)
+            })
         } else {
             self.send_on(burst, item, hop, at, |head, headers, _| decrement_ttl(head, headers))
         }
@@ -177,12 +180,7 @@ impl Stage {
 
     /// Looks for the next hop of a half's packets and keeps it.
     #[cold]
-    fn find_hop<F: Routed>(
-        &mut self,
-        half: &Half<F>,
-        hash: u64,
-        at: &Arrival<'_>,
-    ) -> Result<Hop, Refusal> {
+    fn find_hop<F: Routed>(&mut self, half: &Half<F>, hash: u64, at: &Arrival<'_>) -> Result<Hop, Refusal> {
         let hop = next_hop::<F>(at, half.translated().destination, hash)?;
         if let Some(slot) = at.router.neighbours.slot(hop.adjacency) {
             half.set_next_hop(hop.adjacency, at.router.stamp(slot.version()));

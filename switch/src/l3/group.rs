@@ -20,7 +20,14 @@ pub(super) const DHCP_SERVER: u16 = 67;
 
 impl Stage {
     /// Hears a frame to a group. What does not concern the interface is none of its business and not counted.
-    pub(super) fn overhear(&mut self, burst: &Burst, i: usize, ethertype: u16, network: usize, at: &Arrival<'_>) {
+    pub(super) fn overhear(
+        &mut self,
+        burst: &Burst,
+        i: usize,
+        ethertype: u16,
+        network: usize,
+        at: &Arrival<'_>,
+    ) {
         match ethertype {
             arp::ETHERTYPE_ARP => self.arp(burst.head(i), network, at),
             ETHERTYPE_IPV4 => {
@@ -96,7 +103,9 @@ impl Stage {
         let neighbours = &at.router.neighbours;
         let known = match learn {
             Learn::Nothing => return,
-            Learn::Update { confirmed } => neighbours.update(at.interface.index, address, mac, confirmed, at.now),
+            Learn::Update { confirmed } => {
+                neighbours.update(at.interface.index, address, mac, confirmed, at.now)
+            }
             Learn::Create => neighbours.learn(at.interface.index, address, mac, at.port, at.now),
         };
         let _ = known;

@@ -12,8 +12,7 @@ use crate::config::Name;
 use crate::packet::ethernet::Mac;
 use crate::tables::BridgeTable;
 
-/// Most interfaces; their numbers are smaller.
-pub const MAX_INTERFACES: usize = 4096;
+pub use crate::members::MAX_INTERFACES;
 
 /// An own address, and its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

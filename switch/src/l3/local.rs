@@ -15,7 +15,13 @@ use crate::packet::rewrite::is_partial;
 
 impl Stage {
     /// A packet to one of the switch's addresses.
-    pub(super) fn for_us<F: Routed>(&mut self, burst: &mut Burst, i: usize, headers: &Headers, at: &Arrival<'_>) {
+    pub(super) fn for_us<F: Routed>(
+        &mut self,
+        burst: &mut Burst,
+        i: usize,
+        headers: &Headers,
+        at: &Arrival<'_>,
+    ) {
         let head = burst.head(i);
         let (_, destination) = F::addresses(headers, head);
         if headers.fragment != Fragment::None {

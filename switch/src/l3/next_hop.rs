@@ -25,14 +25,20 @@ pub(super) fn path_to<F: Routed>(at: &Arrival<'_>, destination: F::Address, hash
 
 /// The neighbour that packets of this hash to a destination go to, known or not.
 #[inline]
-pub(super) fn next_hop<F: Routed>(at: &Arrival<'_>, destination: F::Address, hash: u64) -> Result<Hop, Refusal> {
+pub(super) fn next_hop<F: Routed>(
+    at: &Arrival<'_>,
+    destination: F::Address,
+    hash: u64,
+) -> Result<Hop, Refusal> {
     let router = at.router;
     let (path, hint) = router.fib.path_and_hint(F::lookup(&router.fib, destination), hash as u32);
     if let Path::Via { .. } = path {
         // Version and adjacency of the gateway, as somebody found it before.
         let word = hint.load(Ordering::Relaxed);
         let adjacency = word as u32;
-        if word != 0 && router.neighbours.slot(adjacency).is_some_and(|slot| slot.version() == (word >> 32) as u32) {
+        if word != 0
+            && router.neighbours.slot(adjacency).is_some_and(|slot| slot.version() == (word >> 32) as u32)
+        {
             return Ok(Hop { adjacency });
         }
     }

@@ -7,14 +7,14 @@ use vhost_backend::net_header::NetHeader;
 
 use super::arp::Arp;
 use super::deliver::{emit, tag};
+use super::forward::Refusal;
 use super::hold::Outcome;
 use super::interface::{Address, Interface};
-use super::next_hop::Hop;
 use super::neighbour::{Slot, Waiting};
+use super::next_hop::Hop;
 use super::outbox::Outbox;
 use super::table::RouterTable;
 use super::{Arrival, Stage, nd};
-use super::forward::Refusal;
 use crate::drops::DropReason;
 use crate::packet::rewrite::set_macs;
 
@@ -34,7 +34,9 @@ impl Stage {
     ) -> Result<(), Refusal> {
         let version = slot.version();
         match slot.ask(at.now) {
-            Waiting::Failed => return Err(Refusal::Tell(DropReason::NeighbourFailed, super::icmp::Error::HostUnreachable)),
+            Waiting::Failed => {
+                return Err(Refusal::Tell(DropReason::NeighbourFailed, super::icmp::Error::HostUnreachable));
+            }
             Waiting::Ask => {
                 if let Some(interface) = at.router.interface(slot.interface()) {
                     self.ask(interface, slot.address());
@@ -64,7 +66,8 @@ impl Stage {
                 put(&Arp::request(interface.mac, source, target).frame(None));
             }
         } else {
-            let (frame, len) = nd::solicitation(interface.mac, interface.source_v6(address.0), address.0, None);
+            let (frame, len) =
+                nd::solicitation(interface.mac, interface.source_v6(address.0), address.0, None);
             put(&frame[..len]);
         }
     }

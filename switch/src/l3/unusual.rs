@@ -25,7 +25,12 @@ impl Stage {
     }
 
     /// An error about a packet of a connection goes to who sent that packet (state RELATED).
-    fn icmp_error<F: Routed>(&mut self, burst: &mut Burst, item: &Item<F>, at: &Arrival<'_>) -> Result<(), Refusal> {
+    fn icmp_error<F: Routed>(
+        &mut self,
+        burst: &mut Burst,
+        item: &Item<F>,
+        at: &Arrival<'_>,
+    ) -> Result<(), Refusal> {
         F::check(&item.key)?;
         let head = burst.head(item.i);
         let embedded = Embedded::parse(head, &item.headers).ok_or(DropReason::CtInvalid)?;
@@ -38,7 +43,10 @@ impl Stage {
         let Some(half) = table.find(&key, table.hash(&key)).map(|found| table.half(found)) else {
             // Perhaps about something that the switch said itself.
             let hop = next_hop::<F>(at, item.key.destination, item.hash);
-            return Err(hop.err().filter(|refusal| *refusal == Refusal::Local).unwrap_or(DropReason::CtInvalid.into()));
+            return Err(hop
+                .err()
+                .filter(|refusal| *refusal == Refusal::Local)
+                .unwrap_or(DropReason::CtInvalid.into()));
         };
         let rewrite = half.rewrite();
         let hop = next_hop::<F>(at, rewrite.destination, item.hash)?;

@@ -22,8 +22,8 @@ use crate::l3::route::rib::{Kind, Rib, Route, Which};
 use crate::l3::table::RouterTable;
 use crate::members::{MAX_INTERFACES, MAX_PORTS, interface_number};
 use crate::nat;
-use crate::policy::rule::{Action, Rule};
 use crate::policy;
+use crate::policy::rule::{Action, Rule};
 use crate::refusal::Refusal;
 use crate::rules::RuleId;
 use crate::services::dhcp;
@@ -110,8 +110,13 @@ impl Live {
     ///
     /// # Errors
     /// What cannot be in force, which the router should have refused.
-    pub(crate) fn follow(&mut self, router: &Router, is_up: &dyn Fn(&Interface) -> bool) -> Result<(), Refusal> {
-        let gone: Vec<Name> = self.placed.keys().filter(|name| !router.interfaces.contains_key(*name)).copied().collect();
+    pub(crate) fn follow(
+        &mut self,
+        router: &Router,
+        is_up: &dyn Fn(&Interface) -> bool,
+    ) -> Result<(), Refusal> {
+        let gone: Vec<Name> =
+            self.placed.keys().filter(|name| !router.interfaces.contains_key(*name)).copied().collect();
         for name in gone {
             if let Some(placed) = self.placed.remove(&name) {
                 self.services.remove(placed.index, false);
@@ -175,7 +180,11 @@ impl Live {
             source: Ipv6Addr::from_bits(place::link_local(interface.mac)),
             mtu: Some(interface.mtu),
             prefixes: interface.addresses.iter().filter_map(v6).collect(),
-            dns: server.dns.iter().filter_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None }).collect(),
+            dns: server
+                .dns
+                .iter()
+                .filter_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None })
+                .collect(),
         });
         let served = (interface.mac, dhcp, ra);
         if placed.served.as_ref() != Some(&served) {
@@ -187,7 +196,8 @@ impl Live {
     }
 
     fn follow_policy(&mut self, router: &Router) -> Result<(), Refusal> {
-        let known: BTreeMap<RuleId, Rule> = self.policy.iter().map(|(id, rule, _)| (id, rule.clone())).collect();
+        let known: BTreeMap<RuleId, Rule> =
+            self.policy.iter().map(|(id, rule, _)| (id, rule.clone())).collect();
         for (&id, _) in known.iter().filter(|(id, rule)| router.policy.get(*id) != Some(rule)) {
             self.policy.remove(id)?;
         }
