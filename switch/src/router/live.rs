@@ -23,9 +23,7 @@ use crate::l3::table::RouterTable;
 use crate::members::{MAX_INTERFACES, MAX_PORTS, interface_number};
 use crate::nat;
 use crate::policy;
-use crate::policy::rule::{Action, Rule};
 use crate::refusal::Refusal;
-use crate::rules::RuleId;
 use crate::services::dhcp;
 use crate::services::{Notice, Served, Services, ra};
 use crate::tables::BridgeTable;
@@ -63,7 +61,6 @@ pub(crate) struct Live {
     pub(crate) conntrack: Arc<Conntrack>,
     pub(crate) services: Services,
     placed: BTreeMap<Name, Placed>,
-    pub(crate) policy: policy::PolicySet,
 }
 
 impl Live {
@@ -85,7 +82,6 @@ impl Live {
             conntrack: Arc::new(Conntrack::new(CONNECTIONS, workers, MAX_PORTS, epochs.clone())),
             services: Services::start(state, wake, notify)?,
             placed: BTreeMap::new(),
-            policy: policy::PolicySet::new(workers),
         })
     }
 
@@ -128,7 +124,6 @@ impl Live {
             self.follow_interface(interface, is_up(interface))?;
             self.follow_services(interface, router.dhcp.get(&interface.name))?;
         }
-        self.follow_policy(router)?;
         self.rib.fib().bump();
         Ok(())
     }
@@ -195,25 +190,6 @@ impl Live {
         Ok(())
     }
 
-    fn follow_policy(&mut self, router: &Router) -> Result<(), Refusal> {
-        let known: BTreeMap<RuleId, Rule> =
-            self.policy.iter().map(|(id, rule, _)| (id, rule.clone())).collect();
-        for (&id, _) in known.iter().filter(|(id, rule)| router.policy.get(*id) != Some(rule)) {
-            self.policy.remove(id)?;
-        }
-        for (&id, rule) in router.policy.iter().filter(|(id, rule)| known.get(*id) != Some(rule)) {
-            self.policy.insert(id, rule.clone())?;
-        }
-        self.policy.set_default_forward(match router.forward {
-            Action::Accept | Action::Log => policy::Verdict::Accept,
-            Action::Drop => policy::Verdict::Drop,
-            Action::Reject => policy::Verdict::Reject,
-        });
-        let bridges = router.interfaces.values().map(|interface| interface.bridge);
-        self.policy.set_isolated(if router.isolation { bridges.collect() } else { Vec::new() });
-        Ok(())
-    }
-
     /// The snapshot for workers; `None` without interfaces.
     pub(crate) fn table(&self, router: &Router, around: &Around<'_>) -> Option<Arc<RouterTable>> {
         if router.interfaces.is_empty() {
@@ -258,7 +234,7 @@ impl Live {
             bridges: around.bridges.iter().map(|(name, table)| (*name, table.number)).collect(),
             interfaces: self.placed.iter().map(|(name, placed)| (*name, placed.index)).collect(),
         };
-        let (nat, policy) = (router.nat.compile(&named), self.policy.compile(&numbers));
+        let (nat, policy) = (router.nat.compile(&named), router.policy.compile(&numbers));
         Some(Arc::new(RouterTable {
             interfaces,
             fib: self.rib.fib(),
