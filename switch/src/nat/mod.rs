@@ -11,6 +11,8 @@ mod destination;
 mod mappings;
 mod own;
 mod ports;
+#[cfg(test)]
+mod properties;
 pub mod rule;
 mod set;
 mod source;
