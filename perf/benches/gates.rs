@@ -13,6 +13,7 @@ use shunt_perf::bridge::Bridge;
 use shunt_perf::frames;
 use shunt_perf::gates::limit;
 use shunt_perf::guest::{Options, features};
+use shunt_perf::tracker::Tracker;
 use vhost_backend::net_header::NetHeader;
 
 const BURST: usize = 64;
@@ -94,5 +95,44 @@ fn forward_large(mut bridge: Bridge) -> Bridge {
     bridge
 }
 
-library_benchmark_group!(name = path, benchmarks = [fetch, deliver, forward, forward_large]);
+/// A table in which a burst's connections are, and one more second has passed for each burst before.
+fn tracked() -> Tracker {
+    let mut tracker = Tracker::new(65_536);
+    assert_eq!(tracker.enter(0, BURST as u64), BURST as u64);
+    assert_eq!(tracker.look_up(0, BURST), BURST);
+    tracker
+}
+
+/// A table whose connections are over at the next turn.
+fn over() -> Tracker {
+    let mut tracker = tracked();
+    tracker.pass(100);
+    tracker
+}
+
+#[library_benchmark]
+#[bench::established(args = (tracked()), config = gate("track/established"))]
+fn track(mut tracker: Tracker) -> Tracker {
+    assert_eq!(black_box(&mut tracker).look_up(0, BURST), BURST);
+    tracker
+}
+
+#[library_benchmark]
+#[bench::new(args = (tracked()), config = gate("track_new/new"))]
+fn track_new(mut tracker: Tracker) -> Tracker {
+    assert_eq!(black_box(&mut tracker).enter(1000, BURST as u64), BURST as u64);
+    tracker
+}
+
+#[library_benchmark]
+#[bench::expiry(args = (over()), config = gate("track_end/expiry"))]
+fn track_end(mut tracker: Tracker) -> Tracker {
+    black_box(&mut tracker).turn();
+    tracker
+}
+
+library_benchmark_group!(
+    name = path,
+    benchmarks = [fetch, deliver, forward, forward_large, track, track_new, track_end]
+);
 main!(library_benchmark_groups = path);

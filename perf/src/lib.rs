@@ -13,3 +13,4 @@ pub mod gates;
 pub mod generate;
 pub mod guest;
 pub mod peers;
+pub mod tracker;

@@ -3,25 +3,20 @@
 //! workers make of it that share the table. No frames, no rings; bursts of 64 as the workers have them.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
-use shunt_switch::conntrack::{Conntrack, Key4, Limits, Local, NewConnection, Packet, Ref, Timeout, V4};
-use shunt_switch::packet::ip::UDP;
-use shunt_switch::worker::epoch::Epochs;
+use shunt_switch::conntrack::{Key4, Local, Timeout};
 
 use super::{Arguments, Results, say};
 use crate::clock::{cycles_per_second, pin, thread_seconds};
+use crate::tracker::{BURST, answer, enter, key, new_table};
 
-const BURST: usize = 64;
 /// Room for what lives at once.
 const CAPACITY: u32 = 4_194_304;
-/// Bytes that each packet counts for.
-const BYTES: u32 = 50;
 
 /// What was found, of one worker and of two.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -43,36 +38,6 @@ pub struct Row {
     pub millions: [f64; 2],
     /// Cycles each: one worker, the mean of two.
     pub cycles: [f64; 2],
-}
-
-/// The key of the `n`th connection's first packet; sources lie in 10/8.
-fn key(n: u64) -> Key4 {
-    // An odd factor spreads consecutive ones over the table.
-    let n = n.wrapping_mul(0x9e37_79b1) & 0xffff_ffff;
-    Key4 {
-        source: 0x0a00_0000 | (n >> 16) as u32,
-        destination: 0xc633_6401,
-        source_port: (n & 0xffff) as u16,
-        destination_port: 53,
-        protocol: UDP,
-    }
-}
-
-fn enter(table: &Conntrack, local: &mut Local, original: Key4, now: u32) -> Option<Ref> {
-    let begun = Packet { bytes: BYTES, tcp: None }.begin::<V4>(&original, true, now)?;
-    // Translated: answers go to another address than requests came from.
-    let reply = Key4 { destination: original.source ^ 0x0100_0000, ..original.reversed() };
-    let new =
-        NewConnection { original, reply, begun, port: 0, next_hop: None, watched: false, related: false };
-    local.owner::<V4>().insert(&table.v4, &new, now).ok()
-}
-
-/// Conntrack with room for one port to have all, and its seats.
-fn new_table(workers: usize) -> (Arc<Conntrack>, Arc<Epochs>) {
-    let epochs = Arc::new(Epochs::new(workers + 1));
-    let table = Conntrack::new(CAPACITY, workers, 4, epochs.clone());
-    table.shared.set_limits(Limits { entries: CAPACITY, per_port: CAPACITY, half_open: CAPACITY });
-    (Arc::new(table), epochs)
 }
 
 /// What one worker did, and in which time on its processor: what others took of it does not count.
@@ -109,7 +74,7 @@ fn on_cores(cores: &[usize], work: impl Fn(usize, &Barrier) -> Done + Sync) -> R
 /// Looks up and counts packets of `connections` established ones: worker 0 those of the side that began, worker 1 those
 /// of the other side, so that both work on the same connections.
 fn look_up(cores: &[usize], connections: u64, length: Duration) -> Result<(f64, f64)> {
-    let (table, epochs) = new_table(1);
+    let (table, epochs) = new_table(CAPACITY, 1);
     epochs.arrive(0);
     let mut local = Local::new(0);
     for n in 0..connections {
@@ -124,39 +89,20 @@ fn look_up(cores: &[usize], connections: u64, length: Duration) -> Result<(f64, 
     on_cores(cores, |worker, barrier| {
         let side = |n: u64| {
             let original = key(n % connections);
-            match worker {
-                0 => original,
-                _ => Key4 { destination: original.source ^ 0x0100_0000, ..original.reversed() },
-            }
+            if worker == 0 { original } else { answer(&original) }
         };
         let mut next = worker as u64 * 977;
         let mut found = 0_u64;
         let mut keys = [Key4::default(); BURST];
-        let mut hashes = [0; BURST];
-        let mut halves: [Option<Ref>; BURST] = [None; BURST];
         barrier.wait();
         let (start, first) = (Instant::now(), thread_seconds());
         while start.elapsed() < length {
             for _ in 0..64 {
-                for i in 0..BURST {
-                    keys[i] = side(next);
+                for key in &mut keys {
+                    *key = side(next);
                     next += 1;
-                    hashes[i] = table.v4.hash(&keys[i]);
-                    table.v4.prefetch(hashes[i]);
                 }
-                for i in 0..BURST {
-                    halves[i] = table.v4.candidate(hashes[i]);
-                    if let Some(half) = halves[i] {
-                        table.v4.prefetch_half(half);
-                    }
-                }
-                for i in 0..BURST {
-                    let half = halves[i].filter(|half| table.v4.half(*half).matches(&keys[i]));
-                    if let Some(half) = half.or_else(|| table.v4.find(&keys[i], hashes[i])) {
-                        table.v4.half(half).touch(1, BYTES);
-                        found += 1;
-                    }
-                }
+                found += crate::tracker::look_up(&table, &keys, 1) as u64;
             }
         }
         Done { count: found, seconds: thread_seconds() - first }
@@ -166,7 +112,7 @@ fn look_up(cores: &[usize], connections: u64, length: Duration) -> Result<(f64, 
 /// Enters connections that nobody answers and that live for a second, while those before them end.
 fn come_and_go(cores: &[usize], length: Duration) -> Result<(f64, f64)> {
     let workers = cores.len();
-    let (table, epochs) = new_table(workers);
+    let (table, epochs) = new_table(CAPACITY, workers);
     ensure!(table.shared.timeouts.set(Timeout::Udp, 1), "a timeout of one second is refused");
     let over = AtomicU32::new(0);
     std::thread::scope(|scope| {
@@ -217,8 +163,10 @@ fn come_and_go(cores: &[usize], length: Duration) -> Result<(f64, f64)> {
 pub(super) fn run(arguments: &Arguments, results: &mut Results) -> Result<()> {
     let (one, two) = (&[arguments.switch_core][..], &[arguments.switch_core, arguments.guest_core][..]);
     let length = super::seconds(arguments.seconds());
-    let mut costs =
-        TableCosts { mib: new_table(2).0.v4.bytes() as f64 / f64::from(1 << 20), ..Default::default() };
+    let mut costs = TableCosts {
+        mib: new_table(CAPACITY, 2).0.v4.bytes() as f64 / f64::from(1 << 20),
+        ..Default::default()
+    };
     type Work<'a> = &'a dyn Fn(&[usize]) -> Result<(f64, f64)>;
     let few = |cores: &[usize]| look_up(cores, 1 << 10, length);
     let many = |cores: &[usize]| look_up(cores, 1 << 20, length);
