@@ -175,7 +175,7 @@ fn a_kernel_takes_its_address_from_router_advertisements() {
     }
     let shuntd = Shuntd::start();
     shuntd.network("lan", &["fd05::1/64", "10.5.0.1/24"]);
-    shuntd.ctl("dhcp set lan --ra true --dns fd05::53 --mtu 1400");
+    shuntd.ctl("dhcp set lan --ra on --dns fd05::53 --mtu 1400");
     let host = shuntd.host("host", "lan");
     wait_for("an address by SLAAC", SOON, || {
         host.sh("ip -6 -o address show dev eth0 scope global").contains("fd05::").then_some(())

@@ -91,7 +91,7 @@ fn a_guest_speaks_ipv6_from_what_is_advertised() {
     outside.join("fd51::2/64", None);
     shuntd.ctl("bridge add br-six");
     shuntd.ctl("interface add six --bridge br-six --address fd06::1/64");
-    shuntd.ctl("dhcp set six --ra true");
+    shuntd.ctl("dhcp set six --ra on");
     shuntd.ctl("nat masquerade add --source fd06::/64 --out wan");
     let socket = shuntd.path("g.sock");
     shuntd.ctl(&format!("port add g --bridge br-six --vhost-user {}", socket.display()));

@@ -85,9 +85,9 @@ fn whoever_cannot_be_reached_is_reported_as_unreachable() {
     }
     let (shuntd, r, _b) = red_and_blue();
     // No route; nobody there; routes that refuse.
-    shuntd.ctl("route add 10.66.0.0/16 --kind blackhole");
-    shuntd.ctl("route add 10.67.0.0/16 --kind unreachable");
-    shuntd.ctl("route add 10.68.0.0/16 --kind prohibit");
+    shuntd.ctl("route add 10.66.0.0/16 --blackhole");
+    shuntd.ctl("route add 10.67.0.0/16 --unreachable");
+    shuntd.ctl("route add 10.68.0.0/16 --prohibit");
     for (address, words) in [
         ("198.51.100.1", "Destination Net Unreachable"),
         ("10.2.0.77", "Destination Host Unreachable"),

@@ -152,9 +152,9 @@ fn isolation_closes_bridges_to_each_other_as_docker_does() {
     let outside = shuntd.host("outside", "wan");
     outside.join("192.0.2.2/24", Some("192.0.2.1"));
     let server = Web::serve(&b, 80, 64);
-    shuntd.ctl("policy default isolation on");
+    shuntd.ctl("policy isolation on");
     assert_eq!(knock(&r, "10.2.0.2", 80), Knock::Silent);
-    shuntd.ctl("policy default isolation off");
+    shuntd.ctl("policy isolation off");
     server.fetch_intact(&r, "10.2.0.2:80");
 }
 
@@ -167,7 +167,7 @@ fn a_guarded_port_speaks_only_for_itself() {
     shuntd.ctl("policy default forward accept");
     shuntd.network("lan", &["10.5.0.1/24", "fd05::1/64"]);
     let netns =
-        shuntd.host_with("liar", "lan", "--guard true --allow-address 10.5.0.2 --allow-address fd05::2");
+        shuntd.host_with("liar", "lan", "--guard on --allow-address 10.5.0.2 --allow-address fd05::2");
     let victim = shuntd.host("victim", "lan");
     victim.join("10.5.0.3/24", Some("10.5.0.1"));
     let mut liar = Station::new(netns, &["10.5.0.2", "fd05::2"]);
@@ -230,7 +230,7 @@ fn a_guarded_port_speaks_only_for_itself() {
     assert!(!victim.sh("ip neighbour show 10.5.0.1").contains(&liar.mac), "the gateway was stolen");
     answers(&victim, "10.5.0.1", SOON);
     // The guard goes when it is told to.
-    shuntd.ctl("port set liar --guard false");
+    shuntd.ctl("port set liar --guard off");
     liar.send("Ether(src=MAC, dst=V)/IP(src='10.5.0.4', dst='10.5.0.3')/ICMP()");
     wait_for("the packet to pass", SOON, || {
         victim.sh("ip neighbour show 10.5.0.4").contains("10.5.0.4").then_some(())
