@@ -180,6 +180,7 @@ impl Switch {
         for member in self.ports.values() {
             member.port.follow_device();
         }
+        self.tick_router();
     }
 
     pub(crate) fn now(&self) -> u32 {
@@ -585,7 +586,10 @@ impl Switch {
             let notify = Box::new(|notice: Notice| tracing::debug!("{notice:?}"));
             let state = self.state.as_deref();
             match Live::new(self.workers.len(), &self.shared.epochs, state, wake, notify) {
-                Ok(live) => self.live = Some(live),
+                Ok(live) => {
+                    self.router.conntrack = Some(live.conntrack.clone());
+                    self.live = Some(live);
+                }
                 Err(refusal) => tracing::error!("no layer 3: {refusal}"),
             }
         }

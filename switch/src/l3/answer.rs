@@ -29,7 +29,6 @@ impl Stage {
         at: &Arrival<'_>,
     ) {
         match refusal {
-            Refusal::Taken => {}
             Refusal::Drop(reason) => at.counted.drop(reason, 1),
             Refusal::Tell(reason, error) => {
                 at.counted.drop(reason, 1);

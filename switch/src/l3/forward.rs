@@ -36,8 +36,6 @@ pub(super) enum Refusal {
     Reject(DropReason),
     /// It is for the switch itself.
     Local,
-    /// It was kept, or has been dealt with.
-    Taken,
 }
 
 impl From<DropReason> for Refusal {

@@ -27,8 +27,6 @@ pub(super) struct Waiting {
     pub(super) header: NetHeader,
     /// Second since which it waits.
     pub(super) since: u32,
-    /// Interface that the packet came from, to which an error would go.
-    pub(super) from: u16,
     len: usize,
 }
 
@@ -61,15 +59,7 @@ impl Hold {
     }
 
     /// Keeps frame `i`. False if there is no room, for this neighbour or at all.
-    pub(super) fn keep(
-        &mut self,
-        burst: &Burst,
-        i: usize,
-        adjacency: u32,
-        version: u32,
-        from: u16,
-        now: u32,
-    ) -> bool {
+    pub(super) fn keep(&mut self, burst: &Burst, i: usize, adjacency: u32, version: u32, now: u32) -> bool {
         let same = |w: &&Waiting| w.adjacency == adjacency && w.version == version;
         if self.waiting.iter().flatten().filter(same).count() >= PER_NEIGHBOUR {
             return false;
@@ -78,8 +68,7 @@ impl Hold {
         let Some(len) = burst.linearise(i, &mut self.bytes[free * LONGEST..(free + 1) * LONGEST]) else {
             return false;
         };
-        self.waiting[free] =
-            Some(Waiting { adjacency, version, header: *burst.header(i), since: now, from, len });
+        self.waiting[free] = Some(Waiting { adjacency, version, header: *burst.header(i), since: now, len });
         self.count += 1;
         true
     }
@@ -122,10 +111,10 @@ mod tests {
         let mut hold = Hold::default();
         with_frame(&[7; 1000], |burst| {
             for _ in 0..PER_NEIGHBOUR {
-                assert!(hold.keep(burst, 0, 5, 1, 0, 10));
+                assert!(hold.keep(burst, 0, 5, 1, 10));
             }
-            assert!(!hold.keep(burst, 0, 5, 1, 0, 10), "one neighbour's share");
-            assert!(hold.keep(burst, 0, 6, 1, 0, 12));
+            assert!(!hold.keep(burst, 0, 5, 1, 10), "one neighbour's share");
+            assert!(hold.keep(burst, 0, 6, 1, 12));
         });
         let mut taken = Vec::new();
         let known = |known: u32| {
@@ -146,9 +135,9 @@ mod tests {
     fn room_is_bounded() {
         let mut hold = Hold::default();
         with_frame(&[1; 64], |burst| {
-            let kept = (0..1000).filter(|&n| hold.keep(burst, 0, n, 0, 0, 0)).count();
+            let kept = (0..1000).filter(|&n| hold.keep(burst, 0, n, 0, 0)).count();
             assert_eq!(kept, PACKETS);
         });
-        with_frame(&[1; LONGEST + 1], |burst| assert!(!Hold::default().keep(burst, 0, 0, 0, 0, 0)));
+        with_frame(&[1; LONGEST + 1], |burst| assert!(!Hold::default().keep(burst, 0, 0, 0, 0)));
     }
 }

@@ -44,7 +44,7 @@ impl Stage {
             }
             Waiting::Wait => {}
         }
-        if self.hold.keep(burst, i, hop.adjacency, version, at.interface.index, at.now) {
+        if self.hold.keep(burst, i, hop.adjacency, version, at.now) {
             Ok(())
         } else {
             Err(DropReason::NeighbourQueueFull.into())

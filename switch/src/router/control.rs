@@ -27,6 +27,16 @@ impl Switch {
         self.publish();
     }
 
+    /// What layer 3 needs once a second: interfaces follow their ports, neighbours age, memory is made ready.
+    pub(crate) fn tick_router(&mut self) {
+        let Some(live) = &self.live else { return };
+        live.conntrack.prepare();
+        let changed = self.router.interfaces.keys().any(|name| live.is_up(name) != Some(self.is_up(*name)));
+        if changed {
+            self.publish_router();
+        }
+    }
+
     /// What bears a name, for the places of policy rules.
     pub fn places(&self, name: &str) -> Vec<Place> {
         let mut kinds = Vec::new();
@@ -164,7 +174,11 @@ impl Switch {
     /// # Errors
     /// It is there, or its gateway cannot be reached.
     pub fn add_route(&mut self, spec: RouteSpec) -> Result<(), Refusal> {
-        self.router.add_route(spec)?;
+        let spec = self.router.add_route(spec)?;
+        if let Some(Err(refusal)) = self.live.as_mut().map(|live| live.add_route(&spec)) {
+            self.router.forget_route(&spec);
+            return Err(refusal);
+        }
         self.publish_router();
         Ok(())
     }
@@ -175,9 +189,17 @@ impl Switch {
     /// # Errors
     /// The place in the list of the one that is refused, and why.
     pub fn load_routes(&mut self, specs: Vec<RouteSpec>, replace: bool) -> Result<u64, (usize, Refusal)> {
-        let removed = self.router.load_routes(specs, replace)?;
+        let loaded = self.router.load_routes(specs, replace)?;
+        if let Some(live) = &mut self.live {
+            if replace {
+                live.clear_routes();
+            }
+            if let Err(refusal) = live.load_routes(loaded.added.iter()) {
+                tracing::error!("routes are not what is configured: {refusal}");
+            }
+        }
         self.publish_router();
-        Ok(removed)
+        Ok(loaded.removed)
     }
 
     /// Removes static routes; returns how many.
@@ -186,6 +208,9 @@ impl Switch {
     /// There is none that is meant.
     pub fn del_routes(&mut self, meant: &RouteMatch) -> Result<u64, Refusal> {
         let removed = self.router.del_routes(meant)?;
+        if let Some(live) = &mut self.live {
+            live.del_routes(meant);
+        }
         self.publish_router();
         Ok(removed)
     }
@@ -196,8 +221,19 @@ impl Switch {
     /// No such interface.
     pub fn flush_routes(&mut self, dev: Option<&str>) -> Result<u64, Refusal> {
         let removed = self.router.flush_routes(dev)?;
-        self.publish_router();
+        self.reload_routes();
         Ok(removed)
+    }
+
+    /// Has all static routes put in force anew.
+    fn reload_routes(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.clear_routes();
+            if let Err(refusal) = live.load_routes(self.router.routes.values().flatten()) {
+                tracing::error!("routes are not what is configured: {refusal}");
+            }
+        }
+        self.publish_router();
     }
 
     /// All routes, by prefix and metric.
@@ -446,7 +482,19 @@ impl Switch {
     /// # Errors
     /// No DHCP there.
     pub fn leases(&self, interface: Option<&str>) -> Result<Vec<api::Lease>, Refusal> {
-        self.router.leases(interface)
+        let mut leases = Vec::new();
+        for server in self.router.dhcp_servers(interface)? {
+            let listed = self.live.iter().flat_map(|live| live.leases(&server));
+            leases.extend(listed.map(|lease| api::Lease {
+                interface: server,
+                address: lease.address,
+                mac: lease.mac,
+                hostname: lease.hostname,
+                state: format!("{:?}", lease.state).to_lowercase(),
+                expires_seconds: lease.expires,
+            }));
+        }
+        Ok(leases)
     }
 
     /// Takes a lease away.
@@ -454,6 +502,10 @@ impl Switch {
     /// # Errors
     /// There is none.
     pub fn release(&mut self, interface: &str, address: Ipv4Addr) -> Result<(), Refusal> {
-        self.router.release(interface, address)
+        self.router.dhcp_servers(Some(interface))?;
+        if self.live.as_ref().is_some_and(|live| live.release(interface, address)) {
+            return Ok(());
+        }
+        Err(Refusal::new(format!("interface {interface:?} has given {address} to nobody")))
     }
 }

@@ -254,24 +254,15 @@ impl Router {
         }
     }
 
-    /// Who has which address, on one interface or all.
+    /// The interfaces that serve guests, or the one that is named.
     ///
     /// # Errors
-    /// No such interface.
-    pub fn leases(&self, interface: Option<&str>) -> Result<Vec<api::Lease>, Refusal> {
-        if let Some(name) = interface {
-            self.find_dhcp(name)?;
+    /// No such interface, or it serves nobody.
+    pub fn dhcp_servers(&self, interface: Option<&str>) -> Result<Vec<Name>, Refusal> {
+        match interface {
+            Some(name) => Ok(vec![self.find_dhcp(name)?.interface]),
+            None => Ok(self.dhcp.keys().copied().collect()),
         }
-        Ok(Vec::new())
-    }
-
-    /// Takes a lease away.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn release(&mut self, interface: &str, address: Ipv4Addr) -> Result<(), Refusal> {
-        self.find_dhcp(interface)?;
-        Err(Refusal::new(format!("interface {interface:?} has given {address} to nobody")))
     }
 }
 

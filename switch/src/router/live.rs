@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::conntrack::Conntrack;
 use crate::l2::fdb::Key;
 use crate::l3::interface::{self as place, Parts};
 use crate::l3::neighbour::Neighbours;
-use crate::l3::route::rib::{Kind, Rib, Route, Which};
+use crate::l3::route::rib::{Kind, Protocol, Rib, Route, Which};
 use crate::l3::table::RouterTable;
 use crate::members::{MAX_INTERFACES, MAX_PORTS, interface_number};
 use crate::nat;
@@ -90,9 +90,9 @@ impl Live {
         self.placed.get(name).map(|placed| placed.index)
     }
 
-    /// The name of an interface in force.
-    pub(crate) fn name(&self, index: u16) -> Option<Name> {
-        self.placed.iter().find(|(_, placed)| placed.index == index).map(|(name, _)| *name)
+    /// Whether an interface was up when it was looked at last.
+    pub(crate) fn is_up(&self, name: &str) -> Option<bool> {
+        self.placed.get(name).map(|placed| placed.up)
     }
 
     /// The members that interfaces are of a bridge.
@@ -275,13 +275,39 @@ impl Live {
         self.rib.add(route).map(drop)
     }
 
-    /// Adds many.
+    /// Adds many routes.
     ///
     /// # Errors
     /// One cannot be; none is added then.
-    pub(crate) fn load_routes(&mut self, specs: &[RouteSpec]) -> Result<(), (usize, Refusal)> {
-        let routes = specs.iter().map(|spec| self.route(spec)).collect();
-        self.rib.load(routes).map(drop)
+    pub(crate) fn load_routes<'a>(
+        &mut self,
+        specs: impl Iterator<Item = &'a RouteSpec>,
+    ) -> Result<(), Refusal> {
+        let routes = specs.map(|spec| self.route(spec)).collect();
+        self.rib.load(routes).map(drop).map_err(|(_, refusal)| refusal)
+    }
+
+    /// Removes all static routes.
+    pub(crate) fn clear_routes(&mut self) {
+        for listed in self.rib.list(&Which::default()) {
+            if listed.route.protocol == Protocol::Static {
+                let which = Which { prefix: Some(listed.route.prefix), ..Which::default() };
+                // Gone already with another one of its prefix.
+                let _ = self.rib.del(&which);
+            }
+        }
+    }
+
+    // ---- services -----------------------------------------------------------------------------------------------
+
+    /// Who has which address of an interface.
+    pub(crate) fn leases(&self, interface: &str) -> Vec<dhcp::Listing> {
+        self.index(interface).map(|index| self.services.leases(index)).unwrap_or_default()
+    }
+
+    /// Takes an address back; false if nobody has it.
+    pub(crate) fn release(&self, interface: &str, address: Ipv4Addr) -> bool {
+        self.index(interface).is_some_and(|index| self.services.release(index, address))
     }
 
     /// Removes routes.

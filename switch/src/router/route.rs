@@ -1,6 +1,7 @@
 //! Static and connected routes: what may be added, which is taken, and why.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -16,39 +17,64 @@ pub const ROUTES_MAX: usize = 4_194_304;
 /// Most ways of one destination and metric.
 pub(super) const PATHS_MAX: usize = 16;
 
+/// What a list of routes did.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The routes, each with its interface.
+    pub added: Vec<RouteSpec>,
+    /// How many static routes made room for them.
+    pub removed: u64,
+}
+
 /// Whether an interface is up, by its name: told by who knows about ports.
 pub(crate) type Up<'a> = &'a dyn Fn(Name) -> bool;
 
 impl Router {
-    /// Adds a static route, or one more way of those that share prefix and metric.
+    /// Adds a static route, or one more way of those that share prefix and metric; returns it with its interface.
     ///
     /// # Errors
     /// It is there; no such interface; a gateway that is the switch's own or that no interface reaches; of another kind
     /// than those that share prefix and metric.
-    pub fn add_route(&mut self, spec: RouteSpec) -> Result<(), Refusal> {
+    pub fn add_route(&mut self, spec: RouteSpec) -> Result<RouteSpec, Refusal> {
         self.check_route_room(1)?;
         let spec = self.resolve_route(spec)?;
         let routes = self.routes.get(&spec.prefix).map_or(&[][..], Vec::as_slice);
         refuse_twice(routes, &spec)?;
         self.insert_route(spec);
-        Ok(())
+        Ok(spec)
     }
 
-    /// Adds many routes, in the place of the static ones that are there if `replace`; returns how many went. All are
-    /// added, or none.
+    /// Removes a route that was just added.
+    pub(super) fn forget_route(&mut self, spec: &RouteSpec) {
+        if let Some(routes) = self.routes.get_mut(&spec.prefix) {
+            routes.retain(|route| route != spec);
+            if routes.is_empty() {
+                self.routes.remove(&spec.prefix);
+            }
+        }
+    }
+
+    /// Adds many routes, in the place of the static ones that are there if `replace`. All are added, or none.
     ///
     /// # Errors
     /// One of them is refused as by [`Self::add_route`]; its place in the list comes first.
-    pub fn load_routes(&mut self, specs: Vec<RouteSpec>, replace: bool) -> Result<u64, (usize, Refusal)> {
-        let old = if replace { std::mem::take(&mut self.routes) } else { self.routes.clone() };
-        let removed: usize = if replace { old.values().map(Vec::len).sum() } else { 0 };
+    pub fn load_routes(&mut self, specs: Vec<RouteSpec>, replace: bool) -> Result<Loaded, (usize, Refusal)> {
+        let old = if replace { std::mem::take(&mut self.routes) } else { BTreeMap::new() };
+        let mut added = Vec::with_capacity(specs.len());
         for (index, spec) in specs.into_iter().enumerate() {
-            if let Err(refusal) = self.add_route(spec) {
-                self.routes = old;
-                return Err((index, refusal));
+            match self.add_route(spec) {
+                Ok(spec) => added.push(spec),
+                Err(refusal) => {
+                    if replace {
+                        self.routes = old;
+                    } else {
+                        added.iter().for_each(|spec| self.forget_route(spec));
+                    }
+                    return Err((index, refusal));
+                }
             }
         }
-        Ok(removed as u64)
+        Ok(Loaded { added, removed: old.values().map(|routes| routes.len() as u64).sum() })
     }
 
     fn check_route_room(&self, more: usize) -> Result<(), Refusal> {
@@ -342,7 +368,7 @@ mod tests {
 
     fn add(router: &mut Router, text: &str) -> Result<(), String> {
         let spec = RouteSpec::try_from(&asked(text)).unwrap();
-        router.add_route(spec).map_err(|refusal| refusal.to_string())
+        router.add_route(spec).map(drop).map_err(|refusal| refusal.to_string())
     }
 
     fn two() -> Router {
@@ -441,9 +467,9 @@ mod tests {
             let (index, _) = router.load_routes(list(&["10.9.0.0/16 via 10.0.0.9", bad]), true).unwrap_err();
             assert_eq!((index, &router.routes), (1, &before));
         }
-        assert_eq!(router.load_routes(list(&["10.9.0.0/16 via 10.0.0.9"]), false).unwrap(), 0);
+        assert_eq!(router.load_routes(list(&["10.9.0.0/16 via 10.0.0.9"]), false).unwrap().removed, 0);
         assert_eq!(router.routes.len(), 2);
-        assert_eq!(router.load_routes(list(&["10.8.0.0/16 via 10.0.0.9"]), true).unwrap(), 2);
+        assert_eq!(router.load_routes(list(&["10.8.0.0/16 via 10.0.0.9"]), true).unwrap().removed, 2);
         assert_eq!(router.routes.len(), 1);
     }
 
