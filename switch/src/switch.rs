@@ -585,9 +585,10 @@ impl Switch {
             let wake = Box::new(move || first.iter().for_each(|worker| worker.wake()));
             let notify = Box::new(|notice: Notice| tracing::debug!("{notice:?}"));
             let state = self.state.as_deref();
-            match Live::new(self.workers.len(), &self.shared.epochs, state, wake, notify) {
+            let capacity = self.router.tracking.capacity;
+            match Live::new(self.workers.len(), capacity, &self.shared.epochs, state, wake, notify) {
                 Ok(live) => {
-                    self.router.conntrack = Some(live.conntrack.clone());
+                    self.router.tracking.apply(&live.conntrack.shared);
                     self.live = Some(live);
                 }
                 Err(refusal) => tracing::error!("no layer 3: {refusal}"),

@@ -1,85 +1,60 @@
-//! The table of connections, as the control thread sees it.
+//! Connections, as the control thread sees them, and the bounds that hold for them.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
-
-use super::Router;
 use crate::config::spec::{Invalid, LimitChange};
 use crate::conntrack::record::Filter;
 use crate::conntrack::timeouts::LONGEST;
-use crate::conntrack::{Conntrack, Limits, Timeout};
+use crate::conntrack::{Counters, Limits, Shared, Timeout, Timeouts};
 use crate::control::api;
 use crate::refusal::Refusal;
+use crate::switch::Switch;
 
+/// Connections that the table takes where nothing else is said: `nf_conntrack_max` of a machine of 16 GiB.
+pub const CONNECTIONS_DEFAULT: u32 = 262_144;
 /// Connections in a part of a listing: some 4 MiB, gathered in some milliseconds.
 const PAGE: usize = 8192;
 
-impl Router {
-    fn table(&self) -> Result<&Arc<Conntrack>, Refusal> {
-        self.conntrack.as_ref().ok_or_else(|| Refusal::new("connections are not tracked"))
+/// What is to hold for connections: kept here as long as there is no table, and told to it when it is made.
+pub struct Tracking {
+    /// What the table is made for.
+    pub(crate) capacity: u32,
+    limits: Limits,
+    timeouts: Timeouts,
+}
+
+impl Tracking {
+    /// Defaults for a table of this many connections.
+    pub(crate) fn new(capacity: u32) -> Self {
+        Self { capacity, limits: Limits::of(capacity), timeouts: Timeouts::default() }
     }
 
-    /// How many connections there are and may be.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn conntrack_size(&self) -> Result<api::ConntrackSize, Refusal> {
-        let shared = &self.table()?.shared;
-        Ok(api::ConntrackSize { count: shared.count().into(), limit: shared.limits().entries.into() })
-    }
-
-    /// Some thousands of connections, from where a listing stands: 0 at its start. `now` is the tables' clock.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn connections(&self, which: &Filter, now: u32, next: u64) -> Result<api::ConntrackPage, Refusal> {
-        let mut entries = Vec::new();
-        let next = self.table()?.page(which, now, next, PAGE, |record| entries.push(record));
-        Ok(api::ConntrackPage { entries, next })
-    }
-
-    /// Forgets connections; returns how many. `wake` wakes the worker of a number.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn flush_connections(
-        &self,
-        which: &Filter,
-        now: u32,
-        wake: impl FnMut(usize),
-    ) -> Result<u64, Refusal> {
-        Ok(self.table()?.flush(which, now, wake))
-    }
-
-    /// What the first `workers` seats counted.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn conntrack_counters(&self, workers: usize) -> Result<Vec<api::ConntrackCounters>, Refusal> {
-        let shared = &self.table()?.shared;
-        let counters = |cpu| {
-            let counters =
-                shared.counters(cpu).list().map(|(name, value)| (name.to_owned(), value)).collect();
-            api::ConntrackCounters { cpu, counters }
-        };
-        Ok((0..workers).map(counters).collect())
+    /// Has it hold for a table.
+    pub(crate) fn apply(&self, shared: &Shared) {
+        shared.set_limits(self.limits);
+        for kind in Timeout::ALL {
+            // What is kept here was checked.
+            let _ = shared.timeouts.set(*kind, self.timeouts.get(*kind));
+        }
     }
 
     /// How long connections are remembered.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn timeouts(&self) -> Result<api::Timeouts, Refusal> {
-        let timeouts = &self.table()?.shared.timeouts;
-        Ok(Timeout::ALL.iter().map(|kind| (kind.name().to_owned(), timeouts.get(*kind))).collect())
+    pub(crate) fn timeouts(&self) -> api::Timeouts {
+        Timeout::ALL.iter().map(|kind| (kind.name().to_owned(), self.timeouts.get(*kind))).collect()
     }
 
-    /// Changes how long connections in a state are remembered.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn set_timeout(&mut self, kind: Timeout, seconds: u32) -> Result<(), Refusal> {
-        match self.table()?.shared.timeouts.set(kind, seconds) {
+    /// How many connections there may be.
+    pub(crate) fn limits(&self) -> api::Limits {
+        let Limits { entries, per_port, half_open } = self.limits;
+        api::Limits {
+            capacity: self.capacity.into(),
+            limit: entries.into(),
+            port_quota: per_port.into(),
+            half_open: half_open.into(),
+        }
+    }
+
+    pub(crate) fn set_timeout(&mut self, kind: Timeout, seconds: u32) -> Result<(), Refusal> {
+        match self.timeouts.set(kind, seconds) {
             true => Ok(()),
             false => {
                 Err(Refusal::new(format!("seconds {seconds} is out of range: it must be 1 to {LONGEST}")))
@@ -87,39 +62,99 @@ impl Router {
         }
     }
 
-    /// How many connections there may be.
+    pub(crate) fn set_limits(&mut self, change: LimitChange) -> Result<(), Refusal> {
+        let capacity = self.capacity;
+        if let Some(limit) = change.limit.filter(|limit| *limit > capacity) {
+            let rule = "the table was made so large at the start (limit in [conntrack])";
+            return Err(Refusal::new(format!(
+                "limit {limit} is out of range: it must be 1 to {capacity}, {rule}"
+            )));
+        }
+        self.limits = Limits {
+            entries: change.limit.unwrap_or(self.limits.entries),
+            per_port: change.port_quota.unwrap_or(self.limits.per_port),
+            half_open: change.half_open.unwrap_or(self.limits.half_open),
+        };
+        Ok(())
+    }
+}
+
+impl Switch {
+    fn apply_tracking(&self) {
+        if let Some(live) = &self.live {
+            self.router.tracking.apply(&live.conntrack.shared);
+        }
+    }
+
+    /// The number of a port, for filters of connections.
+    pub fn port_number(&self, name: &str) -> Option<u16> {
+        self.ports.get(name).map(|member| member.port.number())
+    }
+
+    /// How many connections there are and may be.
+    pub fn conntrack_size(&self) -> api::ConntrackSize {
+        let count = self.live.as_ref().map_or(0, |live| live.conntrack.shared.count());
+        api::ConntrackSize { count: count.into(), limit: self.router.tracking.limits().limit }
+    }
+
+    /// Some thousands of connections, from where a listing stands: 0 at its start.
+    pub fn connections(&self, which: &Filter, next: u64) -> api::ConntrackPage {
+        let mut entries = Vec::new();
+        let page = |entries: &mut Vec<_>| {
+            self.live.as_ref()?.conntrack.page(which, self.now(), next, PAGE, |record| entries.push(record))
+        };
+        let next = page(&mut entries);
+        api::ConntrackPage { entries, next }
+    }
+
+    /// Forgets connections; returns how many.
+    pub fn flush_connections(&mut self, which: &Filter) -> u64 {
+        let Some(live) = &self.live else { return 0 };
+        live.conntrack.flush(which, self.now(), |worker| {
+            if let Some(worker) = self.workers.get(worker) {
+                worker.wake();
+            }
+        })
+    }
+
+    /// What happened to connections, by worker.
+    pub fn conntrack_counters(&self) -> Vec<api::ConntrackCounters> {
+        let none = Counters::default();
+        let counters = |cpu| {
+            let counters = self.live.as_ref().map_or(&none, |live| live.conntrack.shared.counters(cpu));
+            let counters = counters.list().map(|(name, value)| (name.to_owned(), value)).collect();
+            api::ConntrackCounters { cpu, counters }
+        };
+        (0..self.workers.len()).map(counters).collect()
+    }
+
+    /// How long connections are remembered.
+    pub fn timeouts(&self) -> api::Timeouts {
+        self.router.tracking.timeouts()
+    }
+
+    /// Changes how long connections in a state are remembered.
     ///
     /// # Errors
-    /// Connections are not tracked.
-    pub fn limits(&self) -> Result<api::Limits, Refusal> {
-        let shared = &self.table()?.shared;
-        let limits = shared.limits();
-        Ok(api::Limits {
-            capacity: shared.capacity().into(),
-            limit: limits.entries.into(),
-            port_quota: limits.per_port.into(),
-            half_open: limits.half_open.into(),
-        })
+    /// Not 1 to [`LONGEST`] seconds.
+    pub fn set_timeout(&mut self, kind: Timeout, seconds: u32) -> Result<(), Refusal> {
+        self.router.tracking.set_timeout(kind, seconds)?;
+        self.apply_tracking();
+        Ok(())
+    }
+
+    /// How many connections there may be.
+    pub fn limits(&self) -> api::Limits {
+        self.router.tracking.limits()
     }
 
     /// Changes how many there may be.
     ///
     /// # Errors
-    /// Connections are not tracked, or there is no room for so many.
+    /// The table has not so much room.
     pub fn set_limits(&mut self, change: LimitChange) -> Result<(), Refusal> {
-        let shared = &self.table()?.shared;
-        let (now, capacity) = (shared.limits(), shared.capacity());
-        if let Some(limit) = change.limit.filter(|limit| *limit > capacity) {
-            let rule = "the table was made so large at the start ([conntrack] limit)";
-            return Err(Refusal::new(format!(
-                "limit {limit} is out of range: it must be 1 to {capacity}, {rule}"
-            )));
-        }
-        shared.set_limits(Limits {
-            entries: change.limit.unwrap_or(now.entries),
-            per_port: change.port_quota.unwrap_or(now.per_port),
-            half_open: change.half_open.unwrap_or(now.half_open),
-        });
+        self.router.tracking.set_limits(change)?;
+        self.apply_tracking();
         Ok(())
     }
 }
@@ -133,4 +168,35 @@ pub fn timeout_kind(name: &str) -> Result<Timeout, Invalid> {
         let names = Timeout::ALL.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ");
         Invalid::new("kind", format!("kind {name:?} is unknown: it must be one of {names}"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_before_there_is_a_table_holds_for_it() {
+        let mut tracking = Tracking::new(1000);
+        assert_eq!((tracking.limits().limit, tracking.limits().port_quota), (1000, 500));
+        let change = LimitChange { limit: Some(900), port_quota: None, half_open: Some(7) };
+        tracking.set_limits(change).unwrap();
+        let refusal =
+            tracking.set_limits(LimitChange { limit: Some(1001), ..change }).unwrap_err().to_string();
+        assert!(refusal.starts_with("limit 1001 is out of range: it must be 1 to 1000"), "{refusal}");
+        tracking.set_timeout(Timeout::Udp, 60).unwrap();
+        assert!(tracking.set_timeout(Timeout::Udp, 0).is_err());
+        assert_eq!(
+            (tracking.timeouts()["udp_timeout"], tracking.timeouts()["tcp_timeout_established"]),
+            (60, 432_000)
+        );
+        let Limits { entries, per_port, half_open } = tracking.limits;
+        assert_eq!((entries, per_port, half_open), (900, 500, 7));
+    }
+
+    #[test]
+    fn timeouts_are_known_by_several_names() {
+        assert_eq!(timeout_kind("tcp_established"), Ok(Timeout::TcpEstablished));
+        let invalid = timeout_kind("tcp").unwrap_err();
+        assert!(invalid.field == "kind" && invalid.to_string().contains("udp_timeout_stream"), "{invalid}");
+    }
 }

@@ -6,12 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::Interface;
 use crate::config::spec::{
-    BridgeChange, DhcpChange, InterfaceChange, InterfaceSpec, LimitChange, NeighbourSpec, Place,
-    PolicyChange, PolicySpec, RouteMatch, RouteSpec,
+    BridgeChange, DhcpChange, InterfaceChange, InterfaceSpec, NeighbourSpec, Place, PolicyChange, PolicySpec,
+    RouteMatch, RouteSpec,
 };
 use crate::config::{Mac, Name};
-use crate::conntrack::Timeout;
-use crate::conntrack::record::Filter;
 use crate::control::api::{self, NatKind};
 use crate::nat::rule::Rule;
 use crate::policy::rule::Zone;
@@ -351,82 +349,6 @@ impl Switch {
         self.router.policy()
     }
 
-    // ---- connections --------------------------------------------------------------------------------------------
-
-    /// The number of a port, for filters of connections.
-    pub fn port_number(&self, name: &str) -> Option<u16> {
-        self.ports.get(name).map(|member| member.port.number())
-    }
-
-    /// How many connections there are and may be.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn conntrack_size(&self) -> Result<api::ConntrackSize, Refusal> {
-        self.router.conntrack_size()
-    }
-
-    /// Some thousands of connections.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn connections(&self, which: &Filter, next: u64) -> Result<api::ConntrackPage, Refusal> {
-        self.router.connections(which, self.now(), next)
-    }
-
-    /// Forgets connections; returns how many.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn flush_connections(&mut self, which: &Filter) -> Result<u64, Refusal> {
-        let (workers, now) = (&self.workers, self.now());
-        self.router.flush_connections(which, now, |worker| {
-            if let Some(worker) = workers.get(worker) {
-                worker.wake();
-            }
-        })
-    }
-
-    /// What happened to connections, by worker.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn conntrack_counters(&self) -> Result<Vec<api::ConntrackCounters>, Refusal> {
-        self.router.conntrack_counters(self.workers.len())
-    }
-
-    /// How long connections are remembered.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn timeouts(&self) -> Result<api::Timeouts, Refusal> {
-        self.router.timeouts()
-    }
-
-    /// Changes how long connections in a state are remembered.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn set_timeout(&mut self, kind: Timeout, seconds: u32) -> Result<(), Refusal> {
-        self.router.set_timeout(kind, seconds)
-    }
-
-    /// How many connections there may be.
-    ///
-    /// # Errors
-    /// Connections are not tracked.
-    pub fn limits(&self) -> Result<api::Limits, Refusal> {
-        self.router.limits()
-    }
-
-    /// Changes how many there may be.
-    ///
-    /// # Errors
-    /// Connections are not tracked, or there is no room for so many.
-    pub fn set_limits(&mut self, change: LimitChange) -> Result<(), Refusal> {
-        self.router.set_limits(change)
-    }
-
     // ---- services -----------------------------------------------------------------------------------------------
 
     /// Starts or changes DHCP and router advertisements on an interface.
@@ -454,7 +376,10 @@ impl Switch {
     /// # Errors
     /// It does not.
     pub fn dhcp(&self, interface: &str) -> Result<api::Dhcp, Refusal> {
-        self.router.dhcp(interface)
+        let mut dhcp = self.router.dhcp(interface)?;
+        dhcp.leases =
+            self.leases(Some(interface))?.iter().filter(|lease| lease.state == "bound").count() as u64;
+        Ok(dhcp)
     }
 
     /// Reserves an address for a guest.
@@ -477,7 +402,7 @@ impl Switch {
         Ok(())
     }
 
-    /// Who has which address.
+    /// Who has which address, on one interface or all.
     ///
     /// # Errors
     /// No DHCP there.
@@ -490,7 +415,7 @@ impl Switch {
                 address: lease.address,
                 mac: lease.mac,
                 hostname: lease.hostname,
-                state: format!("{:?}", lease.state).to_lowercase(),
+                state: lease.state.as_str().to_owned(),
                 expires_seconds: lease.expires,
             }));
         }

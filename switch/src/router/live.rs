@@ -29,9 +29,6 @@ use crate::services::{Notice, Served, Services, ra};
 use crate::tables::BridgeTable;
 use crate::worker::epoch::Epochs;
 
-/// Connections that the table takes where nothing else is said: `nf_conntrack_max` of a machine of 16 GiB.
-const CONNECTIONS: u32 = 262_144;
-
 /// An interface in force.
 struct Placed {
     index: u16,
@@ -64,13 +61,14 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// For so many workers. Leases are kept in the directory `state`. `wake` wakes the worker that sends what services
+    /// For so many workers, with a table for `capacity` connections. Leases are kept in the directory `state`. `wake` wakes the worker that sends what services
     /// say, `notify` hears of addresses that clients get and lose.
     ///
     /// # Errors
     /// No thread is to be had.
     pub(crate) fn new(
         workers: usize,
+        capacity: u32,
         epochs: &Arc<Epochs>,
         state: Option<&Path>,
         wake: Box<dyn Fn() + Send + Sync>,
@@ -79,7 +77,7 @@ impl Live {
         Ok(Self {
             rib: Rib::new(),
             neighbours: Arc::new(Neighbours::new(epochs.clone())),
-            conntrack: Arc::new(Conntrack::new(CONNECTIONS, workers, MAX_PORTS, epochs.clone())),
+            conntrack: Arc::new(Conntrack::new(capacity, workers, MAX_PORTS, epochs.clone())),
             services: Services::start(state, wake, notify)?,
             placed: BTreeMap::new(),
         })

@@ -16,19 +16,17 @@ mod route;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::config::spec::{NeighbourSpec, RouteSpec};
 use crate::config::{Mac, Name};
-use crate::conntrack::Conntrack;
 use crate::control::api;
 use crate::nat::RuleSet;
 use crate::policy::PolicySet;
 use crate::refusal::Refusal;
 
-pub use conntrack::timeout_kind;
+pub use conntrack::{CONNECTIONS_DEFAULT, Tracking, timeout_kind};
 pub use dhcp::DhcpServer;
 pub use interface::Interface;
 pub use route::ROUTES_MAX;
@@ -49,8 +47,8 @@ pub struct Router {
     pub(crate) isolation: bool,
     /// How interfaces serve guests.
     pub(crate) dhcp: BTreeMap<Name, DhcpServer>,
-    /// The table of connections, once there is one.
-    pub(crate) conntrack: Option<Arc<Conntrack>>,
+    /// What holds for connections.
+    pub(crate) tracking: Tracking,
 }
 
 impl Router {
@@ -64,7 +62,7 @@ impl Router {
             policy: PolicySet::new(workers),
             isolation: false,
             dhcp: BTreeMap::new(),
-            conntrack: None,
+            tracking: Tracking::new(CONNECTIONS_DEFAULT),
         }
     }
 

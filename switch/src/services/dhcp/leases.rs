@@ -30,6 +30,17 @@ pub enum State {
 }
 
 impl State {
+    /// The word of listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Probing => "probing",
+            Self::Offered => "offered",
+            Self::Bound => "bound",
+            Self::Expired => "expired",
+            Self::Declined => "declined",
+        }
+    }
+
     /// Whether nobody else can have the address.
     pub fn is_held(self) -> bool {
         self != Self::Expired
