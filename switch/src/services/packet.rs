@@ -46,7 +46,7 @@ pub fn wants(head: &[u8]) -> bool {
 }
 
 /// What a frame brings.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Incoming<'a> {
     /// A datagram to the DHCP server's port.
     Dhcp { mac: Mac, source: Ipv4Addr, message: &'a [u8] },

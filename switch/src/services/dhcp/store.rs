@@ -65,7 +65,7 @@ impl Clock {
         self.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
     }
 
-    fn to_unix(self, second: u64) -> u64 {
+    fn wall_time(self, second: u64) -> u64 {
         if second >= self.now {
             self.unix().saturating_add(second - self.now)
         } else {
@@ -73,7 +73,7 @@ impl Clock {
         }
     }
 
-    fn from_unix(self, second: u64) -> u64 {
+    fn since_start(self, second: u64) -> u64 {
         if second >= self.unix() {
             self.now.saturating_add(second - self.unix())
         } else {
@@ -148,7 +148,7 @@ impl Store {
                 hostname: saved.hostname.clone(),
                 port: None,
                 state: saved.state,
-                expires: clock.from_unix(saved.expires),
+                expires: clock.since_start(saved.expires),
             };
             (address, lease)
         };
@@ -169,7 +169,7 @@ impl Store {
                 client: lease.identity,
                 hostname: lease.hostname,
                 state: lease.state,
-                expires: clock.to_unix(lease.expires),
+                expires: clock.wall_time(lease.expires),
             });
             match &lease {
                 Some(lease) => self.leases.insert((interface, address), lease.clone()),

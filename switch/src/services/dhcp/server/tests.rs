@@ -52,7 +52,7 @@ impl Ask {
         self.with(option::REQUESTED_ADDRESS, address.octets())
     }
 
-    fn to_server(self, address: Ipv4Addr) -> Self {
+    fn towards(self, address: Ipv4Addr) -> Self {
         self.with(option::SERVER, address.octets())
     }
 
@@ -141,7 +141,7 @@ fn request(n: u16) -> Ask {
 /// The usual four messages; the address.
 fn lease(server: &mut Server, n: u16, now: u64) -> Ipv4Addr {
     let Said::Offer(offered) = discover(n).say(server, now) else { panic!("no offer to {n}") };
-    let said = request(n).requesting(offered).to_server(SERVER).say(server, now);
+    let said = request(n).requesting(offered).towards(SERVER).say(server, now);
     assert_eq!(said, Said::Ack(offered));
     offered
 }
@@ -179,7 +179,7 @@ fn discover_offer_request_ack() {
     );
     assert!(server.effects().changes.is_empty(), "an offer is no lease");
 
-    let said = request(1).requesting(address).to_server(SERVER).ask(&mut server, 102);
+    let said = request(1).requesting(address).towards(SERVER).ask(&mut server, 102);
     assert_eq!(Said::from(said), Said::Ack(address));
     let effects = server.effects();
     assert_eq!(effects.events, [Event::Bound { mac: mac(1), address, port: Some(1) }]);
@@ -256,7 +256,7 @@ fn options_are_what_the_client_asked_for() {
     assert_eq!(told, expected);
 
     // Who asks for nothing gets what it cannot do without, and a lease that is neither too short nor too long.
-    let plain = request(1).requesting(at(16)).to_server(SERVER).with(option::LEASE_TIME, [0, 0, 0, 1]);
+    let plain = request(1).requesting(at(16)).towards(SERVER).with(option::LEASE_TIME, [0, 0, 0, 1]);
     let told = options(plain.ask(&mut server, 0));
     assert_eq!(told.keys().copied().collect::<Vec<_>>(), [1, 3, 6, 12, 15, 28, 51, 53, 54, 58, 59]);
     assert_eq!(told[&51], [0, 0, 0, 60]);
@@ -316,10 +316,10 @@ fn init_reboot_and_renewal_of_what_is_known_and_what_is_not() {
 fn a_client_of_another_server_is_let_go() {
     let mut server = Server::new(config(254));
     let Said::Offer(offered) = discover(1).say(&mut server, 0) else { panic!("no offer") };
-    let elsewhere = request(1).requesting(at(77)).to_server(at(250));
+    let elsewhere = request(1).requesting(at(77)).towards(at(250));
     assert_eq!(elsewhere.say(&mut server, 0), Said::Nothing(Silence::OtherServer));
     assert!(server.list(0).is_empty(), "{offered} is free again");
-    let release = Ask::new(Kind::Release, 1).of(offered).to_server(at(250));
+    let release = Ask::new(Kind::Release, 1).of(offered).towards(at(250));
     assert_eq!(release.say(&mut server, 0), Said::Nothing(Silence::OtherServer));
 }
 
@@ -335,10 +335,10 @@ fn addresses_in_use_are_found_out_before_and_after() {
         Said::Offer(second),
         "the client's own answer"
     );
-    assert_eq!(request(1).requesting(second).to_server(SERVER).say(&mut server, 0), Said::Ack(second));
+    assert_eq!(request(1).requesting(second).towards(SERVER).say(&mut server, 0), Said::Ack(second));
     server.effects();
     // The client finds out by itself.
-    let decline = Ask::new(Kind::Decline, 1).requesting(second).to_server(SERVER);
+    let decline = Ask::new(Kind::Decline, 1).requesting(second).towards(SERVER);
     assert_eq!(
         decline.clone().at(5).say(&mut server, 0),
         Said::Nothing(Silence::NotTheirs),
@@ -361,7 +361,7 @@ fn only_the_client_gives_its_address_up() {
     let mut server = Server::new(config(254));
     let address = lease(&mut server, 1, 0);
     server.effects();
-    let release = |n| Ask::new(Kind::Release, n).of(address).to_server(SERVER);
+    let release = |n| Ask::new(Kind::Release, n).of(address).towards(SERVER);
     assert_eq!(release(2).say(&mut server, 1), Said::Nothing(Silence::NotTheirs));
     assert_eq!(release(1).at(2).say(&mut server, 1), Said::Nothing(Silence::NotTheirs), "from another port");
     let foreign = Ask { source: Some(mac(2)), ..release(1) };
@@ -379,7 +379,7 @@ fn what_is_not_served_has_a_name() {
     assert_eq!(relayed.say(&mut server, 0), Said::Nothing(Silence::Relayed));
     let foreign = Ask { source: Some(mac(2)), ..discover(1) };
     assert_eq!(foreign.say(&mut server, 0), Said::Nothing(Silence::Foreign));
-    let decline = Ask::new(Kind::Decline, 1).to_server(SERVER);
+    let decline = Ask::new(Kind::Decline, 1).towards(SERVER);
     assert_eq!(decline.say(&mut server, 0), Said::Nothing(Silence::Incomplete));
     let outcome = server.handle(0, b"hello", &Origin { port: 0, mac: mac(1), source: Ipv4Addr::UNSPECIFIED });
     assert!(matches!(outcome, Outcome::Silence(Silence::Malformed(_))));
@@ -396,7 +396,7 @@ fn a_port_takes_its_share_and_leaves_the_rest() {
     assert_eq!(server.list(0).len(), 32);
     let taken = |server: &mut Server, n| {
         let Said::Offer(address) = discover(n).at(1).say(server, 1) else { return false };
-        request(n).at(1).requesting(address).to_server(SERVER).say(server, 1) == Said::Ack(address)
+        request(n).at(1).requesting(address).towards(SERVER).say(server, 1) == Said::Ack(address)
     };
     assert_eq!((2000..3000).filter(|&n| taken(&mut server, n)).count(), 32);
     assert_eq!(discover(1).at(1).say(&mut server, 1), Said::Nothing(Silence::PortLimit));
@@ -432,7 +432,7 @@ fn reservations_hold_and_may_change() {
     // Two identifiers of one machine: its firmware's and its system's.
     let duid = |ask: Ask| ask.with(option::CLIENT, b"\xffduid");
     assert_eq!(duid(discover(1)).say(&mut server, 1), Said::Offer(at(16)));
-    assert_eq!(duid(request(1)).requesting(at(16)).to_server(SERVER).say(&mut server, 1), Said::Ack(at(16)));
+    assert_eq!(duid(request(1)).requesting(at(16)).towards(SERVER).say(&mut server, 1), Said::Ack(at(16)));
 
     // The address of one that has another already: it is told so when it renews, and then gets its own.
     let old = lease(&mut server, 4, 2);
@@ -459,14 +459,11 @@ fn one_station_does_not_get_anothers_address_by_its_identifier() {
     let mut server = Server::new(config(254));
     let duid = |ask: Ask| ask.with(option::CLIENT, b"\xffduid");
     let Said::Offer(address) = duid(discover(1)).say(&mut server, 0) else { panic!("no offer") };
-    assert_eq!(
-        duid(request(1)).requesting(address).to_server(SERVER).say(&mut server, 0),
-        Said::Ack(address)
-    );
+    assert_eq!(duid(request(1)).requesting(address).towards(SERVER).say(&mut server, 0), Said::Ack(address));
     for claim in [
         request(2).requesting(address),
         request(2).of(address),
-        request(2).requesting(address).to_server(SERVER),
+        request(2).requesting(address).towards(SERVER),
     ] {
         assert_eq!(duid(claim).say(&mut server, 0), Said::Nak);
     }
@@ -576,13 +573,13 @@ proptest! {
                     let address = offered.get(&client).copied().filter(|_| to == Some(1)).unwrap_or(at(address));
                     ask = if ciaddr { ask.of(address) } else { ask.requesting(address) };
                     if let Some(last) = to {
-                        ask = ask.to_server(at(last));
+                        ask = ask.towards(at(last));
                     }
                     (client, ask.ask(&mut server, now))
                 }
                 Step::Decline { client, address } => {
                     let before = server.list(now);
-                    let ask = Ask::new(Kind::Decline, client).requesting(at(address)).to_server(SERVER);
+                    let ask = Ask::new(Kind::Decline, client).requesting(at(address)).towards(SERVER);
                     let outcome = ask.ask(&mut server, now);
                     if server.list(now) != before {
                         granted.retain(|given, (to, _)| (*given, *to) != (at(address), client));
@@ -590,7 +587,7 @@ proptest! {
                     (client, outcome)
                 }
                 Step::Release { client, address } => {
-                    let ask = Ask::new(Kind::Release, client).of(at(address)).to_server(SERVER);
+                    let ask = Ask::new(Kind::Release, client).of(at(address)).towards(SERVER);
                     let outcome = ask.ask(&mut server, now);
                     if outcome == Outcome::Silence(Silence::Done) {
                         granted.remove(&at(address));
