@@ -627,7 +627,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(300))]
+        #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
         fn longest_prefix_wins_in_ipv4(history in history(32), packed in any::<bool>()) {
