@@ -4,7 +4,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering;
 
-use super::slot::{Adjacency, Slot, State};
+use super::slot::{Slot, State};
 use super::{Address, Neighbours};
 use crate::packet::ethernet::Mac;
 
@@ -65,8 +65,6 @@ pub enum Action {
         interface: u16,
         /// Who.
         address: Address,
-        /// Its adjacency.
-        adjacency: Adjacency,
     },
 }
 
@@ -91,7 +89,7 @@ impl Neighbours {
             for id in start..end {
                 let slot = &self.slots[id];
                 if let Some((interface, address, _)) = slot.owner()
-                    && !self.age(slot, (interface, address), id as u32, now, actions)
+                    && !self.age(slot, (interface, address), now, actions)
                 {
                     self.release(&mut writer, id as u32);
                 }
@@ -108,7 +106,6 @@ impl Neighbours {
         &self,
         slot: &Slot,
         (interface, address): (u16, Address),
-        id: u32,
         now: u32,
         actions: &mut Vec<Action>,
     ) -> bool {
@@ -146,8 +143,7 @@ impl Neighbours {
                     actions.push(ask(probing.then(|| link.mac())));
                 } else if slot.change(link, link.with(State::Failed), now) {
                     self.failed.fetch_add(1, Ordering::Relaxed);
-                    let adjacency = Adjacency { id, version: slot.version() };
-                    actions.push(Action::Failed { interface, address, adjacency });
+                    actions.push(Action::Failed { interface, address });
                 }
                 true
             }

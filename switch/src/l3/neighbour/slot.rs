@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::FromZeros;
 
-use super::{Address, Entry};
+use super::{Address, Entry, Waiting};
 use crate::packet::ethernet::Mac;
 
 /// How sure we are of a neighbour; names and meaning as with `ip neighbour` (RFC 4861, 7.3.2).
@@ -57,29 +57,6 @@ impl State {
             0x80 => Self::Permanent,
             _ => Self::Incomplete,
         }
-    }
-}
-
-/// A neighbour's slot, and the version of the slot that is meant: another version is another neighbour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Adjacency {
-    /// Number of the slot.
-    pub id: u32,
-    /// Version of the slot; never 0 in use.
-    pub version: u32,
-}
-
-impl Adjacency {
-    /// Both in one word, never 0.
-    #[inline]
-    pub fn bits(self) -> u64 {
-        u64::from(self.version) << 32 | u64::from(self.id)
-    }
-
-    /// The inverse of [`Self::bits`]; 0 is nobody's.
-    #[inline]
-    pub fn from_bits(bits: u64) -> Self {
-        Self { id: bits as u32, version: (bits >> 32) as u32 }
     }
 }
 
@@ -151,7 +128,6 @@ impl Link {
         self.0 & Self::FIXED != 0
     }
 
-    #[inline]
     pub(super) fn is_of(self, version: u32) -> bool {
         (self.0 >> 56) as u8 == version as u8
     }
@@ -192,18 +168,88 @@ impl Slot {
         self.version.load(Ordering::Acquire)
     }
 
-    /// The slot's version if it is this neighbour's.
+    /// Whether it is somebody's.
     #[inline]
-    pub(super) fn holds(&self, interface: u16, address: Address) -> Option<u32> {
+    pub(super) fn is_used(&self) -> bool {
+        self.owner.load(Ordering::Acquire) & USED != 0
+    }
+
+    /// Whether it is this neighbour's.
+    #[inline]
+    pub(super) fn holds(&self, interface: u16, address: Address) -> bool {
         let version = self.version();
         let owner = self.owner.load(Ordering::Acquire);
+        let same = owner & (USED | 0xffff) == USED | u64::from(interface) && self.address() == address;
+        // Still of that version, so all that was read belongs together.
+        same && self.version() == version
+    }
+
+    /// The interface on whose link the neighbour is.
+    #[inline]
+    pub fn interface(&self) -> u16 {
+        self.owner.load(Ordering::Acquire) as u16
+    }
+
+    /// The neighbour's address.
+    #[inline]
+    pub fn address(&self) -> Address {
         let high = self.high.load(Ordering::Acquire);
         let low = self.low.load(Ordering::Acquire);
-        let same = owner & (USED | 0xffff) == USED | u64::from(interface)
-            && high == (address.0 >> 64) as u64
-            && low == address.0 as u64;
-        // Still of that version, so all that was read belongs together.
-        (same && self.version() == version).then_some(version)
+        Address(u128::from(high) << 64 | u128::from(low))
+    }
+
+    /// Where to send what goes to the neighbour, if that is known; notes that it is used. One that was silent for long
+    /// is asked soon whether it is still there ([`State::Delay`]).
+    #[inline]
+    pub fn usable_mac(&self, now: u32) -> Option<Mac> {
+        let link = self.link();
+        if self.used.load(Ordering::Relaxed) != now {
+            self.used.store(now, Ordering::Relaxed);
+        }
+        if link.is_fresh() { Some(link.mac()) } else { self.wake(link, now) }
+    }
+
+    #[cold]
+    fn wake(&self, link: Link, now: u32) -> Option<Mac> {
+        (link.state() == State::Stale).then(|| {
+            // Should another be faster, that is as well.
+            self.change(link, link.with(State::Delay), now);
+            link.mac()
+        })
+    }
+
+    /// What to do with a packet, the neighbour's MAC address being unknown. One that did not answer is asked for again
+    /// after a second.
+    pub fn ask(&self, now: u32) -> Waiting {
+        let link = self.link();
+        match link.state() {
+            State::Failed if self.since() == now => Waiting::Failed,
+            State::Failed => match self.change(link, link.with(State::Incomplete), now) {
+                true => {
+                    self.set_probes(1);
+                    Waiting::Ask
+                }
+                false => Waiting::Wait,
+            },
+            State::Incomplete => {
+                let first = self.probes.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+                if first { Waiting::Ask } else { Waiting::Wait }
+            }
+            // It has just answered, or so: whoever asks knows better.
+            _ => Waiting::Wait,
+        }
+    }
+
+    /// Notes that the neighbour proved to be there: something came back that only an arrival of ours can have caused.
+    #[inline]
+    pub fn prove(&self, now: u32) {
+        let link = self.link();
+        if link.is_usable() && !link.is_fixed() {
+            self.confirm(now);
+            if link.state() != State::Reachable {
+                self.change(link, link.with(State::Reachable), now);
+            }
+        }
     }
 
     #[inline]
@@ -216,13 +262,6 @@ impl Slot {
         // Before the state, so that nobody judges the new state by the age of the old one.
         self.since.store(now, Ordering::Relaxed);
         self.link.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
-
-    #[inline]
-    pub(super) fn touch(&self, now: u32) {
-        if self.used.load(Ordering::Relaxed) != now {
-            self.used.store(now, Ordering::Relaxed);
-        }
     }
 
     #[inline]
@@ -267,14 +306,11 @@ impl Slot {
     /// Whose it is and what it is charged to. For the holder of the writer's lock.
     pub(super) fn owner(&self) -> Option<(u16, Address, u16)> {
         let owner = self.owner.load(Ordering::Acquire);
-        let high = self.high.load(Ordering::Acquire);
-        let low = self.low.load(Ordering::Acquire);
-        let address = Address(u128::from(high) << 64 | u128::from(low));
-        (owner & USED != 0).then_some((owner as u16, address, (owner >> 32) as u16))
+        (owner & USED != 0).then(|| (owner as u16, self.address(), (owner >> 32) as u16))
     }
 
-    /// Gives the slot, which is nobody's, to a neighbour; its version. For the holder of the writer's lock.
-    pub(super) fn give(&self, (interface, address): (u16, Address), link: Link, port: u16, now: u32) -> u32 {
+    /// Gives the slot, which is nobody's, to a neighbour. For the holder of the writer's lock.
+    pub(super) fn give(&self, (interface, address): (u16, Address), link: Link, port: u16, now: u32) {
         let version = self.version().wrapping_add(1).max(1);
         self.version.store(version, Ordering::Release);
         self.high.store((address.0 >> 64) as u64, Ordering::Release);
@@ -282,10 +318,10 @@ impl Slot {
         for time in [&self.used, &self.confirmed, &self.since, &self.updated] {
             time.store(now, Ordering::Relaxed);
         }
-        self.probes.store(1, Ordering::Relaxed);
+        // Nobody has asked yet.
+        self.probes.store(0, Ordering::Relaxed);
         self.link.store(link.version(version).0, Ordering::Release);
         self.owner.store(USED | u64::from(interface) | u64::from(port) << 32, Ordering::Release);
-        version
     }
 
     /// Takes the slot from its neighbour. For the holder of the writer's lock.

@@ -1,10 +1,11 @@
 //! Making and removing neighbours: what happens under the writer's lock.
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use super::slot::{Link, Slot, State, WAYS};
-use super::{Address, Adjacency, Neighbours};
+use super::{Address, Neighbours};
 use crate::packet::ethernet::Mac;
 use crate::refusal::Refusal;
 
@@ -13,8 +14,8 @@ const EVICTION_PROBES: usize = 256;
 
 /// What only the holder of the lock knows.
 pub(super) struct Writer {
-    /// Slots that were used and are free.
-    free: Vec<u32>,
+    /// Slots that were used and are free once their epoch has passed, in the order of that.
+    free: VecDeque<(u32, u64)>,
     /// The first slot that never was used.
     next: u32,
     /// Entries of each port.
@@ -27,7 +28,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(ports: usize) -> Self {
-        Self { free: Vec::new(), next: 0, per_port: vec![0; ports], holders: 0, probe: 0 }
+        Self { free: VecDeque::new(), next: 0, per_port: vec![0; ports], holders: 0, probe: 0 }
     }
 
     /// How many slots have been in use at some time.
@@ -63,7 +64,7 @@ impl Neighbours {
         link: Link,
         port: u16,
         now: u32,
-    ) -> Option<Adjacency> {
+    ) -> Option<u32> {
         if self.len() >= self.limit() && !self.evict(writer, port, now) {
             self.full.fetch_add(1, Ordering::Relaxed);
             return None;
@@ -80,19 +81,30 @@ impl Neighbours {
             self.full.fetch_add(1, Ordering::Relaxed);
             return None;
         };
-        let id = match writer.free.pop() {
-            Some(id) => id,
-            None if writer.next < self.limit() => {
-                writer.next += 1;
-                writer.next - 1
-            }
-            None => return None,
+        let Some(id) = self.vacant(writer) else {
+            self.full.fetch_add(1, Ordering::Relaxed);
+            return None;
         };
-        let version = self.slots[id as usize].give(key, link, port, now);
+        self.slots[id as usize].give(key, link, port, now);
         way.store(tag | u64::from(id + 1), Ordering::Release);
         writer.charge(port);
         self.count.fetch_add(1, Ordering::Relaxed);
-        Some(Adjacency { id, version })
+        Some(id)
+    }
+
+    /// A slot that nobody has, or can still be looking at.
+    fn vacant(&self, writer: &mut Writer) -> Option<u32> {
+        if let Some(&(id, epoch)) = writer.free.front()
+            && self.epochs.passed(epoch)
+        {
+            writer.free.pop_front();
+            return Some(id);
+        }
+        let id = writer.next;
+        ((id as usize) < self.slots.len()).then(|| {
+            writer.next += 1;
+            id
+        })
     }
 
     /// Removes the entry of a slot.
@@ -108,7 +120,7 @@ impl Neighbours {
         }
         slot.take();
         writer.discharge(port);
-        writer.free.push(id);
+        writer.free.push_back((id, self.epochs.advance()));
         self.count.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -119,6 +131,8 @@ impl Neighbours {
         let newcomer = u32::from(writer.held(port) == 0);
         let share = (self.limit() / (writer.holders + newcomer).max(1)).max(1);
         let operator = port == u16::MAX;
+        // Where nobody has too much, the operator's comes first.
+        let anybody = operator && writer.per_port.iter().all(|&held| held <= share);
         let modest = operator || writer.held(port) < share;
         let slots = writer.high();
         for step in 0..EVICTION_PROBES.min(slots) {
@@ -127,7 +141,7 @@ impl Neighbours {
             let Some((_, _, charged)) = slot.owner() else { continue };
             let link = slot.link();
             let unanswered = !link.is_usable() && now != slot.since();
-            let greedy = writer.held(charged) > share || operator;
+            let greedy = writer.held(charged) > share || anybody;
             if !link.is_fixed() && (modest && greedy || charged == port && unanswered) {
                 writer.probe = id;
                 self.release(writer, id as u32);
@@ -149,8 +163,8 @@ impl Neighbours {
             return Err(Refusal::new(format!("mac {mac} is no station's address")));
         }
         let mut writer = self.lock();
-        if let Some(adjacency) = self.find(interface, address) {
-            self.release(&mut writer, adjacency.id);
+        if let Some(id) = self.find(interface, address) {
+            self.release(&mut writer, id);
         }
         let link = Link::resolved(mac, State::Permanent);
         // A search for a victim looks at some entries; a full table has many.
@@ -169,8 +183,8 @@ impl Neighbours {
     pub fn remove(&self, interface: u16, address: Address) -> bool {
         let mut writer = self.lock();
         let found = self.find(interface, address);
-        if let Some(adjacency) = found {
-            self.release(&mut writer, adjacency.id);
+        if let Some(id) = found {
+            self.release(&mut writer, id);
         }
         found.is_some()
     }
