@@ -1,4 +1,14 @@
-//! Hints to the processor and to the kernel about large tables. Neither changes what a program means.
+//! Large tables: their memory, and hints about it to the processor and to the kernel.
+
+use std::num::NonZeroUsize;
+use std::ops::Deref;
+use std::ptr::NonNull;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use zerocopy::FromZeros;
+
+/// Size of a huge page.
+const HUGE: usize = 2 << 20;
 
 /// Asks for the cache line at which `value` begins, to be there soon.
 #[inline(always)]
@@ -14,10 +24,10 @@ pub fn prefetch<T>(value: &T) {
     let _ = value;
 }
 
-/// Asks the kernel to back a large table by huge pages: a random access to ordinary pages costs a walk of the page
-/// tables on top. A kernel that will not is no error.
+/// Asks the kernel to back a part of a table by huge pages: a random access to ordinary pages costs a walk of the page
+/// tables on top. A kernel that will not is no error. The first write to each then clears all of it, which takes tens
+/// of microseconds.
 pub fn prefer_huge_pages<T>(table: &[T]) {
-    const HUGE: usize = 2 << 20;
     let start = table.as_ptr().addr().next_multiple_of(HUGE);
     let end = (table.as_ptr().addr() + size_of_val(table)) / HUGE * HUGE;
     if start < end {
@@ -26,5 +36,92 @@ pub fn prefer_huge_pages<T>(table: &[T]) {
         unsafe {
             libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE);
         }
+    }
+}
+
+/// A large table of zeros. Its pages are the kernel's until something is written to them, so what is never used costs
+/// nothing; an allocator would write the zeros itself for types of a large alignment.
+pub struct Pages<T: FromZeros> {
+    start: NonNull<T>,
+    len: usize,
+    /// The mapping that it lies in.
+    mapping: Option<(NonNull<libc::c_void>, usize)>,
+}
+
+// SAFETY: it owns what it points to, as a boxed slice does.
+unsafe impl<T: FromZeros + Send> Send for Pages<T> {}
+// SAFETY: a shared reference gives shared references to the elements and nothing else.
+unsafe impl<T: FromZeros + Sync> Sync for Pages<T> {}
+
+impl<T: FromZeros> Pages<T> {
+    /// `len` zeroed elements.
+    ///
+    /// # Panics
+    /// There is no memory.
+    pub fn new(len: usize) -> Self {
+        const { assert!(align_of::<T>() <= 4096 && !std::mem::needs_drop::<T>()) };
+        let bytes = len.checked_mul(size_of::<T>()).expect("a size that fits the address space");
+        // Room for a beginning at which huge pages may lie.
+        let align = if bytes >= HUGE { HUGE } else { 1 };
+        let Some(length) = NonZeroUsize::new(bytes).and_then(|bytes| bytes.checked_add(align - 1)) else {
+            return Self { start: NonNull::dangling(), len, mapping: None };
+        };
+        let (protection, flags) =
+            (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE);
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        let mapping = unsafe { mmap_anonymous(None, length, protection, flags) };
+        let mapping = mapping.unwrap_or_else(|e| panic!("no {bytes} bytes of memory for a table: {e}"));
+        let start = mapping.map_addr(|at| at.saturating_add(at.get().next_multiple_of(align) - at.get()));
+        Self { start: start.cast(), len, mapping: Some((mapping, length.get())) }
+    }
+}
+
+impl<T: FromZeros> Deref for Pages<T> {
+    type Target = [T];
+
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        // SAFETY: the mapping holds `len` elements from `start` on, lives as long as `self`, `start` is aligned to pages and so to `T`, and all
+        // zeros are values of `T`; nobody writes to it but through shared references to `T`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: FromZeros> Drop for Pages<T> {
+    fn drop(&mut self) {
+        if let Some((mapping, length)) = self.mapping {
+            // SAFETY: the mapping was made by `new`, and nobody can hold a reference into it.
+            let unmapped = unsafe { munmap(mapping, length) };
+            debug_assert_eq!(unmapped, Ok(()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[derive(FromZeros)]
+    #[repr(C, align(64))]
+    struct Line([AtomicU64; 8]);
+
+    #[test]
+    fn a_table_is_zero_aligned_and_takes_what_is_written() {
+        let table = Pages::<Line>::new(100_000);
+        prefer_huge_pages(&table);
+        assert_eq!((table.len(), table.as_ptr().addr() % 64), (100_000, 0));
+        assert!(table.iter().flat_map(|line| &line.0).all(|word| word.load(Ordering::Relaxed) == 0));
+        table[99_999].0[7].store(5, Ordering::Relaxed);
+        prefetch(&table[99_999]);
+        assert_eq!(table[99_999].0[7].load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn an_empty_table_is_one_too() {
+        let table = Pages::<Line>::new(0);
+        prefer_huge_pages(&table);
+        assert!(table.is_empty());
     }
 }

@@ -7,6 +7,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use shunt_switch::clock;
 use shunt_switch::conntrack::{Conntrack, Key, Key4, Limits, Local, NewConnection, Packet, Ref};
@@ -138,6 +139,12 @@ fn typical(mut samples: Vec<u64>) -> u64 {
     samples[samples.len() / 4]
 }
 
+/// Time that this thread has had the processor.
+fn own_time() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock");
+    time.into()
+}
+
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").expect("/proc");
     let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("a number");
@@ -162,11 +169,11 @@ fn main() {
         let mut table = Table::new(1_000_000, 1);
         let timeouts = &table.conntrack.shared.timeouts;
         assert!(timeouts.set(shunt_switch::conntrack::Timeout::Udp, 1));
-        let (mut samples, mut next, mut longest) = (Vec::new(), 0, 0);
+        let (mut samples, mut next, mut longest) = (Vec::new(), 0, Duration::ZERO);
         for second in 0..(4_000_000 / alive) {
             table.now += 1;
             for _ in 0..alive / BURST as u32 {
-                let start = clock::cycles();
+                let (own, start) = (own_time(), clock::cycles());
                 table.epochs.quiesce(0);
                 table.locals[0].turn(&table.conntrack, table.now);
                 for _ in 0..BURST {
@@ -180,7 +187,7 @@ fn main() {
                     next = (next + 1) % 20_000_000;
                 }
                 let taken = clock::cycles().wrapping_sub(start);
-                longest = longest.max(taken);
+                longest = longest.max(own_time() - own);
                 if second >= 2 {
                     samples.push(taken / BURST as u64);
                 }
@@ -191,7 +198,7 @@ fn main() {
         println!(
             "new and expired, {alive} alive: {cycles} cycles, {:.0} ns each; longest turn of 64 {:.1} us",
             cycles as f64 / per_ns,
-            longest as f64 / per_ns / 1000.0
+            longest.as_nanos() as f64 / 1000.0
         );
     }
 

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use super::{Bucket, LOCK_TRIES, STRIPES, WAYS, new_buckets};
+use super::{Buckets, LOCK_TRIES, STRIPES, WAYS, new_buckets, prepare_buckets};
 
 /// Bits of the reference in a word, which is kept plus 1.
 const REFERENCE: u64 = (1 << 28) - 1;
@@ -18,7 +18,7 @@ const LOAD: usize = 80;
 
 /// The table of references.
 pub(super) struct Index {
-    buckets: Box<[Bucket]>,
+    buckets: Buckets,
     stripes: Box<[AtomicBool]>,
     /// Moves from bucket to bucket; a reader that found nothing while this changed looks again.
     moves: AtomicU64,
@@ -49,6 +49,11 @@ impl Index {
             stripes: (0..STRIPES).map(|_| AtomicBool::new(false)).collect(),
             moves: AtomicU64::new(0),
         }
+    }
+
+    /// Has the kernel provide the memory now.
+    pub(super) fn prepare(&self) {
+        prepare_buckets(&self.buckets);
     }
 
     /// Bytes of the buckets.

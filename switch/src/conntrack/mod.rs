@@ -57,8 +57,16 @@ const LOCK_TRIES: usize = 200;
 #[repr(C, align(64))]
 struct Bucket([AtomicU64; WAYS]);
 
-fn new_buckets(count: usize) -> Box<[Bucket]> {
-    <[Bucket]>::new_box_zeroed_with_elems(count).expect("memory for the connection table's index")
+type Buckets = crate::memory::Pages<Bucket>;
+
+fn new_buckets(count: usize) -> Buckets {
+    Buckets::new(count)
+}
+
+fn prepare_buckets(buckets: &[Bucket]) {
+    table::make_ready(buckets, |bucket| {
+        bucket.0[0].fetch_or(0, atomic::Ordering::Relaxed);
+    });
 }
 
 /// The tables of both families.

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crossbeam_utils::CachePadded;
-use zerocopy::FromZeros;
 
 use super::entry::Half;
 use super::inbox::Inbox;
@@ -17,14 +16,14 @@ use super::index::Index;
 use super::key::{Family, Key, Secret};
 use super::shared::Shared;
 use super::state::State;
-use crate::memory;
+use crate::memory::{self, Pages};
 
 /// Connections in a chunk.
 pub(super) const CHUNK: u32 = 256;
 /// Free connections that an owner keeps for itself.
 pub(super) const KEEP: u32 = 1024;
-/// Bytes of the array that are made ready ahead of need.
-const READY: usize = 8 << 20;
+/// Bytes of the array that are made ready at a time, and at least ahead of need: a huge page.
+const READY: usize = 2 << 20;
 
 /// One direction of a connection in its table. Stays good until its worker's turn ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,13 +116,15 @@ pub(super) enum Removed {
 
 /// The table.
 pub struct Table<F: Family> {
-    halves: Box<[Half<F>]>,
+    halves: Pages<Half<F>>,
     pub(super) index: Index,
     secret: Secret,
     /// Chunks handed out.
     handed: AtomicU32,
     /// Chunks whose pages were made ready.
     ready: AtomicU32,
+    /// Chunks handed out when that was last looked after.
+    handed_before: AtomicU32,
     /// Free connections that an owner had too many of.
     pool: Mutex<Vec<Chain>>,
     inboxes: Box<[CachePadded<Inbox>]>,
@@ -137,12 +138,12 @@ impl<F: Family> Table<F> {
         let spare = workers as u32 * (KEEP + 2 * CHUNK) + (capacity / 64).max(16 * CHUNK);
         let chunks = (capacity + spare).div_ceil(CHUNK);
         let table = Self {
-            halves: <[Half<F>]>::new_box_zeroed_with_elems((chunks * CHUNK * 2) as usize)
-                .expect("memory for the connection table"),
+            halves: Pages::new((chunks * CHUNK * 2) as usize),
             index: Index::new(capacity as usize * 2),
             secret: Secret::new(),
             handed: AtomicU32::new(0),
             ready: AtomicU32::new(0),
+            handed_before: AtomicU32::new(0),
             pool: Mutex::new(Vec::with_capacity((chunks * CHUNK / super::owner::BATCH) as usize + 1)),
             inboxes: (0..workers).map(|_| CachePadded::new(Inbox::new())).collect(),
             shared,
@@ -154,22 +155,32 @@ impl<F: Family> Table<F> {
     /// Makes pages ready that will be needed soon, so that no packet waits for the kernel to clear one. To be called
     /// about once a second, by a thread that carries no packets.
     pub fn prepare(&self) {
-        let per_step = (READY / 4 / (2 * CHUNK as usize * size_of::<Half<F>>())).max(1) as u32;
-        let chunks = self.halves.len() as u32 / (2 * CHUNK);
+        let handed = self.handed.load(Ordering::Relaxed);
+        if handed == 0 && F::V6 {
+            // Perhaps never.
+            return;
+        }
+        if self.ready.load(Ordering::Relaxed) == 0 {
+            self.index.prepare();
+        }
+        let per_chunk = 2 * CHUNK as usize * size_of::<Half<F>>();
+        let chunks = (self.halves.len() * size_of::<Half<F>>() / per_chunk) as u32;
+        // Four times what the time since the last call has taken.
+        let taken = handed - self.handed_before.swap(handed, Ordering::Relaxed).min(handed);
+        let ahead = (taken as usize * per_chunk * 4).clamp(READY, 64 * READY) / per_chunk;
+        let end = handed.saturating_add(ahead as u32).min(chunks);
+        let per_step = (READY / per_chunk) as u32;
         loop {
-            let (handed, ready) = (self.handed.load(Ordering::Relaxed), self.ready.load(Ordering::Relaxed));
-            let from = ready.max(handed);
-            let ahead = (from - handed) as usize * 2 * CHUNK as usize * size_of::<Half<F>>();
-            if ahead >= READY || from >= chunks {
+            // Where workers were faster than this, they have touched the pages themselves.
+            let from = self.ready.load(Ordering::Relaxed).max(self.handed.load(Ordering::Relaxed));
+            let from = from.next_multiple_of(per_step);
+            if from >= end {
                 return;
             }
             let to = (from + per_step).min(chunks);
-            let halves = &self.halves[(from * 2 * CHUNK) as usize..(to * 2 * CHUNK) as usize];
-            memory::prefer_huge_pages(halves);
-            for half in halves.iter().step_by(4096 / size_of::<Half<F>>()) {
-                // A write that changes nothing.
+            make_ready(&self.halves[(from * 2 * CHUNK) as usize..(to * 2 * CHUNK) as usize], |half| {
                 half.cold.fetch_or(0, Ordering::Relaxed);
-            }
+            });
             self.ready.store(to, Ordering::Relaxed);
         }
     }
@@ -350,4 +361,10 @@ impl<F: Family> Table<F> {
         }
         (to < end).then_some(to)
     }
+}
+
+/// Has the kernel provide the pages of a part of a table. `touch` writes to an element without changing it.
+pub(super) fn make_ready<T>(part: &[T], touch: impl Fn(&T)) {
+    memory::prefer_huge_pages(part);
+    part.iter().step_by(4096 / size_of::<T>()).for_each(touch);
 }

@@ -22,9 +22,13 @@ const LOCK_TRIES: usize = 1;
 
 struct Bucket([AtomicU64; WAYS]);
 
-fn new_buckets(count: usize) -> Box<[Bucket]> {
+type Buckets = Box<[Bucket]>;
+
+fn new_buckets(count: usize) -> Buckets {
     (0..count).map(|_| Bucket(std::array::from_fn(|_| AtomicU64::new(0)))).collect()
 }
+
+fn prepare_buckets(_: &[Bucket]) {}
 
 /// The first hash, of those that a counter makes, that is in this bucket first, in that one else, and of this stripe.
 fn hash(index: &Index, first: usize, other: usize, stripe: usize) -> u64 {
