@@ -166,8 +166,14 @@ impl Index {
         let word = tag | (u64::from(reference) + 1);
         let first = self.first(hash);
         let second = self.other(first, tag);
-        [first, second].into_iter().any(|place| self.put(place, word))
-            || self.make_way(stripes, [first, second], word)
+        let used = |place: usize| {
+            self.buckets[place].0.iter().filter(|slot| slot.load(Ordering::Relaxed) != 0).count()
+        };
+        // The first bucket, where readers look first, unless it is nearly full and the other one is emptier: so hardly
+        // any gets full before all are.
+        let here = used(first);
+        let order = if here + 1 < WAYS || here <= used(second) { [first, second] } else { [second, first] };
+        order.into_iter().any(|place| self.put(place, word)) || self.make_way(stripes, order, word)
     }
 
     /// Puts a word into a free place of a bucket. Everything that it leads to was written before.

@@ -20,6 +20,8 @@ use super::wheel::{END, Wheel};
 pub(super) const BATCH: u32 = 64;
 /// Appointments kept in one turn.
 const DUE_PER_TURN: usize = 64;
+/// Of these, such that are looked at side by side.
+const DUE_AT_ONCE: usize = 16;
 /// Messages read in one turn.
 const MESSAGES_PER_TURN: usize = 128;
 /// The first look at a new connection is no later than this: its state will have changed, and this saves making a new
@@ -164,6 +166,7 @@ impl<F: Family> Owner<F> {
 
     fn admit(&mut self, table: &Table<F>, new: &NewConnection<F>, now: u32) -> Result<Ref, Refused> {
         let hashes = [&new.original, &new.reply].map(|key| table.hash(key));
+        hashes.iter().for_each(|&hash| table.prefetch(hash));
         if table.find(&new.original, hashes[0]).is_some() {
             return Err(Refused::Exists);
         }
@@ -279,9 +282,10 @@ impl<F: Family> Owner<F> {
             let Some(slot) = table.inbox(self.worker).take() else { break };
             self.look_at(table, Slot(slot), now);
         }
-        for _ in 0..DUE_PER_TURN {
-            let Some(slot) = self.wheel.due(table, now) else { break };
-            self.keep_appointment(table, slot, now);
+        for _ in 0..DUE_PER_TURN / DUE_AT_ONCE {
+            if !self.keep_appointments(table, now) {
+                break;
+            }
         }
         if self.waiting.count > 0 && table.shared.epochs.passed(self.awaited) {
             self.recycle(table);
@@ -318,6 +322,30 @@ impl<F: Family> Owner<F> {
     pub(super) fn reschedule(&mut self, table: &Table<F>, slot: Slot, now: u32) {
         self.wheel.cancel(table, slot);
         self.wheel.schedule(table, slot, table.remaining(slot, now).unwrap_or(1), now);
+    }
+
+    /// Looks at some connections whose appointments have come; false if there were none left.
+    #[inline]
+    fn keep_appointments(&mut self, table: &Table<F>, now: u32) -> bool {
+        let mut due = [Slot(END); DUE_AT_ONCE];
+        let mut count = 0;
+        while count < DUE_AT_ONCE
+            && let Some(slot) = self.wheel.due(table, now)
+        {
+            due[count] = slot;
+            count += 1;
+        }
+        // Where the index shows those that are over has to be fetched from memory: for all at the same time.
+        let due = &due[..count];
+        for &slot in due.iter().filter(|&&slot| table.remaining(slot, now).is_none()) {
+            for half in [table.first(slot), table.second(slot)] {
+                table.prefetch(table.hash(&half.key()));
+            }
+        }
+        for &slot in due {
+            self.keep_appointment(table, slot, now);
+        }
+        count == DUE_AT_ONCE
     }
 
     fn keep_appointment(&mut self, table: &Table<F>, slot: Slot, now: u32) {
