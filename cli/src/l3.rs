@@ -150,7 +150,7 @@ impl Asker {
                 self.ask(&api::DhcpLeases { interface }, |leases| show::leases(leases))
             }
             Dhcp::Release { interface, address } => {
-                self.ask(&api::DhcpRelease { interface, address }, silent)
+                self.ask(&api::DhcpRelease { interface, address }, show::flushed)
             }
         }
     }

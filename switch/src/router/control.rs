@@ -422,15 +422,12 @@ impl Switch {
         Ok(leases)
     }
 
-    /// Takes a lease away.
+    /// Takes a lease away; false if nobody has the address.
     ///
     /// # Errors
-    /// There is none.
-    pub fn release(&mut self, interface: &str, address: Ipv4Addr) -> Result<(), Refusal> {
+    /// No DHCP there.
+    pub fn release(&mut self, interface: &str, address: Ipv4Addr) -> Result<bool, Refusal> {
         self.router.dhcp_servers(Some(interface))?;
-        if self.live.as_ref().is_some_and(|live| live.release(interface, address)) {
-            return Ok(());
-        }
-        Err(Refusal::new(format!("interface {interface:?} has given {address} to nobody")))
+        Ok(self.live.as_ref().is_some_and(|live| live.release(interface, address)))
     }
 }

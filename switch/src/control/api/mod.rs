@@ -113,7 +113,7 @@ macro_rules! each_method {
             DhcpReserve = "dhcp.reserve" -> Dhcp;
             DhcpUnreserve = "dhcp.unreserve" -> Dhcp;
             DhcpLeases = "dhcp.leases" -> Vec<Lease>;
-            DhcpRelease = "dhcp.release" -> Done;
+            DhcpRelease = "dhcp.release" -> Flushed;
         }
     };
 }

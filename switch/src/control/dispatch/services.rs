@@ -1,7 +1,7 @@
 //! DHCP and router advertisements.
 #![forbid(unsafe_code)]
 
-use super::super::api::{self, Done};
+use super::super::api::{self, Done, Flushed};
 use super::super::rpc::Error;
 use super::{At, Handle};
 use crate::config::spec::{self, DhcpChange};
@@ -50,8 +50,8 @@ impl Handle for api::DhcpLeases {
 }
 
 impl Handle for api::DhcpRelease {
-    fn handle(self, at: &mut At<'_>) -> Result<Done, Error> {
-        at.switch.release(&self.interface, spec::v4("address", &self.address)?)?;
-        Ok(Done {})
+    fn handle(self, at: &mut At<'_>) -> Result<Flushed, Error> {
+        let released = at.switch.release(&self.interface, spec::v4("address", &self.address)?)?;
+        Ok(Flushed { removed: released.into() })
     }
 }
