@@ -351,6 +351,9 @@ impl Switch {
         if let Some(bridge) = self.bridges.get(&member.spec.bridge) {
             bridge.fdb.flush(Some(member.port.number()), true);
         }
+        if let Some(live) = &self.live {
+            live.neighbours.flush_port(member.port.number());
+        }
         Ok(())
     }
 

@@ -29,6 +29,13 @@ impl Switch {
     pub(crate) fn tick_router(&mut self) {
         let Some(live) = &self.live else { return };
         live.conntrack.prepare();
+        let asked = match &self.assignment().router {
+            Some(table) => live.age_neighbours(table, self.now()),
+            None => false,
+        };
+        if asked && let Some(worker) = self.workers.first() {
+            worker.wake();
+        }
         let changed = self.router.interfaces.keys().any(|name| live.is_up(name) != Some(self.is_up(*name)));
         if changed {
             self.publish_router();
@@ -261,7 +268,11 @@ impl Switch {
     /// # Errors
     /// No such interface or neighbour.
     pub fn del_neighbour(&mut self, interface: &str, address: IpAddr) -> Result<(), Refusal> {
-        self.router.del_neighbour(interface, address)?;
+        let forgotten = self.live.as_ref().is_some_and(|live| live.forget_neighbour(interface, address));
+        match self.router.del_neighbour(interface, address) {
+            Err(_) if forgotten => {}
+            result => result?,
+        }
         self.publish_router();
         Ok(())
     }
@@ -271,7 +282,8 @@ impl Switch {
     /// # Errors
     /// No such interface.
     pub fn flush_neighbours(&mut self, interface: Option<&str>) -> Result<u64, Refusal> {
-        self.router.flush_neighbours(interface)
+        let configured = self.router.flush_neighbours(interface)?;
+        Ok(configured + self.live.as_ref().map_or(0, |live| live.flush_neighbours(interface)))
     }
 
     /// The neighbours, by interface and address.
@@ -279,7 +291,8 @@ impl Switch {
     /// # Errors
     /// No such interface.
     pub fn neighbours(&self, interface: Option<&str>) -> Result<Vec<api::Neighbour>, Refusal> {
-        self.router.neighbours(interface)
+        let configured = self.router.neighbours(interface)?;
+        Ok(self.live.as_ref().map_or(configured, |live| live.list_neighbours(interface)))
     }
 
     // ---- translation --------------------------------------------------------------------------------------------

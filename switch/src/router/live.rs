@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
 
+use super::neighbour::Fixed;
 use super::{DhcpServer, Interface, Router};
 use crate::config::spec::{RouteKind, RouteMatch, RouteSpec};
 use crate::config::{Mac, Name};
@@ -58,6 +59,7 @@ pub(crate) struct Live {
     pub(crate) conntrack: Arc<Conntrack>,
     pub(crate) services: Services,
     placed: BTreeMap<Name, Placed>,
+    pub(super) fixed: Fixed,
 }
 
 impl Live {
@@ -80,6 +82,7 @@ impl Live {
             conntrack: Arc::new(Conntrack::new(capacity, workers, MAX_PORTS, epochs.clone())),
             services: Services::start(state, wake, notify)?,
             placed: BTreeMap::new(),
+            fixed: Fixed::new(),
         })
     }
 
@@ -91,6 +94,11 @@ impl Live {
     /// Whether an interface was up when it was looked at last.
     pub(crate) fn is_up(&self, name: &str) -> Option<bool> {
         self.placed.get(name).map(|placed| placed.up)
+    }
+
+    /// The name of an interface in force.
+    pub(crate) fn name(&self, index: u16) -> Option<Name> {
+        self.placed.iter().find(|(_, placed)| placed.index == index).map(|(name, _)| *name)
     }
 
     /// The members that interfaces are of a bridge.
@@ -122,6 +130,7 @@ impl Live {
             self.follow_interface(interface, is_up(interface))?;
             self.follow_services(interface, router.dhcp.get(&interface.name))?;
         }
+        self.follow_neighbours(router);
         self.rib.fib().bump();
         Ok(())
     }
@@ -149,6 +158,10 @@ impl Live {
         if placed.up != up {
             self.rib.interface_state(placed.index, up)?;
             placed.up = up;
+            if !up {
+                // Who was there need not be when it comes back.
+                self.neighbours.flush(Some(placed.index), false);
+            }
         }
         for old in placed.addresses.iter().filter(|old| !interface.addresses.contains(old)) {
             self.rib.del_address(placed.index, *old)?;

@@ -11,6 +11,7 @@ mod dhcp;
 mod interface;
 pub(crate) mod live;
 mod nat;
+mod neighbour;
 mod policy;
 mod route;
 

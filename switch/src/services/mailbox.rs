@@ -218,7 +218,7 @@ impl Inject {
     }
 
     /// Puts a frame in. False, and counted, if no buffer is free or the frame is empty or longer than [`FRAME_MAX`].
-    pub(super) fn push(&self, interface: u16, port: Option<u16>, frame: &[u8]) -> bool {
+    pub(crate) fn push(&self, interface: u16, port: Option<u16>, frame: &[u8]) -> bool {
         // Counted before it is there, so that whoever takes it never counts below zero.
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let put = self.boxes.put(|letter| {

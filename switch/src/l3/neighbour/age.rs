@@ -68,86 +68,105 @@ pub enum Action {
     },
 }
 
+/// What is to become of an entry.
+enum Fate {
+    Keep,
+    Drop,
+    Ask(Option<Mac>),
+    Fail,
+}
+
 fn passed(now: u32, since: u32) -> u32 {
     // A worker's clock may be a second ahead.
     (now.wrapping_sub(since) as i32).max(0) as u32
 }
 
 impl Neighbours {
-    /// Ages all entries and appends what is to be done; to be called about once a second.
-    pub fn tick(&self, now: u32, actions: &mut Vec<Action>) {
+    /// Ages all entries and appends what is to be done; to be called about once a second. Of those that are to be asked,
+    /// `most` are at a time; the others keep their state until it is their turn.
+    pub fn tick(&self, now: u32, most: usize, actions: &mut Vec<Action>) {
         if now.is_multiple_of(DRAW) {
             let base = self.timing.reachable.max(2);
             let random = RandomState::new().hash_one(now) % u64::from(base);
             self.reachable.store(base / 2 + random as u32, Ordering::Relaxed);
         }
-        let mut start = 0;
-        loop {
-            // The lock is let go now and then, so that workers get at it.
+        // Begins with the first of those that had to wait.
+        let (first, high) = {
             let mut writer = self.lock();
-            let end = (start + 1024).min(writer.high());
-            for id in start..end {
-                let slot = &self.slots[id];
-                if let Some((interface, address, _)) = slot.owner()
-                    && !self.age(slot, (interface, address), now, actions)
-                {
-                    self.release(&mut writer, id as u32);
+            (std::mem::take(&mut writer.waiting), writer.high())
+        };
+        let mut left = most;
+        let (begin, rest) = (first..high, 0..first.min(high));
+        for range in [begin, rest] {
+            for start in range.clone().step_by(1024) {
+                // The lock is let go now and then, so that workers get at it.
+                let mut writer = self.lock();
+                for id in start..(start + 1024).min(range.end) {
+                    let slot = &self.slots[id];
+                    let Some((interface, address, _)) = slot.owner() else { continue };
+                    let may_ask = left > 0;
+                    match self.age(slot, now, may_ask) {
+                        Fate::Keep => {}
+                        Fate::Drop => self.release(&mut writer, id as u32),
+                        Fate::Fail => actions.push(Action::Failed { interface, address }),
+                        Fate::Ask(mac) => {
+                            left -= 1;
+                            actions.push(Action::Ask { interface, address, mac });
+                            if left == 0 {
+                                writer.waiting = id + 1;
+                            }
+                        }
+                    }
                 }
             }
-            if end == writer.high() {
-                return;
-            }
-            start = end;
         }
     }
 
-    /// Whether the entry is to be kept.
-    fn age(
-        &self,
-        slot: &Slot,
-        (interface, address): (u16, Address),
-        now: u32,
-        actions: &mut Vec<Action>,
-    ) -> bool {
+    fn age(&self, slot: &Slot, now: u32, may_ask: bool) -> Fate {
         let link = slot.link();
         let timing = &self.timing;
         let in_state = passed(now, slot.since());
         let idle = passed(now, slot.used()).min(passed(now, slot.confirmed())).min(in_state);
-        let ask = |mac| Action::Ask { interface, address, mac };
         match link.state() {
-            State::Permanent | State::NoArp => true,
+            State::Permanent | State::NoArp => Fate::Keep,
             State::Reachable => {
                 if passed(now, slot.confirmed()) > self.reachable.load(Ordering::Relaxed) {
                     let in_use = passed(now, slot.used()) <= timing.delay;
                     slot.change(link, link.with(if in_use { State::Delay } else { State::Stale }), now);
                 }
-                true
+                Fate::Keep
             }
-            State::Stale => idle <= timing.keep || self.len() < timing.keep_count,
+            State::Stale if idle <= timing.keep || self.len() < timing.keep_count => Fate::Keep,
+            State::Stale => Fate::Drop,
             State::Delay => {
-                if in_state >= timing.delay && slot.change(link, link.with(State::Probe), now) {
+                if may_ask && in_state >= timing.delay && slot.change(link, link.with(State::Probe), now) {
                     slot.set_probes(1);
-                    actions.push(ask(Some(link.mac())));
+                    return Fate::Ask(Some(link.mac()));
                 }
-                true
+                Fate::Keep
             }
             State::Incomplete | State::Probe => {
                 if in_state < timing.retransmit {
-                    return true;
+                    return Fate::Keep;
                 }
                 let probing = link.state() == State::Probe;
                 let most = if probing { timing.unicast_probes } else { timing.multicast_probes };
                 if slot.probes() < most {
+                    if !may_ask {
+                        return Fate::Keep;
+                    }
                     slot.set_probes(slot.probes() + 1);
                     slot.set_since(now);
-                    actions.push(ask(probing.then(|| link.mac())));
-                } else if slot.change(link, link.with(State::Failed), now) {
-                    self.failed.fetch_add(1, Ordering::Relaxed);
-                    actions.push(Action::Failed { interface, address });
+                    return Fate::Ask(probing.then(|| link.mac()));
                 }
-                true
+                if slot.change(link, link.with(State::Failed), now) {
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                    return Fate::Fail;
+                }
+                Fate::Keep
             }
-            State::Failed => idle <= timing.keep_failed,
+            State::Failed if idle <= timing.keep_failed => Fate::Keep,
+            State::Failed => Fate::Drop,
         }
     }
 }

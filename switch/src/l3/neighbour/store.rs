@@ -24,11 +24,13 @@ pub(super) struct Writer {
     holders: u32,
     /// Where the next search for a victim begins.
     probe: usize,
+    /// The first slot whose neighbour could not be asked in its turn.
+    pub(super) waiting: usize,
 }
 
 impl Writer {
     pub(super) fn new(ports: usize) -> Self {
-        Self { free: VecDeque::new(), next: 0, per_port: vec![0; ports], holders: 0, probe: 0 }
+        Self { free: VecDeque::new(), next: 0, per_port: vec![0; ports], holders: 0, probe: 0, waiting: 0 }
     }
 
     /// How many slots have been in use at some time.

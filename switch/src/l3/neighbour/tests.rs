@@ -27,7 +27,7 @@ fn state(table: &Neighbours, interface: u16, address: Address) -> Option<State> 
 
 fn tick(table: &Neighbours, now: u32) -> Vec<Action> {
     let mut actions = Vec::new();
-    table.tick(now, &mut actions);
+    table.tick(now, usize::MAX, &mut actions);
     actions
 }
 
@@ -176,6 +176,28 @@ fn unused_entries_go_once_there_are_many() {
     assert_eq!(state(&table, 1, host(300)), Some(State::Failed));
     (67..84).for_each(|now| drop(tick(&table, now)));
     assert_eq!(state(&table, 1, host(300)), None);
+}
+
+#[test]
+fn questions_are_asked_a_few_at_a_time_and_all_of_them() {
+    let table = table(5000);
+    for n in 0..3000 {
+        table.find_or_create(1, host(n), 1, 0);
+    }
+    let mut asked = std::collections::BTreeMap::new();
+    for now in 1..200 {
+        let mut actions = Vec::new();
+        table.tick(now, 100, &mut actions);
+        let questions = actions.iter().filter_map(|action| match action {
+            Action::Ask { address, .. } => Some(*address),
+            Action::Failed { .. } => None,
+        });
+        assert!(questions.clone().count() <= 100);
+        questions.for_each(|address| *asked.entry(address).or_insert(0) += 1);
+    }
+    assert_eq!(asked.len(), 3000);
+    assert!(asked.values().all(|&times| times == 3));
+    assert_eq!(table.failed(), 3000);
 }
 
 #[test]
