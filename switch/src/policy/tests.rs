@@ -365,13 +365,11 @@ fn cost_of_a_decision() {
             })
             .collect();
         let mut accepted = 0;
-        let start = crate::clock::cycles();
-        for _ in 0..100 {
+        let cycles = crate::rules::best_of(100, || {
             for flow in &flows {
                 accepted += u64::from(policy.decide(flow, 0, 60).verdict == Verdict::Accept);
             }
-        }
-        let cycles = (crate::clock::cycles() - start) / 409_600;
+        }) / 4096;
         println!(
             "{rules} rules: {cycles} cycles a decision ({}% accepted), compiled in {compiled:?}, {} KiB",
             accepted * 100 / 409_600,
