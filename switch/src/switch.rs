@@ -608,8 +608,11 @@ impl Switch {
 }
 
 impl Drop for Switch {
-    /// Ends the workers, then closes the ports.
+    /// Ends the services, whose last words workers send, then the workers, then closes the ports.
     fn drop(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.services.close();
+        }
         self.shared.stop.store(true, Ordering::Relaxed);
         self.workers.iter().for_each(|worker| worker.wake());
         for thread in self.threads.drain(..) {

@@ -40,6 +40,7 @@ use crate::conntrack::{Local, V4, V6};
 use crate::drops::DropReason;
 use crate::members::Verdict;
 use crate::packet::ethernet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, TAG_LEN};
+use crate::services;
 use crate::stats::Direction;
 use hold::Hold;
 use interface::Interface;
@@ -111,7 +112,13 @@ impl Stage {
             match ethertype {
                 ETHERTYPE_IPV4 => v4 |= 1 << i,
                 ETHERTYPE_IPV6 => v6 |= 1 << i,
-                arp::ETHERTYPE_ARP => self.arp(burst.head(i), UNTAGGED, at),
+                arp::ETHERTYPE_ARP => {
+                    self.arp(burst.head(i), UNTAGGED, at);
+                    // The answer to a probe of the DHCP server's.
+                    if services::wants(burst.head(i)) {
+                        self.punt(burst, i, at);
+                    }
+                }
                 _ => at.counted.drop(DropReason::UnknownProtocol, 1),
             }
         }

@@ -121,7 +121,7 @@ impl Live {
             self.placed.keys().filter(|name| !router.interfaces.contains_key(*name)).copied().collect();
         for name in gone {
             if let Some(placed) = self.placed.remove(&name) {
-                self.services.remove(placed.index, false);
+                self.services.remove(placed.index);
                 self.rib.del_interface(placed.index)?;
                 self.neighbours.flush(Some(placed.index), true);
             }
@@ -194,6 +194,10 @@ impl Live {
         });
         let served = (interface.mac, dhcp, ra);
         if placed.served.as_ref() != Some(&served) {
+            let gave = placed.served.as_ref().is_some_and(|(_, dhcp, _)| dhcp.is_some());
+            if gave && served.1.is_none() {
+                self.services.forget(placed.index);
+            }
             let (mac, dhcp, ra) = served.clone();
             self.services.set(Served { index: placed.index, name: interface.name, mac, dhcp, ra });
             placed.served = Some(served);

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::dhcp::leases::Lease;
@@ -61,8 +61,7 @@ pub struct Notice {
     pub event: dhcp::Event,
 }
 
-/// The services of a switch. When it is dropped, hosts are told that there is no router any more: workers should still
-/// run then.
+/// The services of a switch. They end with [`Services::close`], or when this is dropped.
 pub struct Services {
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
@@ -180,13 +179,9 @@ impl Services {
         self.inject.clone()
     }
 
-    fn thread(&self) -> Option<&Thread> {
-        self.thread.as_ref().map(JoinHandle::thread)
-    }
-
     fn unpark(&self) {
-        if let Some(thread) = self.thread() {
-            thread.unpark();
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
         }
     }
 
@@ -243,8 +238,8 @@ impl Services {
     }
 
     /// Serves an interface no longer. Its leases are kept for the day when an interface of its name is served again,
-    /// unless they are to be forgotten.
-    pub fn remove(&self, index: u16, forget: bool) {
+    /// unless [`Services::forget`] came before.
+    pub fn remove(&self, index: u16) {
         let mut state = lock(&self.shared.state);
         let Some(mut interface) = state.interfaces.remove(&index) else { return };
         if let Some(dhcp) = &mut interface.dhcp {
@@ -256,14 +251,26 @@ impl Services {
         if let Some(ra) = &interface.ra {
             state.todo.frames.push(Outgoing { interface: index, port: None, frame: ra.farewell() });
         }
-        if forget {
-            state.todo.changes.retain(|(name, ..)| *name != interface.name);
-            let mut store = lock(&self.shared.store);
-            drop(state);
-            store.forget(interface.name, self.shared.clock(), &mut warn);
-        } else {
-            drop(state);
+        drop(state);
+        self.unpark();
+    }
+
+    /// Forgets the leases of an interface: its clients are to be given anything.
+    pub fn forget(&self, index: u16) {
+        let mut state = lock(&self.shared.state);
+        let State { interfaces, todo, .. } = &mut *state;
+        let Some(interface) = interfaces.get_mut(&index) else { return };
+        if let Some(dhcp) = &mut interface.dhcp {
+            let config = dhcp.config().clone();
+            dhcp.close();
+            todo.take_from(index, interface.name, dhcp);
+            *dhcp = Server::new(config);
         }
+        let name = interface.name;
+        todo.changes.retain(|(of, ..)| *of != name);
+        let mut store = lock(&self.shared.store);
+        drop(state);
+        store.forget(name, self.shared.clock(), &mut warn);
         self.unpark();
     }
 
@@ -332,13 +339,21 @@ impl Services {
     }
 }
 
-impl Drop for Services {
-    fn drop(&mut self) {
+impl Services {
+    /// Ends the services: hosts are told that there is no router any more. Workers should still run, since they send
+    /// that; leases can still be listed.
+    pub fn close(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

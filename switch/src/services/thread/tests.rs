@@ -178,14 +178,16 @@ fn leases_outlive_the_daemon_and_go_with_the_interface() {
     assert_eq!(world.answer(6, &|_| false, Kind::Ack), addresses[1]);
     assert!(matches!(world.notice(), dhcp::Event::Bound { port: Some(6), .. }));
     // Without the interface nobody is answered, but its leases wait for it.
-    world.services.remove(3, false);
+    world.services.remove(3);
     for _ in 0..2 {
         assert!(matches!(world.notice(), dhcp::Event::Unbound { .. }));
     }
     assert!(bound(&world).is_empty());
     world.services.set(served(false));
     assert_eq!(bound(&world), sorted);
-    world.services.remove(3, true);
+    world.services.forget(3);
+    assert!(bound(&world).is_empty());
+    world.services.remove(3);
     world.services.set(served(false));
     assert!(bound(&world).is_empty());
     drop(world);
