@@ -90,6 +90,14 @@ impl Index {
         crate::memory::prefetch(&self.buckets[self.first(hash)]);
     }
 
+    /// Asks for both buckets where a key of this hash may be: to be certain that it is in neither, say.
+    #[inline]
+    pub(super) fn prefetch_both(&self, hash: u64) {
+        let first = self.first(hash);
+        crate::memory::prefetch(&self.buckets[first]);
+        crate::memory::prefetch(&self.buckets[self.other(first, Self::tag(hash))]);
+    }
+
     /// A reference whose key probably has this hash: all but some 36 bits of it were compared.
     #[inline(always)]
     pub(super) fn candidate(&self, hash: u64) -> Option<u32> {

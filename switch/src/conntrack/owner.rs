@@ -166,7 +166,7 @@ impl<F: Family> Owner<F> {
 
     fn admit(&mut self, table: &Table<F>, new: &NewConnection<F>, now: u32) -> Result<Ref, Refused> {
         let hashes = [&new.original, &new.reply].map(|key| table.hash(key));
-        hashes.iter().for_each(|&hash| table.prefetch(hash));
+        hashes.iter().for_each(|&hash| table.index.prefetch_both(hash));
         if table.find(&new.original, hashes[0]).is_some() {
             return Err(Refused::Exists);
         }
