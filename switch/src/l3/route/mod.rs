@@ -10,6 +10,8 @@ mod bits;
 mod hops;
 pub mod rib;
 mod table;
+#[cfg(test)]
+mod tests;
 mod trie;
 pub mod view;
 
