@@ -10,6 +10,7 @@ use crate::drops::DropReason;
 use crate::l2::fdb::{Fdb, Key, Learned};
 use crate::members::Verdict;
 use crate::packet;
+use crate::policy::guard::Guard;
 use crate::stats::Direction;
 
 /// Ethernet header: two addresses and the type.
@@ -26,6 +27,8 @@ pub struct Ingress<'a> {
     pub fdb: &'a Fdb,
     /// All members of the bridge, this port included.
     pub members: &'a [u16],
+    /// Who the port may send as; anybody if `None`.
+    pub guard: Option<&'a Guard>,
 }
 
 /// What is to be done with a frame.
@@ -41,7 +44,10 @@ enum Way {
 pub fn classify(burst: &mut Burst, from: &Ingress<'_>, now: u32, counted: &Direction, verdict: &mut Verdict) {
     counted.packets.add(burst.len() as u64);
     counted.bytes.add(burst.bytes());
-    let refused = if burst.offloads() == 0 { 0 } else { check_offloads(burst, counted) };
+    let mut refused = if burst.offloads() == 0 { 0 } else { check_offloads(burst, counted) };
+    if let Some(guard) = from.guard {
+        refused |= check_senders(burst, guard, counted);
+    }
 
     // Frames of a burst mostly come from and go to the same station: what is the same in its first 16 bytes (addresses,
     // type and VLAN) goes the same way.
@@ -49,9 +55,13 @@ pub fn classify(burst: &mut Burst, from: &Ingress<'_>, now: u32, counted: &Direc
     let mut way = Way::Drop(DropReason::Runt);
     let mut frames = 0u64;
     for (i, (snapshot, len)) in burst.heads().enumerate() {
+        if refused >> i & 1 == 1 {
+            // Nothing is learned of it either.
+            continue;
+        }
         let start = (word(snapshot, 0), word(snapshot, 8));
         if start != last || len < 16 || frames == 0 {
-            dispatch(frames & !refused, way, from, counted, verdict);
+            dispatch(frames, way, from, counted, verdict);
             way = if len < ETHERNET_HEADER {
                 Way::Drop(DropReason::Runt)
             } else {
@@ -62,7 +72,7 @@ pub fn classify(burst: &mut Burst, from: &Ingress<'_>, now: u32, counted: &Direc
         }
         frames |= 1 << i;
     }
-    dispatch(frames & !refused, way, from, counted, verdict);
+    dispatch(frames, way, from, counted, verdict);
 }
 
 /// Makes the offload metadata of the burst trustworthy; the mask of the frames where that is not possible.
@@ -78,6 +88,18 @@ fn check_offloads(burst: &mut Burst, counted: &Direction) -> u64 {
         }
     }
     counted.drop(DropReason::BadOffload, u64::from(refused.count_ones()));
+    refused
+}
+
+/// The mask of the frames whose sender is not who the port is.
+fn check_senders(burst: &Burst, guard: &Guard, counted: &Direction) -> u64 {
+    let mut refused = 0;
+    for i in 0..burst.len() {
+        if let Err(reason) = guard.allows(burst.head(i)) {
+            counted.drop(reason, 1);
+            refused |= 1 << i;
+        }
+    }
     refused
 }
 
@@ -168,7 +190,7 @@ mod tests {
                 }
             },
             |burst| {
-                let from = Ingress { port: 1, fdb, members: &[1, 2, 3] };
+                let from = Ingress { port: 1, fdb, members: &[1, 2, 3], guard: None };
                 classify(burst, &from, 5, &counters[0].rx, &mut verdict);
                 while let Some((port, mask)) = verdict.take() {
                     ways.insert(port, mask);

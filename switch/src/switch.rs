@@ -27,6 +27,7 @@ use crate::port::tap::{Tap, TapConfig};
 use crate::port::{Attachment, Port};
 use crate::refusal::Refusal;
 use crate::router::Router;
+use crate::router::guards::Guards;
 use crate::router::live::{Around, Live};
 use crate::services::Notice;
 use crate::stats::Counter;
@@ -87,6 +88,7 @@ pub struct Switch {
     pub(crate) started: Instant,
     pub(crate) poll: Poll,
     state: Option<PathBuf>,
+    pub(crate) guards: Guards,
 }
 
 impl Switch {
@@ -123,6 +125,7 @@ impl Switch {
             started: Instant::now(),
             poll: options.poll,
             state: options.state,
+            guards: Guards::default(),
         };
         for (id, &core) in cores.iter().enumerate() {
             // If one does not start, dropping the switch ends the others.
@@ -347,6 +350,10 @@ impl Switch {
         let key = self.find_port(name)?.spec.name;
         let Some(member) = self.ports.remove(&key) else { return Ok(()) };
         self.publish();
+        self.guards.forget(member.port.number());
+        if let Some(live) = &self.live {
+            live.services.port_gone(member.port.number());
+        }
         // No worker knows the port any more, so nothing new is learned there.
         if let Some(bridge) = self.bridges.get(&member.spec.bridge) {
             bridge.fdb.flush(Some(member.port.number()), true);
@@ -551,7 +558,10 @@ impl Switch {
                 if tables.ports.len() <= number {
                     tables.ports.resize_with(number + 1, || None);
                 }
-                tables.ports[number] = Some(PortEntry { port: member.port.clone(), bridge: table.clone() });
+                let interfaces = self.interfaces_on(name.as_str());
+                let guard = self.guards.of(member.port.number(), &member.spec, interfaces);
+                tables.ports[number] =
+                    Some(PortEntry { port: member.port.clone(), bridge: table.clone(), guard });
             }
         }
         if let Some(live) = &self.live {
@@ -586,7 +596,8 @@ impl Switch {
         if self.live.is_none() && !self.router.interfaces.is_empty() {
             let first = self.workers.first().cloned();
             let wake = Box::new(move || first.iter().for_each(|worker| worker.wake()));
-            let notify = Box::new(|notice: Notice| tracing::debug!("{notice:?}"));
+            let guards = self.guards.clone();
+            let notify = Box::new(move |notice: Notice| guards.hear(&notice));
             let state = self.state.as_deref();
             let capacity = self.router.tracking.capacity;
             match Live::new(self.workers.len(), capacity, &self.shared.epochs, state, wake, notify) {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::l2::fdb::Fdb;
 use crate::l3::table::RouterTable;
+use crate::policy::guard::Guard;
 use crate::port::Port;
 
 /// A receive queue of a port, to be polled by one worker.
@@ -36,6 +37,8 @@ pub struct PortEntry {
     pub port: Arc<Port>,
     /// Its bridge.
     pub bridge: Arc<BridgeTable>,
+    /// Who it may send as; anybody if `None`.
+    pub guard: Option<Arc<Guard>>,
 }
 
 /// The snapshot.

@@ -37,7 +37,7 @@ impl Switch {
             worker.wake();
         }
         let changed = self.router.interfaces.keys().any(|name| live.is_up(name) != Some(self.is_up(*name)));
-        if changed {
+        if changed | self.guards.take_changed() {
             self.publish_router();
         }
     }
@@ -73,7 +73,7 @@ impl Switch {
     }
 
     /// The interfaces on a bridge, by name.
-    pub(crate) fn interfaces_on(&self, bridge: &str) -> impl Iterator<Item = &Interface> {
+    pub(crate) fn interfaces_on(&self, bridge: &str) -> impl Iterator<Item = &Interface> + Clone {
         self.router.interfaces.values().filter(move |interface| interface.bridge.as_str() == bridge)
     }
 

@@ -8,6 +8,7 @@
 mod conntrack;
 mod control;
 mod dhcp;
+pub(crate) mod guards;
 mod interface;
 pub(crate) mod live;
 mod nat;

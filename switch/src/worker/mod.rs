@@ -148,8 +148,12 @@ impl Worker {
             if !slot.due(before) {
                 continue;
             }
-            let from =
-                Ingress { port: slot.port.number(), fdb: &slot.bridge.fdb, members: &slot.bridge.members };
+            let from = Ingress {
+                port: slot.port.number(),
+                fdb: &slot.bridge.fdb,
+                members: &slot.bridge.members,
+                guard: slot.guard.as_deref(),
+            };
             let counted = slot.port.rx_counters(id);
             let (tables, verdict, finisher) = (&self.tables, &mut self.verdict, &mut self.scratch.finisher);
             let stage = &mut self.stage;
@@ -221,9 +225,9 @@ impl Worker {
                 old.iter().position(|slot| Arc::ptr_eq(&slot.port, &entry.port) && slot.queue == queue);
             let mut slot = match kept {
                 Some(at) => old.swap_remove(at),
-                None => Slot::new(entry.port.clone(), entry.bridge.clone(), queue),
+                None => Slot::new(entry, queue),
             };
-            slot.bridge = entry.bridge.clone();
+            (slot.bridge, slot.guard) = (entry.bridge.clone(), entry.guard.clone());
             self.slots.push(slot);
         }
         for slot in &mut old {

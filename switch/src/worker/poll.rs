@@ -9,8 +9,9 @@
 use std::sync::Arc;
 
 use crate::clock;
+use crate::policy::guard::Guard;
 use crate::port::{Attachment, Port, WakeDescriptor};
-use crate::tables::BridgeTable;
+use crate::tables::{BridgeTable, PortEntry};
 
 /// The shortest pause of a ring, in cycles.
 const RING_PAUSE: u64 = 64;
@@ -21,6 +22,7 @@ const LONGEST_PAUSE: u64 = 32;
 pub(super) struct Slot {
     pub(super) port: Arc<Port>,
     pub(super) bridge: Arc<BridgeTable>,
+    pub(super) guard: Option<Arc<Guard>>,
     pub(super) queue: usize,
     /// Cycle count before which the queue is left alone.
     next: u64,
@@ -36,7 +38,8 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(port: Arc<Port>, bridge: Arc<BridgeTable>, queue: usize) -> Self {
+    pub(super) fn new(entry: &PortEntry, queue: usize) -> Self {
+        let (port, bridge, guard) = (entry.port.clone(), entry.bridge.clone(), entry.guard.clone());
         let us = clock::cycles_per_us();
         let shortest = match port.attachment() {
             Attachment::Vhost(_) => RING_PAUSE,
@@ -46,6 +49,7 @@ impl Slot {
         Self {
             port,
             bridge,
+            guard,
             queue,
             next: now,
             last: now,
