@@ -11,7 +11,8 @@ use crate::process::read_lossy;
 use crate::tools::repository;
 use crate::wait::wait_for;
 
-const LIMIT: Duration = Duration::from_secs(30);
+/// Longer than half of the shortest lease, when clients renew it.
+const LIMIT: Duration = Duration::from_secs(45);
 /// networkd's settings of eth0, in printf's words.
 const NETWORK: &str = "[Match]\\nName=eth0\\n[Network]\\nDHCP=ipv4\\nIPv6AcceptRA=yes\\nLinkLocalAddressing=ipv6\\n\
                        [DHCPv4]\\nUseMTU=yes\\nUseRoutes=yes\\n";

@@ -184,7 +184,7 @@ impl Live {
         let ra = server.filter(|server| server.ra).map(|server| ra::Config {
             mac: interface.mac,
             source: Ipv6Addr::from_bits(place::link_local(interface.mac)),
-            mtu: Some(interface.mtu),
+            mtu: Some(server.mtu.unwrap_or(interface.mtu)),
             prefixes: interface.addresses.iter().filter_map(v6).collect(),
             dns: server
                 .dns
