@@ -192,39 +192,45 @@ impl Index {
         })
     }
 
-    /// Puts a word into the place of a resident that has room in its other bucket.
+    /// Puts a word into one of two full buckets after all, by moving a resident to its other bucket; in which, if need
+    /// be, another one is moved first.
     #[cold]
     fn make_way(&self, stripes: &Stripes<'_>, places: [usize; 2], word: u64) -> bool {
-        for place in places {
-            for slot in &self.buckets[place].0 {
-                let resident = slot.load(Ordering::Relaxed);
-                let tag = resident & !REFERENCE;
-                let other = self.other(place, tag);
-                let full = self.buckets[other].0.iter().all(|slot| slot.load(Ordering::Relaxed) != 0);
-                if resident == 0 || other == place || full {
-                    continue;
-                }
-                // Who holds the resident's stripe alone may move or remove it.
-                let stripe = Self::stripe(tag);
-                let borrowed = stripes.held.contains(&stripe);
-                if !borrowed && !self.take_stripe(stripe) {
-                    continue;
-                }
-                let moved = slot.load(Ordering::Acquire) == resident && self.put(other, resident);
-                if moved {
-                    self.moves.fetch_add(1, Ordering::AcqRel);
-                    slot.store(word, Ordering::Release);
-                }
-                if !borrowed {
-                    self.stripes[stripe].store(false, Ordering::Release);
-                }
-                if moved {
-                    return true;
-                }
+        (0..=1).any(|depth| {
+            // What was made free may be taken by somebody else.
+            places.into_iter().any(|place| self.make_room(stripes, place, depth) && self.put(place, word))
+        })
+    }
+
+    /// Moves a resident of a full bucket elsewhere.
+    fn make_room(&self, stripes: &Stripes<'_>, place: usize, depth: u32) -> bool {
+        self.buckets[place].0.iter().any(|slot| {
+            let resident = slot.load(Ordering::Relaxed);
+            let tag = resident & !REFERENCE;
+            let other = self.other(place, tag);
+            let full = || self.buckets[other].0.iter().all(|slot| slot.load(Ordering::Relaxed) != 0);
+            if resident == 0 {
+                return true;
             }
-        }
-        // A place may have got free meanwhile.
-        places.into_iter().any(|place| self.put(place, word))
+            if other == place || (full() && (depth == 0 || !self.make_room(stripes, other, depth - 1))) {
+                return false;
+            }
+            // Who holds the resident's stripe alone may move or remove it.
+            let stripe = Self::stripe(tag);
+            let borrowed = stripes.held.contains(&stripe);
+            if !borrowed && !self.take_stripe(stripe) {
+                return false;
+            }
+            let moved = slot.load(Ordering::Acquire) == resident && self.put(other, resident);
+            if moved {
+                self.moves.fetch_add(1, Ordering::AcqRel);
+                slot.store(0, Ordering::Release);
+            }
+            if !borrowed {
+                self.stripes[stripe].store(false, Ordering::Release);
+            }
+            moved
+        })
     }
 
     /// Shows `reference` under `hash`, whose stripe is held, no more; false if it did not.

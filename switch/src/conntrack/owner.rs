@@ -27,8 +27,10 @@ const MESSAGES_PER_TURN: usize = 128;
 /// The first look at a new connection is no later than this: its state will have changed, and this saves making a new
 /// appointment each time.
 const FIRST_LOOK: u32 = 60;
-/// Connections that a search for one to drop looks at, on the wheel and in the index each.
+/// Connections that a search for one to drop looks at, on the wheel and in each sample of the index.
 const CANDIDATES: usize = 24;
+/// Samples of the index that it takes.
+const SAMPLES: usize = 3;
 /// Such searches in vain that one turn may make: refusing must stay cheap in a flood.
 const PATIENCE: u32 = 4;
 
@@ -419,12 +421,15 @@ impl<F: Family> Owner<F> {
                     Victim::HalfOpen => state.phase().is_half_open(),
                 }
         };
-        let own = self.wheel.soonest(table).take(CANDIDATES).find(|&slot| fits(slot));
-        self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        let chosen = own.or_else(|| {
+        let mut chosen = self.wheel.soonest(table).take(CANDIDATES).find(|&slot| fits(slot));
+        for _ in 0..SAMPLES {
+            if chosen.is_some() {
+                break;
+            }
+            self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
             let sample = table.index.sample(self.random >> 16, CANDIDATES).take(CANDIDATES);
-            sample.map(|half| Ref(half).slot()).find(|&slot| fits(slot))
-        });
+            chosen = sample.map(|half| Ref(half).slot()).find(|&slot| fits(slot));
+        }
         let dropped = chosen.is_some_and(|slot| self.kill(table, slot.original()));
         self.patience -= u32::from(!dropped);
         table.shared.counters(self.worker()).early_drop.add(u64::from(dropped));

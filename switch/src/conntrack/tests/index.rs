@@ -42,6 +42,21 @@ fn as_many_keys_as_promised_have_room() {
 }
 
 #[test]
+fn coming_and_going_leaves_room() {
+    for keys in [100, 3000] {
+        let index = Index::new(keys as usize);
+        for n in 0..100 * keys {
+            if n >= keys {
+                let gone = n - keys;
+                let hash = hash(u64::from(gone));
+                assert!(index.remove(&index.lock(hash, hash).expect("free"), hash, gone));
+            }
+            assert!(place(&index, n), "{n}, {keys} at a time");
+        }
+    }
+}
+
+#[test]
 fn a_held_stripe_is_not_waited_for_forever() {
     let index = Index::new(100);
     let first = index.lock(hash(1), hash(2)).expect("free");
