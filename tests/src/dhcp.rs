@@ -99,7 +99,8 @@ impl Dhcp {
     /// Waits for an event that starts with `event` and contains all of `words`.
     #[track_caller]
     pub fn event(&self, event: &str, words: &[&str]) -> String {
-        wait_for(&format!("{event} with {words:?}, not\n{}{}", self.words(), self.events()), LIMIT, || {
+        let what = format!("{event} with {words:?}, not\n{}{}", self.words(), self.events());
+        wait_for(&what, 2 * LIMIT, || {
             let events = self.events();
             let line = events.lines().find(|l| l.starts_with(event) && words.iter().all(|w| l.contains(w)));
             line.map(str::to_owned)

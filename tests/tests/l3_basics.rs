@@ -224,12 +224,14 @@ fn the_lowest_metric_wins_and_the_next_takes_over() {
     wait_for("the second route to take over", SOON, || {
         (shuntd.ctl("route get 10.9.0.1")["paths"][0]["via"] == "10.4.0.2").then_some(())
     });
+    answers(&r, "10.9.0.1", SOON);
     assert_eq!(taken(&g), 5);
     b.ip("link set eth0 up");
     shuntd.wait_state("b", "up", SOON);
     wait_for("the first route to come back", SOON, || {
         (shuntd.ctl("route get 10.9.0.1")["paths"][0]["via"] == "10.2.0.2").then_some(())
     });
+    answers(&r, "10.9.0.1", SOON);
     assert_eq!(taken(&b), 5);
     // More specific goes before metric; a deleted route gives way at once.
     shuntd.ctl("route add 10.9.0.1/32 --via 10.4.0.2 --metric 900");

@@ -338,7 +338,7 @@ fn ftp_works_actively_and_passively_through_translation() {
     // With nothing but what the helper allows: new connections inwards are refused.
     shuntd.ctl("policy default forward drop");
     shuntd.ctl("policy add --from interface:cont --to interface:wan --action accept");
-    for options in ["", "--disable-epsv", "-P -", "-P - --disable-eprt"] {
+    for options in ["", "--disable-epsv", "-P 172.18.0.10", "-P 172.18.0.10 --disable-eprt"] {
         let got = web.run(&format!("curl -sS --max-time 20 {options} ftp://10.0.2.2/file | sha256sum"));
         assert_eq!(got.text.trim(), sum, "curl {options}");
         shunt_tests::progress!("FTP with `{options}` arrived unchanged");
