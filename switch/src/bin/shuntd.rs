@@ -139,15 +139,7 @@ fn start_switch(settings: &Settings, state: Option<PathBuf>, config: Config) -> 
     let mut switch =
         Switch::start(Options { workers: settings.workers.clone(), poll: settings.poll, state })?;
     // A refusal drops the switch, and with it whatever was made before.
-    for (at, bridge) in config.bridges {
-        switch.add_bridge(bridge).map_err(|refusal| at.refuse(refusal))?;
-    }
-    for (at, port) in config.ports {
-        let name = port.name;
-        switch
-            .add_port(port)
-            .map_err(|refusal| at.refuse(format_args!("port {:?}: {refusal}", name.as_str())))?;
-    }
+    switch.configure(config)?;
     Ok(switch)
 }
 

@@ -1,6 +1,7 @@
-//! The configuration file: TOML with a `[daemon]` table, `[[bridge]]` and `[[port]]`.
+//! The configuration file: TOML with a `[daemon]` table, `[[bridge]]`, `[[port]]`, and the tables of layer 3
+//! ([`super::layer3`]).
 //!
-//! A bridge or port table is the request that would make it ([`BridgeAdd`], [`PortAdd`]). The file is read and checked
+//! A table is the request that would make the thing ([`BridgeAdd`], [`PortAdd`], ...). The file is read and checked
 //! whole before anything is made of it; what is wrong is told in one line with file, line and column.
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::layer3::{Layer3, Tables};
 use super::{BridgeSpec, Poll, PortSpec, Workers};
 use crate::control::api::{BridgeAdd, PortAdd};
 use crate::refusal::Refusal;
@@ -63,10 +65,11 @@ pub struct Config {
     pub bridges: Vec<(Position, BridgeSpec)>,
     /// Ports, each with where it is described; no name twice, and each on one of the bridges.
     pub ports: Vec<(Position, PortSpec)>,
+    /// Interfaces, routes, rules, services.
+    pub layer3: Layer3,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
     daemon: Daemon,
@@ -75,6 +78,21 @@ struct File {
     #[serde(default)]
     port: Vec<Spanned<PortAdd>>,
 }
+
+/// The keys that a file may have.
+const KEYS: &[&str] = &[
+    "daemon",
+    "bridge",
+    "port",
+    "interface",
+    "neighbour",
+    "route",
+    "nat",
+    "policy",
+    "forward",
+    "dhcp",
+    "conntrack",
+];
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -120,16 +138,29 @@ impl Config {
     /// # Errors
     /// No TOML, or something in it breaks a rule.
     pub fn parse(text: &str, path: Option<&Path>) -> Result<Self, Refusal> {
-        let source = Source { text, path };
-        let document = DeTable::parse(text).map_err(|e| source.explain(&e, None))?;
-        let file: File = toml::from_str(text).map_err(|e| source.explain(&e, Some(document.get_ref())))?;
+        let document = DeTable::parse(text).map_err(|e| Source { text, path, document: None }.explain(&e))?;
+        let source = Source { text, path, document: Some(document.get_ref()) };
+        if let Some(key) = document.get_ref().keys().find(|key| !KEYS.contains(&key.get_ref().as_ref())) {
+            let known = KEYS.join(", ");
+            let at = source.position(key.span().start);
+            return Err(at.refuse(format_args!("unknown field {:?}, expected one of {known}", key.get_ref())));
+        }
+        let file: File = toml::from_str(text).map_err(|e| source.explain(&e))?;
+        // Read on its own: errors within flattened tables have no position.
+        let tables: Tables = toml::from_str(text).map_err(|e| source.explain(&e))?;
 
-        let mut config =
-            Self { workers: None, poll: None, log: None, bridges: Vec::new(), ports: Vec::new() };
+        let mut config = Self {
+            workers: None,
+            poll: None,
+            log: None,
+            bridges: Vec::new(),
+            ports: Vec::new(),
+            layer3: Layer3::default(),
+        };
         config.daemon(file.daemon, &source)?;
         let mut bridges = HashMap::new();
         for (index, bridge) in file.bridge.into_iter().enumerate() {
-            let at = |field| source.field(document.get_ref(), "bridge", index, field, bridge.span());
+            let at = |field| source.field(&["bridge"], index, field, bridge.span());
             let spec = BridgeSpec::try_from(bridge.get_ref()).map_err(|invalid| {
                 at(invalid.field).refuse(format_args!("bridge {:?}: {invalid}", bridge.get_ref().name))
             })?;
@@ -145,7 +176,7 @@ impl Config {
         }
         let mut ports = HashMap::new();
         for (index, port) in file.port.into_iter().enumerate() {
-            let at = |field| source.field(document.get_ref(), "port", index, field, port.span());
+            let at = |field| source.field(&["port"], index, field, port.span());
             let spec = PortSpec::try_from(port.get_ref()).map_err(|invalid| {
                 at(invalid.field).refuse(format_args!("port {:?}: {invalid}", port.get_ref().name))
             })?;
@@ -164,6 +195,7 @@ impl Config {
             }
             config.ports.push((at, spec));
         }
+        config.layer3 = Layer3::new(&tables, &config.bridges, &config.ports, &source)?;
         Ok(config)
     }
 
@@ -187,13 +219,14 @@ impl Config {
 }
 
 /// A text that positions refer to.
-struct Source<'a> {
+pub(super) struct Source<'a> {
     text: &'a str,
     path: Option<&'a Path>,
+    document: Option<&'a DeTable<'a>>,
 }
 
 impl Source<'_> {
-    fn position(&self, offset: usize) -> Position {
+    pub(super) fn position(&self, offset: usize) -> Position {
         let mut offset = offset.min(self.text.len());
         while !self.text.is_char_boundary(offset) {
             offset -= 1;
@@ -207,27 +240,27 @@ impl Source<'_> {
         }
     }
 
-    /// Where `field` of the table number `index` in the array `array` has its value, or else where the table is.
-    fn field(
-        &self,
-        document: &DeTable<'_>,
-        array: &str,
-        index: usize,
-        field: &str,
-        table: Range<usize>,
-    ) -> Position {
-        let value = document.get(array).and_then(|tables| tables.get_ref().get(index));
+    /// Where the value is to which these keys lead, or else where the table is.
+    pub(super) fn value(&self, keys: &[&str], table: Range<usize>) -> Position {
+        let value = self.document.and_then(|document| lookup(document, keys));
+        self.position(value.map_or(table, Spanned::span).start)
+    }
+
+    /// Where `field` of the table number `index` in the array at `path` has its value, or else where the table is.
+    pub(super) fn field(&self, path: &[&str], index: usize, field: &str, table: Range<usize>) -> Position {
+        let tables = self.document.and_then(|document| lookup(document, path));
+        let value = tables.and_then(|tables| tables.get_ref().get(index));
         let value = value.and_then(|table| table.get_ref().get(field));
         self.position(value.map_or(table, Spanned::span).start)
     }
 
     /// One line for what the parser or the types found wrong, with the field's name where it can be told.
-    fn explain(&self, error: &toml::de::Error, document: Option<&DeTable<'_>>) -> Refusal {
+    fn explain(&self, error: &toml::de::Error) -> Refusal {
         let span = error.span().unwrap_or(0..0);
         let message =
             error.message().trim().replace('\n', ", ").replace('`', "\"").replace("i64", "an integer");
         let mut path = Vec::new();
-        if let Some(document) = document {
+        if let Some(document) = self.document {
             for (key, value) in document.iter() {
                 if find(key.get_ref(), value, &span, &mut path) {
                     break;
@@ -241,6 +274,12 @@ impl Source<'_> {
             at.refuse(format_args!("{}: {message}", path.join(".")))
         }
     }
+}
+
+/// The value to which these keys lead, one within the other.
+fn lookup<'a>(document: &'a DeTable<'a>, keys: &[&str]) -> Option<&'a Spanned<DeValue<'a>>> {
+    let (first, rest) = keys.split_first()?;
+    rest.iter().try_fold(document.get(*first)?, |value, key| value.get_ref().get(*key))
 }
 
 /// Puts into `path` the keys that lead to the value at exactly `span`; tells whether there is one.

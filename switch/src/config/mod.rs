@@ -5,12 +5,14 @@
 
 pub mod arguments;
 pub mod file;
+pub mod layer3;
 pub mod name;
 pub mod runtime;
 pub mod spec;
 
 pub use crate::packet::ethernet::Mac;
 pub use file::Config;
+pub use layer3::Layer3;
 pub use name::Name;
 pub use runtime::{Poll, Workers};
 pub use spec::{Attachment, BridgeSpec, ClasslessRoute, PortChange, PortSpec, Role, RouteKind};

@@ -11,6 +11,10 @@ use crate::switch::Switch;
 
 /// Connections that the table takes where nothing else is said: `nf_conntrack_max` of a machine of 16 GiB.
 pub const CONNECTIONS_DEFAULT: u32 = 262_144;
+/// Smallest table.
+pub const CONNECTIONS_MIN: u32 = 1024;
+/// Largest table.
+pub const CONNECTIONS_MAX: u32 = 16_777_216;
 /// Connections in a part of a listing: some 4 MiB, gathered in some milliseconds.
 const PAGE: usize = 8192;
 

@@ -5,6 +5,7 @@
 //! configuration file call; they publish what has changed to the workers.
 #![forbid(unsafe_code)]
 
+mod configured;
 mod conntrack;
 mod control;
 mod dhcp;
@@ -28,7 +29,7 @@ use crate::nat::RuleSet;
 use crate::policy::PolicySet;
 use crate::refusal::Refusal;
 
-pub use conntrack::{CONNECTIONS_DEFAULT, Tracking, timeout_kind};
+pub use conntrack::{CONNECTIONS_DEFAULT, CONNECTIONS_MAX, CONNECTIONS_MIN, Tracking, timeout_kind};
 pub use dhcp::DhcpServer;
 pub use interface::Interface;
 pub use route::ROUTES_MAX;

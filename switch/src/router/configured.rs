@@ -1,0 +1,59 @@
+//! What the configuration file describes, made.
+#![forbid(unsafe_code)]
+
+use super::Tracking;
+use crate::config::Config;
+use crate::config::layer3::ConntrackSpec;
+use crate::refusal::Refusal;
+use crate::switch::Switch;
+
+impl Switch {
+    /// Makes what a configuration describes; to be called once, before anything else is made.
+    ///
+    /// # Errors
+    /// Something cannot be made, with where it is described. The switch is to be dropped then.
+    pub fn configure(&mut self, config: Config) -> Result<(), Refusal> {
+        let layer3 = config.layer3;
+        self.configure_tracking(&layer3.conntrack)?;
+        for (at, bridge) in config.bridges {
+            self.add_bridge(bridge).map_err(|refusal| at.refuse(refusal))?;
+        }
+        for (at, port) in config.ports {
+            let name = port.name;
+            self.add_port(port)
+                .map_err(|refusal| at.refuse(format_args!("port {:?}: {refusal}", name.as_str())))?;
+        }
+        for (at, interface) in &layer3.interfaces {
+            self.add_interface(interface.clone()).map_err(|refusal| at.refuse(refusal))?;
+        }
+        for (at, neighbour) in &layer3.neighbours {
+            self.add_neighbour(*neighbour).map_err(|refusal| at.refuse(refusal))?;
+        }
+        if !layer3.routes.is_empty() {
+            let routes = layer3.routes.iter().map(|(_, route)| *route).collect();
+            self.load_routes(routes, false).map_err(|(index, refusal)| layer3.route_at(index, &refusal))?;
+        }
+        for (at, rule) in &layer3.nat {
+            self.add_nat(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
+        }
+        for (at, rule) in &layer3.policy {
+            self.add_policy(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
+        }
+        self.set_policy(layer3.forward);
+        for (at, dhcp) in &layer3.dhcp {
+            self.set_dhcp(dhcp.clone()).map_err(|refusal| at.refuse(refusal))?;
+        }
+        Ok(())
+    }
+
+    fn configure_tracking(&mut self, spec: &ConntrackSpec) -> Result<(), Refusal> {
+        if let Some(capacity) = spec.capacity {
+            self.router.tracking = Tracking::new(capacity);
+        }
+        self.router.tracking.set_limits(spec.limits)?;
+        for &(kind, seconds) in &spec.timeouts {
+            self.router.tracking.set_timeout(kind, seconds)?;
+        }
+        Ok(())
+    }
+}
