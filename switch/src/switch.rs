@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use tokio::sync::Notify;
 use vhost_backend::device::{Device, DeviceConfig};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -89,6 +90,7 @@ pub struct Switch {
     pub(crate) poll: Poll,
     state: Option<PathBuf>,
     pub(crate) guards: Guards,
+    changes: Arc<Notify>,
 }
 
 impl Switch {
@@ -126,6 +128,7 @@ impl Switch {
             poll: options.poll,
             state: options.state,
             guards: Guards::default(),
+            changes: Arc::default(),
         };
         for (id, &core) in cores.iter().enumerate() {
             // If one does not start, dropping the switch ends the others.
@@ -184,6 +187,11 @@ impl Switch {
             member.port.follow_device();
         }
         self.tick_router();
+    }
+
+    /// Tells when a port came up or went down: [`Switch::follow_ports`] is to be called then.
+    pub fn changes(&self) -> Arc<Notify> {
+        self.changes.clone()
     }
 
     pub(crate) fn now(&self) -> u32 {
@@ -300,8 +308,11 @@ impl Switch {
 
     fn attach(&self, spec: &PortSpec) -> Result<(Attachment, u16), Refusal> {
         let workers = self.workers.clone();
-        let changed: Arc<dyn Fn() + Send + Sync> =
-            Arc::new(move || workers.iter().for_each(|worker| worker.wake()));
+        let changes = self.changes.clone();
+        let changed: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            workers.iter().for_each(|worker| worker.wake());
+            changes.notify_one();
+        });
         match &spec.attachment {
             Asked::VhostUser { path, role } => {
                 let config = DeviceConfig {

@@ -92,12 +92,14 @@ async fn serve(
     let mut barked = Instant::now();
     let mut watchdog = interval(patience.unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(1)));
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let changes = switch.borrow().changes();
     let serving = server::serve(socket, switch.clone());
     tokio::pin!(serving);
     loop {
         tokio::select! {
             reason = signals.next() => return Ok(reason),
             _ = second.tick() => switch.borrow_mut().tick(),
+            () = changes.notified() => switch.borrow_mut().follow_ports(),
             _ = watchdog.tick(), if patience.is_some() => {
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 tracing::trace!("watchdog told after {:?}", barked.elapsed());

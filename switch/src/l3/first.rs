@@ -115,6 +115,9 @@ impl Stage {
         let from = Place { port: at.port, bridge: at.interface.table.number, interface: at.interface.index };
         let flow = NewFlow { tuple: *to, state, from, to: egress, published };
         let decision = at.router.policy.decide(&flow, self.worker, bytes);
+        if let Some(rule) = decision.log {
+            at.router.log.note(rule, &flow, decision.verdict, bytes);
+        }
         let Some(reason) = decision.drop_reason() else { return Ok(()) };
         Err(match decision.verdict {
             Verdict::Reject => Refusal::Reject(reason),

@@ -9,6 +9,7 @@ use super::route::Fib;
 use crate::conntrack::Conntrack;
 use crate::nat::Nat;
 use crate::policy::Policy;
+use crate::policy::log::Log;
 use crate::services::mailbox::{Inject, Mailbox};
 
 /// The router.
@@ -27,6 +28,8 @@ pub struct RouterTable {
     pub nat: Arc<Nat>,
     /// Filter rules.
     pub policy: Arc<Policy>,
+    /// Packets that rules want to be logged.
+    pub log: Arc<Log>,
     /// The way to the service thread.
     pub mailbox: Arc<Mailbox>,
     /// The way back.

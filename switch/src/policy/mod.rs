@@ -13,6 +13,7 @@
 mod dimension;
 mod engine;
 pub mod guard;
+pub mod log;
 mod ranges;
 pub mod rule;
 mod set;

@@ -29,6 +29,7 @@ impl Switch {
     pub(crate) fn tick_router(&mut self) {
         let Some(live) = &self.live else { return };
         live.conntrack.prepare();
+        live.write_log();
         let asked = match &self.assignment().router {
             Some(table) => live.age_neighbours(table, self.now()),
             None => false,
@@ -36,6 +37,12 @@ impl Switch {
         if asked && let Some(worker) = self.workers.first() {
             worker.wake();
         }
+        self.follow_ports();
+    }
+
+    /// Has interfaces follow their ports, routes their interfaces, and guards the leases.
+    pub fn follow_ports(&mut self) {
+        let Some(live) = &self.live else { return };
         let changed = self.router.interfaces.keys().any(|name| live.is_up(name) != Some(self.is_up(*name)));
         if changed | self.guards.take_changed() {
             self.publish_router();

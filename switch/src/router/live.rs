@@ -24,6 +24,7 @@ use crate::l3::table::RouterTable;
 use crate::members::{MAX_INTERFACES, MAX_PORTS, interface_number};
 use crate::nat;
 use crate::policy;
+use crate::policy::log::Log;
 use crate::refusal::Refusal;
 use crate::services::dhcp;
 use crate::services::{Notice, Served, Services, ra};
@@ -58,6 +59,7 @@ pub(crate) struct Live {
     pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) conntrack: Arc<Conntrack>,
     pub(crate) services: Services,
+    log: Arc<Log>,
     placed: BTreeMap<Name, Placed>,
     pub(super) fixed: Fixed,
 }
@@ -81,6 +83,7 @@ impl Live {
             neighbours: Arc::new(Neighbours::new(epochs.clone())),
             conntrack: Arc::new(Conntrack::new(capacity, workers, MAX_PORTS, epochs.clone())),
             services: Services::start(state, wake, notify)?,
+            log: Arc::default(),
             placed: BTreeMap::new(),
             fixed: Fixed::new(),
         })
@@ -258,6 +261,7 @@ impl Live {
             tracked: !nat.is_empty() || !policy.is_empty(),
             nat: Arc::new(nat),
             policy: Arc::new(policy),
+            log: self.log.clone(),
             mailbox: self.services.mailbox(),
             inject: self.services.inject(),
         }))
@@ -310,6 +314,17 @@ impl Live {
                 // Gone already with another one of its prefix.
                 let _ = self.rib.del(&which);
             }
+        }
+    }
+
+    /// Writes to the log what rules wanted to be written.
+    pub(crate) fn write_log(&self) {
+        let name = |index| {
+            let placed = self.placed.iter().find(|(_, placed)| placed.index == index);
+            placed.map(|(name, _)| name.as_str().to_owned())
+        };
+        for logged in self.log.drain() {
+            tracing::info!("{}", logged.line(name));
         }
     }
 
