@@ -471,7 +471,7 @@ impl State {
                 // The client's own answer does not end the probe: somebody else's may come as well.
                 if let Some(probe) = probe
                     && let Some(dhcp) = &mut interface.dhcp
-                    && dhcp.is_other(address, mac)
+                    && dhcp.is_other(address, mac, port)
                 {
                     self.probes.swap_remove(probe);
                     let outcome = dhcp.probed(now, address, Some((mac, port)));
@@ -550,7 +550,9 @@ impl State {
                 self.probes.push(Probe { interface: index, address, left: PROBES.0, at: milliseconds });
                 self.ask(self.probes.len() - 1);
             }
-            Outcome::Silence(silence @ (Silence::Exhausted | Silence::PortLimit | Silence::Relayed)) => {
+            Outcome::Silence(
+                silence @ (Silence::Exhausted | Silence::PortLimit | Silence::Relayed | Silence::Elsewhere),
+            ) => {
                 // Once in a while: a guest can bring this about as often as it likes.
                 if interface.warned.is_none_or(|at| milliseconds >= at + WARNINGS) {
                     interface.warned = Some(milliseconds);

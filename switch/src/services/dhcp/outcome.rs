@@ -47,6 +47,9 @@ pub enum Silence {
     /// The message speaks for another station than the one that sent it.
     #[error("the hardware address in it is not its sender's")]
     Foreign,
+    /// The client that the sender says it is was found to be at another port.
+    #[error("the station that it says it is answers at another port")]
+    Elsewhere,
     /// An option is missing without which the message means nothing.
     #[error("an address is missing")]
     Incomplete,

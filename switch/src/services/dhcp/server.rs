@@ -168,10 +168,12 @@ impl Server {
         self.count(outcome)
     }
 
-    /// Whether `mac`, which was heard to use an address that is being probed, is another station than the one that the
-    /// address is probed for.
-    pub fn is_other(&self, address: Ipv4Addr, mac: Mac) -> bool {
-        self.pending.get(&address).is_some_and(|pending| pending.request.mac != mac)
+    /// Whether `mac`, which was heard at `port` to use an address that is being probed, is another station than the one
+    /// that the address is probed for, or at least elsewhere.
+    pub fn is_other(&self, address: Ipv4Addr, mac: Mac, port: u16) -> bool {
+        self.pending
+            .get(&address)
+            .is_some_and(|pending| (pending.request.mac, pending.from.port) != (mac, port))
     }
 
     /// Goes on with the question for which `address` was probed; `in_use` is who answered, and at which port.
@@ -179,14 +181,14 @@ impl Server {
         let Some(Pending { request, from, tries }) = self.pending.remove(&address) else {
             return Outcome::Silence(Silence::Done);
         };
-        if self.leases.get(address).is_none_or(|lease| lease.state != State::Probing) {
-            return Outcome::Silence(Silence::Done);
-        }
         // A port that claims more addresses than it may have is not believed: it would claim them all.
         let claimed =
             in_use.filter(|&(mac, port)| mac != request.mac && self.leases.held_by(port) < self.limit());
-        let outcome = match claimed {
-            Some((_, port)) => {
+        let outcome = match (self.leases.get(address).map(|lease| lease.state), claimed) {
+            (Some(State::Bound), _) if in_use.is_some_and(|(_, port)| port != from.port) => {
+                Outcome::Silence(Silence::Elsewhere)
+            }
+            (Some(State::Probing), Some((_, port))) => {
                 self.counters.conflicts += 1;
                 self.decline(address, now, Some(port));
                 match request.kind {
@@ -195,8 +197,11 @@ impl Server {
                     _ => self.nak(&request, &from, "address in use"),
                 }
             }
-            None if request.kind == Kind::Discover => self.offer(now, address, &request, &from),
-            None => self.bind(now, address, &request, &from),
+            (Some(State::Probing | State::Bound), _) => match request.kind {
+                Kind::Discover => self.offer(now, address, &request, &from),
+                _ => self.bind(now, address, &request, &from),
+            },
+            _ => Outcome::Silence(Silence::Done),
         };
         self.count(outcome)
     }
@@ -209,7 +214,9 @@ impl Server {
                 _ => &mut self.counters.acks,
             },
             Outcome::Silence(Silence::Malformed(_) | Silence::Incomplete) => &mut self.counters.malformed,
-            Outcome::Silence(Silence::Relayed | Silence::Foreign) => &mut self.counters.refused,
+            Outcome::Silence(Silence::Relayed | Silence::Foreign | Silence::Elsewhere) => {
+                &mut self.counters.refused
+            }
             Outcome::Silence(Silence::Exhausted) => &mut self.counters.exhausted,
             Outcome::Silence(Silence::PortLimit) => &mut self.counters.port_limit,
             _ => return outcome,
@@ -363,6 +370,7 @@ impl Server {
     fn discover(&mut self, now: u64, request: Request, from: &Origin, tries: u8) -> Outcome {
         let Some(address) = self.choose(&request) else { return Outcome::Silence(Silence::Exhausted) };
         match self.leases.get(address).map(|lease| lease.state) {
+            Some(State::Bound) if self.is_elsewhere(address, from) => self.verify(address, request, from),
             Some(State::Bound | State::Offered) => self.offer(now, address, &request, from),
             _ => self.probe(now, address, request, from, tries),
         }
@@ -382,6 +390,7 @@ impl Server {
             return self.nak(&request, from, "address not available");
         }
         match self.leases.get(address).map(|lease| lease.state) {
+            Some(State::Bound) if self.is_elsewhere(address, from) => self.verify(address, request, from),
             Some(State::Bound | State::Offered) => self.bind(now, address, &request, from),
             // The client lives with the address already; we have forgotten it.
             _ if in_use => {
@@ -419,6 +428,23 @@ impl Server {
         }
         self.pending.insert(address, Pending { request, from: *from, tries });
         Outcome::Probe(address)
+    }
+
+    /// Whether a client's address belongs to it at another port than the one that it asks from.
+    fn is_elsewhere(&self, address: Ipv4Addr, from: &Origin) -> bool {
+        self.leases.get(address).and_then(|lease| lease.port).is_some_and(|port| port != from.port)
+    }
+
+    /// Has it found out whether a client has moved to another port, or whether somebody there says that it is the client
+    /// while that is where it was: nobody gets another guest's address, or has it cut off, by using its MAC address.
+    fn verify(&mut self, address: Ipv4Addr, request: Request, from: &Origin) -> Outcome {
+        if !self.make_room(&request, from.port) {
+            return Outcome::Silence(Silence::PortLimit);
+        }
+        match self.pending.insert(address, Pending { request, from: *from, tries: TRIES }) {
+            Some(_) => Outcome::Silence(Silence::Probing),
+            None => Outcome::Probe(address),
+        }
     }
 
     // ---- what becomes of addresses --------------------------------------------------------------------------------
@@ -485,6 +511,7 @@ impl Server {
 
     fn bind(&mut self, now: u64, address: Ipv4Addr, request: &Request, from: &Origin) -> Outcome {
         let expires = now + u64::from(self.seconds(request));
+        self.pending.remove(&address);
         if !self.keep(now, address, request, from, State::Bound, expires) {
             return Outcome::Silence(Silence::Exhausted);
         }
@@ -493,6 +520,7 @@ impl Server {
 
     /// The client has the address no longer, but gets it again if it comes back.
     fn expire(&mut self, address: Ipv4Addr, now: u64) {
+        self.pending.remove(&address);
         let Some(mut lease) = self.leases.remove(address) else { return };
         if lease.state == State::Bound {
             let (mac, port) = (lease.mac, lease.port);
