@@ -46,7 +46,7 @@ pub fn classify(burst: &mut Burst, from: &Ingress<'_>, now: u32, counted: &Direc
     counted.bytes.add(burst.bytes());
     let mut refused = if burst.offloads() == 0 { 0 } else { check_offloads(burst, counted) };
     if let Some(guard) = from.guard {
-        refused |= check_senders(burst, guard, counted);
+        refused |= check_senders(burst, refused, guard, counted);
     }
 
     // Frames of a burst mostly come from and go to the same station: what is the same in its first 16 bytes (addresses,
@@ -91,16 +91,20 @@ fn check_offloads(burst: &mut Burst, counted: &Direction) -> u64 {
     refused
 }
 
-/// The mask of the frames whose sender is not who the port is.
-fn check_senders(burst: &Burst, guard: &Guard, counted: &Direction) -> u64 {
-    let mut refused = 0;
+/// The mask of the frames whose sender is not who the port is; those that are refused already, and runts, have their
+/// reasons.
+fn check_senders(burst: &Burst, refused: u64, guard: &Guard, counted: &Direction) -> u64 {
+    let mut liars = 0;
     for i in 0..burst.len() {
+        if refused >> i & 1 == 1 || burst.frame_len(i) < ETHERNET_HEADER {
+            continue;
+        }
         if let Err(reason) = guard.allows(burst.head(i)) {
             counted.drop(reason, 1);
-            refused |= 1 << i;
+            liars |= 1 << i;
         }
     }
-    refused
+    liars
 }
 
 /// Notes where frames that go the same way go.
@@ -169,6 +173,8 @@ mod tests {
     use vhost_backend::net_header::NetHeader;
 
     use super::*;
+    use crate::packet::ethernet::Mac;
+    use crate::policy::guard::Identity;
     use crate::stats::{PortCounters, total};
 
     const A: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -180,6 +186,14 @@ mod tests {
 
     /// Runs frames through port 1 of a bridge with the ports 1, 2 and 3; port by port, which frames leave.
     fn run(fdb: &Fdb, frames: &[Vec<u8>]) -> (BTreeMap<u16, u64>, BTreeMap<&'static str, u64>) {
+        run_guarded(fdb, frames, None)
+    }
+
+    fn run_guarded(
+        fdb: &Fdb,
+        frames: &[Vec<u8>],
+        guard: Option<&Guard>,
+    ) -> (BTreeMap<u16, u64>, BTreeMap<&'static str, u64>) {
         let counters = [crossbeam_utils::CachePadded::new(PortCounters::default())];
         let mut verdict = Verdict::default();
         let mut ways = BTreeMap::new();
@@ -190,7 +204,7 @@ mod tests {
                 }
             },
             |burst| {
-                let from = Ingress { port: 1, fdb, members: &[1, 2, 3], guard: None };
+                let from = Ingress { port: 1, fdb, members: &[1, 2, 3], guard };
                 classify(burst, &from, 5, &counters[0].rx, &mut verdict);
                 while let Some((port, mask)) = verdict.take() {
                     ways.insert(port, mask);
@@ -232,6 +246,18 @@ mod tests {
         assert_eq!(drops, BTreeMap::from([("runt", 1), ("reserved_multicast", 1), ("bad_source", 2)]));
         let (ways, _) = run(&fdb, &[frame([1, 0x80, 0xc2, 0, 0, 0x10], A)]);
         assert_eq!(ways.len(), 2, "the block of reserved addresses ends at 0F");
+    }
+
+    #[test]
+    fn a_guarded_port_is_neither_heard_nor_learned_as_somebody_else() {
+        let guard = Guard::new(&Identity { macs: vec![Mac(A)], ..Identity::default() });
+        let of = |source: [u8; 6], kind: [u8; 2]| [&[0xff; 6][..], &source, &kind, &[0; 46]].concat();
+        let fdb = Fdb::new(10, 300, 8);
+        let frames = [of(B, [0x88, 0xb5]), of(A, [0x88, 0xb5]), of(A, [8, 6]), vec![0xff; 13]];
+        let (ways, drops) = run_guarded(&fdb, &frames, Some(&guard));
+        assert_eq!(ways, BTreeMap::from([(2, 0b010), (3, 0b010)]));
+        assert_eq!(drops, BTreeMap::from([("guard_arp", 1), ("guard_mac", 1), ("runt", 1)]));
+        assert_eq!((fdb.lookup(Key::new(A, 0), 5), fdb.lookup(Key::new(B, 0), 5)), (Some(1), None));
     }
 
     #[test]

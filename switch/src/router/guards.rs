@@ -2,13 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::{IpNet, Ipv6Net};
 
 use super::Interface;
 use crate::config::spec::{Attachment, PortSpec};
+use crate::l3::interface::link_local;
 use crate::packet::ethernet::Mac;
 use crate::policy::guard::{Guard, Identity};
 use crate::services::Notice;
@@ -96,7 +97,8 @@ fn identity<'a>(
     leases: &BTreeSet<(Mac, Ipv4Addr)>,
     interfaces: impl Iterator<Item = &'a Interface> + Clone,
 ) -> Option<Identity> {
-    let one_guest = matches!(spec.attachment, Attachment::VhostUser { .. });
+    // Behind a netdev there may be a whole network.
+    let one_guest = !matches!(spec.attachment, Attachment::Netdev { .. });
     let asked = match spec.guard {
         Some(asked) => asked,
         None => one_guest && !leases.is_empty(),
@@ -120,7 +122,13 @@ fn identity<'a>(
         Some(mac) => [mac].into(),
         None => leases.iter().map(|(mac, _)| *mac).collect(),
     };
-    let reserved = interfaces.flat_map(|at| &at.addresses).map(IpNet::addr).collect::<Vec<IpAddr>>();
+    // The switch's own, link-local ones included, which are what routers are known by.
+    let reserved = interfaces
+        .flat_map(|at| {
+            let own = at.addresses.iter().map(IpNet::addr);
+            own.chain([Ipv6Addr::from_bits(link_local(at.mac)).into()])
+        })
+        .collect::<Vec<IpAddr>>();
     Some(Identity { macs: macs.into_iter().collect(), addresses: Some(addresses), reserved, server: false })
 }
 

@@ -11,11 +11,12 @@
 mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ipnet::IpNet;
 
 use crate::drops::DropReason;
+use crate::l3::interface::link_local;
 use crate::packet::ethernet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Mac, payload, source,
 };
@@ -47,10 +48,10 @@ const MLD2_REPORT: u8 = 143;
 /// Who a port is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// Its MAC addresses; none: any.
+    /// Its MAC addresses; none: the first that it sends from.
     pub macs: Vec<Mac>,
-    /// Its addresses, or prefixes of which it may take any; `None`: any. The link-local IPv6 addresses that follow
-    /// from the MAC addresses (EUI-64) are always among them.
+    /// Its addresses, or prefixes of which it may take any; `None`: any. The link-local IPv6 address that follows from
+    /// its MAC address (EUI-64) is always among them.
     pub addresses: Option<Vec<IpNet>>,
     /// Addresses that are somebody else's whatever `addresses` says: the switch's own.
     pub reserved: Vec<IpAddr>,
@@ -58,11 +59,13 @@ pub struct Identity {
     pub server: bool,
 }
 
-/// The identity, compiled; immutable but for leases.
+/// The identity, compiled; immutable but for what is learned.
 #[derive(Debug)]
 pub struct Guard {
-    /// Sorted; none: any.
+    /// Sorted.
     macs: Box<[Mac]>,
+    /// The MAC address that was sent from first, where `macs` says none; 0: nobody has sent yet.
+    first: AtomicU64,
     any_address: bool,
     v4: Set<u32>,
     v6: Set<u128>,
@@ -97,13 +100,6 @@ fn mac_at(bytes: &[u8], at: usize) -> Option<Mac> {
     bytes.get(at..)?.first_chunk().map(|bytes| Mac(*bytes))
 }
 
-/// The link-local address of a MAC address (RFC 4291, appendix A).
-fn eui64(mac: Mac) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.0;
-    let id = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
-    Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(id))
-}
-
 impl Guard {
     /// A guard of a port that is this.
     pub fn new(identity: &Identity) -> Self {
@@ -113,8 +109,7 @@ impl Guard {
         let addresses = identity.addresses.as_deref().unwrap_or_default();
         let (hosts, nets): (Vec<IpNet>, Vec<IpNet>) =
             addresses.iter().partition(|net| net.prefix_len() == net.max_prefix_len());
-        let mut v6: Set<u128> = macs.iter().map(|&mac| eui64(mac).to_bits()).collect();
-        let mut v4 = Set::default();
+        let (mut v4, mut v6) = (Set::default(), Set::default());
         for host in hosts {
             match host.addr() {
                 IpAddr::V4(host) => v4.insert(host.to_bits()),
@@ -123,6 +118,7 @@ impl Guard {
         }
         Self {
             macs: macs.into(),
+            first: AtomicU64::new(0),
             any_address: identity.addresses.is_none(),
             v4,
             v6,
@@ -172,7 +168,7 @@ impl Guard {
         let packet = head.get(at..).unwrap_or_default();
         match ethertype {
             ETHERTYPE_IPV4 => self.allows_v4(packet),
-            ETHERTYPE_IPV6 => self.allows_v6(packet),
+            ETHERTYPE_IPV6 => self.allows_v6(packet, sender),
             ETHERTYPE_ARP | ETHERTYPE_RARP => {
                 check(self.arp(packet, sender).unwrap_or(false), DropReason::GuardArp)
             }
@@ -188,9 +184,21 @@ impl Guard {
     #[inline]
     fn has_mac(&self, mac: Mac) -> bool {
         match *self.macs {
-            [] => true,
+            [] => self.is_first(mac),
             [only] => only == mac,
             ref macs => macs.binary_search(&mac).is_ok(),
+        }
+    }
+
+    /// Whether it is the MAC address that the port has sent from first; from now on it is, if there was none.
+    fn is_first(&self, mac: Mac) -> bool {
+        let number = mac.to_u64();
+        match self.first.load(Ordering::Relaxed) {
+            0 => {
+                let was = self.first.compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed);
+                was.map_or_else(|was| was == number, |_| true)
+            }
+            first => first == number,
         }
     }
 
@@ -214,8 +222,9 @@ impl Guard {
         self.has(Ipv4Addr::from_bits(address).into())
     }
 
-    fn has_v6(&self, address: u128) -> bool {
-        self.has(Ipv6Addr::from_bits(address).into())
+    fn has_v6(&self, address: u128, sender: Mac) -> bool {
+        let ip = Ipv6Addr::from_bits(address).into();
+        self.has(ip) || address == link_local(sender) && !self.reserved.contains(&ip)
     }
 
     /// Whether an ARP packet's sender is the frame's. 0.0.0.0 asks whether an address is free, or (RARP, as QEMU
@@ -262,12 +271,12 @@ impl Guard {
         Some(ethernet && self.has_mac(mac_at(bootp, 28)?))
     }
 
-    fn allows_v6(&self, packet: &[u8]) -> Checked {
+    fn allows_v6(&self, packet: &[u8], sender: Mac) -> Checked {
         let header = packet.first_chunk::<IPV6_LEN>().ok_or(DropReason::GuardAddress)?;
         let known = || Some((v6_at(header, 8)?, v6_at(header, 24)?));
         let (address, destination) = known().ok_or(DropReason::GuardAddress)?;
         check(header[0] >> 4 == 6, DropReason::GuardAddress)?;
-        check(address == 0 || self.has_v6(address), DropReason::GuardAddress)?;
+        check(address == 0 || self.has_v6(address, sender), DropReason::GuardAddress)?;
         let upper = upper(packet).ok_or(DropReason::GuardNeighbour)?;
         let kind = match upper.protocol {
             ICMPV6 if !upper.later => upper.payload.first().copied(),
@@ -289,14 +298,14 @@ impl Guard {
             )?;
         }
         match kind {
-            Some(kind @ ROUTER_SOLICITATION..=REDIRECT) => self.neighbour(kind, &upper, address == 0),
+            Some(kind @ ROUTER_SOLICITATION..=REDIRECT) => self.neighbour(kind, &upper, address == 0, sender),
             None if upper.protocol == ICMPV6 && !upper.later => Err(DropReason::GuardNeighbour),
             _ => Ok(()),
         }
     }
 
     /// Whether a message of neighbour discovery claims only what is the port's.
-    fn neighbour(&self, kind: u8, upper: &Upper<'_>, nobody: bool) -> Checked {
+    fn neighbour(&self, kind: u8, upper: &Upper<'_>, nobody: bool, sender: Mac) -> Checked {
         check(!upper.fragment, DropReason::GuardNeighbour)?;
         if matches!(kind, ROUTER_ADVERTISEMENT | REDIRECT) {
             return check(self.server, DropReason::GuardServer);
@@ -304,8 +313,8 @@ impl Guard {
         let claimed = || -> Option<bool> {
             let target = || v6_at(upper.payload, 8);
             let claims = match kind {
-                NEIGHBOUR_ADVERTISEMENT => self.has_v6(target()?),
-                NEIGHBOUR_SOLICITATION if nobody => self.has_v6(target()?),
+                NEIGHBOUR_ADVERTISEMENT => self.has_v6(target()?, sender),
+                NEIGHBOUR_SOLICITATION if nobody => self.has_v6(target()?, sender),
                 _ => true,
             };
             let options = if kind == ROUTER_SOLICITATION { 8 } else { 24 };

@@ -103,8 +103,11 @@ fn the_ethernet_source_must_be_the_ports() {
     assert_eq!(judge(&guard(), &frame(OTHER)), Err(DropReason::GuardMac));
     let two = Guard::new(&Identity { macs: vec![Mac(OTHER), Mac(MAC)], ..identity() });
     assert_eq!(judge(&two, &frame(OTHER)), Ok(()));
-    let any = Guard::new(&Identity { macs: Vec::new(), ..identity() });
-    assert_eq!(judge(&any, &frame([2, 9, 9, 9, 9, 9])), Ok(()));
+    // Where it is not known, the first is the port's.
+    let unknown = Guard::new(&Identity { macs: Vec::new(), ..identity() });
+    assert_eq!(judge(&unknown, &frame(OTHER)), Ok(()));
+    assert_eq!(judge(&unknown, &frame(MAC)), Err(DropReason::GuardMac));
+    assert_eq!(judge(&unknown, &frame(OTHER)), Ok(()));
 }
 
 #[test]
