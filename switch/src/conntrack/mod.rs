@@ -9,13 +9,16 @@
 #![forbid(unsafe_code)]
 
 pub mod entry;
+pub mod expect;
 pub mod format;
+pub mod ftp;
 mod inbox;
 mod index;
 pub mod key;
 mod listing;
 pub mod owner;
 pub mod record;
+pub mod sequence;
 pub mod shared;
 pub mod state;
 pub mod table;
@@ -77,6 +80,8 @@ pub struct Conntrack {
     pub v6: Table<V6>,
     /// Limits, timeouts and counters.
     pub shared: Arc<Shared>,
+    /// Connections that others announced.
+    pub expectations: expect::Expectations,
     /// Held while the control thread has its seat.
     control: Mutex<()>,
 }
@@ -90,6 +95,7 @@ impl Conntrack {
             v4: Table::new(workers, shared.clone()),
             v6: Table::new(workers, shared.clone()),
             shared,
+            expectations: expect::Expectations::default(),
             control: Mutex::new(()),
         }
     }

@@ -7,10 +7,10 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 
 #[path = "../../worker/epoch.rs"]
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, clippy::duplicate_mod)]
 mod epoch;
 #[path = "../index.rs"]
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, clippy::duplicate_mod)]
 mod index;
 
 use epoch::Epochs;
