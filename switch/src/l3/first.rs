@@ -10,7 +10,7 @@ use super::forward::{Item, Refusal};
 use super::neighbour::Slot;
 use super::next_hop::{along, path_to};
 use super::route::Path;
-use super::{Arrival, Stage};
+use super::{Arrival, Stage, helper};
 use crate::conntrack::{Key, NewConnection, Packet, Refused};
 use crate::drops::DropReason;
 use crate::l2::fdb::Key as FdbKey;
@@ -37,20 +37,30 @@ impl Stage {
         let tuple = item.headers.tuple(head);
         let table = at.router.conntrack.table::<F>();
         let packet = Packet::of(&item.headers, head);
-        let redirected = at.router.nat.destination(&tuple, at.interface.index);
-        let to = redirected.map_or(tuple, |to| Tuple {
-            destination: to.address,
-            destination_port: to.port,
+        let expectations = &at.router.conntrack.expectations;
+        let expected = expectations.find(&tuple, at.now)?;
+        let redirected = match expected {
+            Some(_) => None,
+            None => at.router.nat.destination(&tuple, at.interface.index),
+        };
+        let new_destination = expected.map(|e| e.to).or(redirected.map(|to| (to.address, to.port)));
+        let to = new_destination.map_or(tuple, |(destination, destination_port)| Tuple {
+            destination,
+            destination_port,
             ..tuple
         });
         let destination = F::from_ip(to.destination).ok_or(DropReason::NoRoute)?;
         let path = path_to::<F>(at, destination, item.hash);
-        if redirected.is_none() && matches!(path, Path::Local { .. }) {
+        if new_destination.is_none() && matches!(path, Path::Local { .. }) {
             return Err(Refusal::Local);
         }
         let loose = at.router.conntrack.shared.loose.load(std::sync::atomic::Ordering::Relaxed);
         let begun = packet.begin(&item.key, loose, at.now);
-        let state = if begun.is_some() { State::New } else { State::Invalid };
+        let state = match begun {
+            None => State::Invalid,
+            Some(_) if expected.is_some() => State::Related,
+            Some(_) => State::New,
+        };
         let hop = along(at, path, F::wide(destination))?;
         let slot = at.router.neighbours.slot(hop.adjacency).ok_or(DropReason::NoRoute)?;
         let (egress, next_hop) = (slot.interface(), slot.address().ip());
@@ -67,8 +77,16 @@ impl Stage {
         };
         let stamp = at.router.stamp(slot.version());
         for _ in 0..TRIES {
-            let source = self.translate_source::<F>(&leaving, at)?;
-            let out = source.map_or(to, |from| Tuple { source: from.address, source_port: from.port, ..to });
+            let source = match expected {
+                Some(_) => None,
+                None => self.translate_source::<F>(&leaving, at)?,
+            };
+            let out = match expected.and_then(|e| e.from) {
+                Some(from) => helper::source(table, from, &to).ok_or(DropReason::NatExhausted)?,
+                None => {
+                    source.map_or(to, |from| Tuple { source: from.address, source_port: from.port, ..to })
+                }
+            };
             let reply = Key::<F>::answer(&out.reversed()).ok_or(DropReason::NoRoute)?;
             let new = NewConnection {
                 original: item.key,
@@ -76,13 +94,19 @@ impl Stage {
                 begun,
                 port: at.port,
                 next_hop: Some((hop.adjacency, stamp)),
-                watched: false,
-                related: false,
+                watched: helper::watches(&to),
+                related: expected.is_some(),
             };
             match self.local.owner::<F>().insert(table, &new, at.now) {
                 Ok(half) => {
                     for translation in [redirected, source].iter().flatten() {
                         at.router.nat.count(translation, self.worker, bytes);
+                    }
+                    if let Some(expected) = &expected {
+                        expectations.fulfilled(expected);
+                    }
+                    if new.watched {
+                        expectations.forget(&tuple);
                     }
                     table.half(half).touch(at.now, item.headers.len);
                     return self.carry(burst, item, half, at);

@@ -129,7 +129,8 @@ impl Stage {
         let table = at.router.conntrack.table::<F>();
         let half = table.half(of);
         let head = burst.head(item.i);
-        if half.flags().settled() && !Packet::is_special(&item.headers) {
+        let flags = half.flags();
+        if flags.settled() && !Packet::is_special(&item.headers) {
             match Packet::acknowledged(&item.headers, head) {
                 Some(ack) => half.touch_tcp(at.now, item.headers.len, ack),
                 None => half.touch(at.now, item.headers.len),
@@ -140,6 +141,9 @@ impl Stage {
                 Fate::Invalid => return Err(DropReason::CtInvalid.into()),
                 Fate::Renew => return self.first(burst, item, at),
             }
+        }
+        if flags.watched() {
+            return self.watched(burst, item, of, at);
         }
         self.carry(burst, item, of, at)
     }
@@ -154,10 +158,7 @@ impl Stage {
         at: &Arrival<'_>,
     ) -> Result<(), Refusal> {
         let half = at.router.conntrack.table::<F>().half(of);
-        let hop = match self.kept_hop(half, at) {
-            Some(hop) => hop,
-            None => self.find_hop(half, item.hash, at)?,
-        };
+        let hop = self.hop_of(half, item.hash, at)?;
         if half.flags().any() {
             let rewrite = half.rewrite();
             self.send_on(burst, item, hop, at, |head, headers, partial| {
@@ -165,6 +166,20 @@ impl Stage {
             })
         } else {
             self.send_on(burst, item, hop, at, |head, headers, _| decrement_ttl(head, headers))
+        }
+    }
+
+    /// The next hop of a half's packets.
+    #[inline]
+    pub(super) fn hop_of<F: Routed>(
+        &mut self,
+        half: &Half<F>,
+        hash: u64,
+        at: &Arrival<'_>,
+    ) -> Result<Hop, Refusal> {
+        match self.kept_hop(half, at) {
+            Some(hop) => Ok(hop),
+            None => self.find_hop(half, hash, at),
         }
     }
 

@@ -16,6 +16,7 @@ mod first;
 mod forward;
 pub mod fragment;
 mod group;
+mod helper;
 mod hold;
 pub mod icmp;
 pub mod interface;
