@@ -1,134 +1,15 @@
 //! `shuntctl` as operators and scripts use it, against a real daemon: exit status, streams, JSON and messages.
 
+mod common;
+
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
-use serde_json::{Value, json};
-use tempfile::TempDir;
-
-const SHUNTCTL: &str = env!("CARGO_BIN_EXE_shuntctl");
-
-/// The daemon that was built beside `shuntctl`; built now when only this crate's tests were asked for.
-fn shuntd() -> &'static Path {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
-        let directory = Path::new(SHUNTCTL).parent().unwrap();
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--quiet", "--package", "shunt-switch", "--bin", "shuntd", "--target-dir"]);
-        cargo.arg(directory.parent().unwrap());
-        if directory.file_name().is_some_and(|name| name != "debug") {
-            cargo.arg("--profile").arg(directory.file_name().unwrap());
-        }
-        assert!(cargo.status().unwrap().success(), "shuntd cannot be built");
-        directory.join("shuntd")
-    })
-}
-
-#[track_caller]
-fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Some(found) = check() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-struct Daemon {
-    dir: TempDir,
-    child: Child,
-}
-
-impl Daemon {
-    #[track_caller]
-    fn start() -> Self {
-        // Not below TMPDIR, which may be closed to the users that a test becomes.
-        let dir = tempfile::Builder::new().prefix("shuntctl-").tempdir_in("/tmp").unwrap();
-        let mut command = Command::new(shuntd());
-        command
-            .arg("--control")
-            .arg(dir.path().join("c.sock"))
-            .arg("--state-dir")
-            .arg(dir.path().join("state"));
-        let child = command.env_remove("SHUNT_LOG").stderr(Stdio::null()).spawn().unwrap();
-        let mut daemon = Self { dir, child };
-        wait_for("the control socket", || {
-            assert!(daemon.child.try_wait().unwrap().is_none(), "shuntd ended at its start");
-            UnixStream::connect(daemon.path("c.sock")).ok()
-        });
-        daemon
-    }
-
-    fn path(&self, file: &str) -> String {
-        self.dir.path().join(file).display().to_string()
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        shuntctl().arg("--control").arg(self.path("c.sock")).args(words).output().unwrap()
-    }
-
-    /// What a command that must succeed prints.
-    #[track_caller]
-    fn says(&self, words: &[&str]) -> String {
-        let output = self.run(words);
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), error.as_str()), (Some(0), ""), "{words:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// The JSON document that a command prints.
-    #[track_caller]
-    fn json(&self, words: &[&str]) -> Value {
-        let text = self.says(&[&["--json"], words].concat());
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
-    }
-
-    /// The line with which a command is refused.
-    #[track_caller]
-    fn refuses(&self, words: &[&str]) -> String {
-        failure(self.run(words), 1)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
-        let _ = self.child.wait();
-    }
-}
-
-fn shuntctl() -> Command {
-    let mut command = Command::new(SHUNTCTL);
-    command.env_remove("SHUNT_CONTROL").env_remove("XDG_RUNTIME_DIR");
-    command
-}
-
-/// The one line on standard error of a command that must end with `status`.
-#[track_caller]
-fn failure(output: Output, status: i32) -> String {
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(status), "{text}");
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
-    assert_eq!(text.lines().count(), 1, "{text}");
-    text.strip_prefix("shuntctl: ").unwrap_or_else(|| panic!("{text}")).trim_end().to_owned()
-}
-
-/// The keys of an object, all of which scripts may count on.
-#[track_caller]
-fn has(object: &Value, keys: &[&str]) {
-    for key in keys {
-        assert!(object.get(key).is_some(), "{key} is missing in {object}");
-    }
-}
+use common::{Daemon, SHUNTCTL, failure, has, shuntctl, wait_for};
+use nix::unistd::geteuid;
+use serde_json::json;
 
 #[test]
 fn status_has_its_fields() {

@@ -52,7 +52,7 @@ pub(crate) fn routes(routes: &[api::Route]) -> String {
         |texts: &[String], heading: &str| texts.iter().map(String::len).max().unwrap_or(0).max(heading.len());
     let (wide, via_wide) = (width(&prefixes, "PREFIX"), width(&vias, "VIA"));
     let mut text =
-        format!("{:wide$}  {:via_wide$}  DEV              METRIC      PROTO   STATE\n", "PREFIX", "VIA");
+        format!("{:wide$}  {:via_wide$}  DEV                  METRIC  PROTO   STATE\n", "PREFIX", "VIA");
     for ((route, prefix), via) in routes.iter().zip(&prefixes).zip(&vias) {
         let dev = match route.kind {
             RouteKind::Unicast => dash(route.dev),
@@ -61,7 +61,7 @@ pub(crate) fn routes(routes: &[api::Route]) -> String {
         let (protocol, state) = (route.protocol.as_str(), if route.active { "active" } else { "unused" });
         let _ = writeln!(
             text,
-            "{prefix:wide$}  {via:via_wide$}  {dev:<15}  {:<10}  {protocol:<6}  {state}",
+            "{prefix:wide$}  {via:via_wide$}  {dev:<15}  {:>10}  {protocol:<6}  {state}",
             route.metric
         );
     }
