@@ -23,7 +23,7 @@ impl Switch {
             poll: self.poll,
             interfaces: self.router.interfaces.len(),
             routes: self.router.route_count(),
-            host_commands: Vec::new(),
+            host_commands: self.host_commands(),
         }
     }
 

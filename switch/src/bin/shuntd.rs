@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Refusal> {
     let config = match &arguments.config {
         Some(file) => Config::load(file)?,
-        None => Config::embedded()?,
+        None => Config::embedded(arguments.host_setup)?,
     };
     let settings = Settings::new(arguments, &config)?;
     start_log(&settings.log)?;
@@ -142,6 +142,9 @@ fn start_switch(settings: &Settings, state: Option<PathBuf>, config: Config) -> 
         Switch::start(Options { workers: settings.workers.clone(), poll: settings.poll, state })?;
     // A refusal drops the switch, and with it whatever was made before.
     switch.configure(config)?;
+    if settings.host_setup {
+        switch.set_host_up()?;
+    }
     Ok(switch)
 }
 

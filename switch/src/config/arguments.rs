@@ -40,6 +40,10 @@ pub struct Arguments {
     /// What a worker does without work: adaptive (sleep after a while) or busy (poll for ever) [default: adaptive]
     #[arg(long, value_name = "adaptive|busy")]
     pub poll: Option<Poll>,
+    /// Set the host up as the way out: the address of the TAP device, forwarding, routes back. Without --config a TAP
+    /// device shunt-up with 10.0.4.1/30 is made for it
+    #[arg(long)]
+    pub host_setup: bool,
     /// What is logged to standard error: error, warn, info, debug, trace, off, or MODULE=LEVEL,... [default: info]
     #[arg(long, value_name = "LEVEL", env = "SHUNT_LOG", hide_env_values = true, value_parser = log)]
     pub log: Option<String>,
@@ -83,6 +87,8 @@ pub struct Settings {
     pub control: PathBuf,
     /// The directory for state, and whether somebody asked for it.
     pub state: (PathBuf, bool),
+    /// Whether the host is to be set up as the way out.
+    pub host_setup: bool,
 }
 
 impl Settings {
@@ -105,6 +111,7 @@ impl Settings {
             log: arguments.log.or(from_file).unwrap_or_else(|| LOG_DEFAULT.to_owned()),
             control: given(arguments.control).unwrap_or_else(paths::daemon_socket),
             state: (state.unwrap_or_else(paths::state_directory), asked),
+            host_setup: arguments.host_setup,
         })
     }
 }

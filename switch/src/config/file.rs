@@ -22,6 +22,8 @@ use crate::refusal::Refusal;
 
 /// What the daemon starts with when no file is given.
 pub const DEFAULT: &str = include_str!("default.toml");
+/// What comes on top when the host is to be set up as the way out.
+pub const UPLINK: &str = include_str!("uplink.toml");
 /// Longest file, in bytes.
 pub const FILE_MAX: u64 = 16 << 20;
 
@@ -125,12 +127,15 @@ impl Config {
         Self::parse(&text, Some(path))
     }
 
-    /// The configuration that is embedded in the program.
+    /// The configuration that is embedded in the program, with a way out through the host or without.
     ///
     /// # Errors
     /// Never, as a test shows; but the text is treated as any other.
-    pub fn embedded() -> Result<Self, Refusal> {
-        Self::parse(DEFAULT, None)
+    pub fn embedded(uplink: bool) -> Result<Self, Refusal> {
+        match uplink {
+            true => Self::parse(&format!("{DEFAULT}\n{UPLINK}"), None),
+            false => Self::parse(DEFAULT, None),
+        }
     }
 
     /// Checks a configuration text; `path` is for messages.
@@ -312,7 +317,7 @@ mod tests {
 
     #[test]
     fn the_embedded_configuration_is_one_bridge() {
-        let config = Config::embedded().unwrap();
+        let config = Config::embedded(false).unwrap();
         assert_eq!(config.bridges.len(), 1);
         assert_eq!(config.bridges[0].1.name, "shunt0");
         assert!(config.ports.is_empty());

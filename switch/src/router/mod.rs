@@ -16,6 +16,7 @@ mod nat;
 mod neighbour;
 mod policy;
 mod route;
+mod uplink;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
