@@ -167,6 +167,14 @@ impl HopsWriter {
 
     /// The number of the set of `paths` (at most [`MAX_PATHS`]; more are left out), written if it is new; 0 for none.
     pub(super) fn acquire(&mut self, hops: &Hops, paths: &[Path]) -> Result<u32, NoPlace> {
+        if let [only] = paths {
+            // Nearly always.
+            let (number, new) = self.paths.acquire(only)?;
+            if new {
+                write_path(&hops.paths[number as usize], only);
+            }
+            return Ok(number);
+        }
         let mut numbers = Vec::with_capacity(paths.len().min(MAX_PATHS));
         for path in paths.iter().take(MAX_PATHS) {
             match self.paths.acquire(path) {
@@ -182,10 +190,8 @@ impl HopsWriter {
                 }
             }
         }
-        match numbers[..] {
-            [] => return Ok(0),
-            [only] => return Ok(only),
-            _ => {}
+        if numbers.is_empty() {
+            return Ok(0);
         }
         match self.sets.acquire(&numbers) {
             Ok((number, true)) => {

@@ -431,6 +431,7 @@ impl Rib {
     /// of the same metric, or no room. Nothing is changed then.
     pub fn add(&mut self, route: Route) -> Result<Route, Refusal> {
         let route = self.check(route, None)?;
+        self.refuse_conflict(&route)?;
         self.insert(&route);
         self.enter(&[route])?;
         Ok(route)
@@ -439,21 +440,26 @@ impl Rib {
     /// Adds many static routes at once, which costs far less than one by one; all or none.
     ///
     /// # Errors
-    /// As [`Self::add`], with the place of the first route that cannot be added.
+    /// As [`Self::add`], with the place of a route that cannot be added.
     pub fn load(&mut self, routes: Vec<Route>) -> Result<usize, (usize, Refusal)> {
         let mut found = HashMap::new();
-        let mut added = Vec::with_capacity(routes.len());
+        let mut checked = Vec::with_capacity(routes.len());
         for (at, route) in routes.into_iter().enumerate() {
             match self.check(route, Some(&mut found)) {
-                Ok(route) => {
-                    self.insert(&route);
-                    added.push(route);
-                }
-                Err(refusal) => {
-                    self.withdraw(&added);
-                    return Err((at, refusal));
-                }
+                Ok(route) => checked.push((place(route.prefix), at, route)),
+                Err(refusal) => return Err((at, refusal)),
             }
+        }
+        // In the order of the table, which is much faster than any other; equal prefixes in the order of the list.
+        checked.sort_unstable_by_key(|(place, at, _)| (*place, *at));
+        let mut added = Vec::with_capacity(checked.len());
+        for (_, at, route) in checked {
+            if let Err(refusal) = self.refuse_conflict(&route) {
+                self.withdraw(&added);
+                return Err((at, refusal));
+            }
+            self.insert(&route);
+            added.push(route);
         }
         let last = added.len().saturating_sub(1);
         self.enter(&added).map_err(|refusal| (last, refusal))?;
@@ -548,11 +554,6 @@ impl Rib {
             }
             _ => {}
         }
-        self.refuse_conflict(&route)?;
-        let family = if prefix.addr().is_ipv4() { self.v4.len() } else { self.v6.len() };
-        if family >= MAX_ROUTES {
-            return Err(Refusal::new(format!("there are {MAX_ROUTES} routes already, which is the limit")));
-        }
         Ok(route)
     }
 
@@ -612,7 +613,12 @@ impl Rib {
         Ok(())
     }
 
+    /// Whether a route contradicts those that are there, or there are too many.
     fn refuse_conflict(&self, route: &Route) -> Result<(), Refusal> {
+        let family = if route.prefix.addr().is_ipv4() { self.v4.len() } else { self.v6.len() };
+        if family >= MAX_ROUTES {
+            return Err(Refusal::new(format!("there are {MAX_ROUTES} routes already, which is the limit")));
+        }
         let equal = || self.records(route.prefix).iter().filter(|record| record.metric == route.metric);
         for record in equal() {
             let other = Route::of(route.prefix, record);

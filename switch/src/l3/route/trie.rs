@@ -4,7 +4,7 @@
 //! (what the longest prefix known there leads to, pushed down to every slot that it covers) or leads to a node; a
 //! chain of nodes without a choice is one node that compares the skipped bits. So a lookup reads as many nodes as
 //! there are decisions, not as the address has bytes. A node is plain (256 slots) or packed (a bit map of where the
-//! slots change, and one slot for each run): few routes in wide space cost a few cache lines, not a kilobyte each.
+//! slots change, and one slot for each run): few routes in wide space cost two cache lines, not a kilobyte each.
 //!
 //! Everything lies in one array of atomic words, reserved once and committed by use. A changed node is written beside
 //! the old one and linked by one store; the old one's room is taken again only after [`Builder::reclaim`], which the
@@ -38,8 +38,8 @@ const MAP: usize = 8;
 const PLAIN: u32 = 1 << 8;
 const LINES_SHIFT: u32 = 16;
 const PLAIN_LINES: usize = 1 + 256 / LINE;
-/// A node of more runs is plain: its slots then take at most four times the room, and one load.
-const PACKED_RUNS: usize = 48;
+/// A node of more runs is plain: its slots then are one load away. So a packed node is two cache lines.
+const PACKED_RUNS: usize = LINE;
 /// Words that may be spent before nodes of few runs are packed (16 MiB).
 const SPACIOUS: usize = 1 << 22;
 /// Words that are reserved, unless the system refuses: address space, not memory (1 GiB).
