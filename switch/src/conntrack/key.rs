@@ -204,13 +204,25 @@ impl<F: Family> Key<F> {
     /// The key of a packet whose headers were parsed from `head`.
     #[inline(always)]
     pub fn of(headers: &Headers, head: &[u8]) -> Self {
+        let kind = || head.get(usize::from(headers.transport)).copied();
+        Self::with_kind(headers, head, kind)
+    }
+
+    /// The key of a packet whose type of ICMP message, if it is one, is `kind`: for later fragments, which do not have
+    /// it themselves.
+    pub fn of_kind(headers: &Headers, head: &[u8], kind: Option<u8>) -> Self {
+        Self::with_kind(headers, head, || kind)
+    }
+
+    #[inline(always)]
+    fn with_kind(headers: &Headers, head: &[u8], kind: impl FnOnce() -> Option<u8>) -> Self {
         let (source, destination) = F::addresses(headers, head);
         let mut destination_port = headers.destination_port;
-        if matches!(headers.protocol, ICMP | ICMPV6) && destination_port != 0 {
-            let kind = head.get(usize::from(headers.transport)).copied().unwrap_or_default();
-            if u16::from(kind) != destination_port {
-                destination_port |= ANSWER;
-            }
+        if matches!(headers.protocol, ICMP | ICMPV6)
+            && destination_port != 0
+            && u16::from(kind().unwrap_or_default()) != destination_port
+        {
+            destination_port |= ANSWER;
         }
         Self {
             source,

@@ -10,6 +10,9 @@ use super::deliver::emit;
 use super::family::Routed;
 use super::forward::Refusal;
 use super::icmp::{self, Error};
+use super::interface::Interface;
+use super::limit::Limiter;
+use super::outbox::Outbox;
 use super::{Arrival, Stage, UNTAGGED, reset};
 use crate::clock;
 use crate::conntrack::{V4, V6};
@@ -72,24 +75,11 @@ impl Stage {
         at: &Arrival<'_>,
     ) {
         let head = burst.head(i);
-        let (to, about) = F::addresses(headers, head);
-        if !icmp::may_report(head, headers, error)
-            || F::is_broadcast(at.interface, to)
-            || F::is_broadcast(at.interface, about)
-        {
-            return;
-        }
-        let Some(source) = F::source(at.interface, to) else { return };
-        let now = clock::cycles() / clock::cycles_per_us();
-        if !self.limiter.allow(error, F::number(to), now) {
-            return;
-        }
-        let link = Link::answer(head);
-        let packet = &head[UNTAGGED..(UNTAGGED + headers.len as usize).min(head.len())];
-        let put = self.outbox.put(at.interface.index, NetHeader::default(), icmp::FRAME_LEN, |space| {
-            icmp::error::<F::Address>(space, link, source, packet, error)
-        });
-        if !put {
+        let Some(source) = author::<F>(&mut self.limiter, at.interface, head, headers, error) else { return };
+        let end = UNTAGGED + headers.len as usize;
+        let whole = if end > head.len() { burst.linearise(i, &mut self.scratch) } else { None };
+        let frame = whole.map_or(head, |len| &self.scratch[..len]);
+        if !quote::<F>(&mut self.outbox, at.interface, source, frame, headers, error) {
             at.counted.drop(DropReason::AnswerDropped, 1);
         }
     }
@@ -113,4 +103,59 @@ impl Stage {
         }
         emit(at.interface, destination, 1 << i, at.now, &mut self.verdict);
     }
+}
+
+/// Sends an ICMP error about the packet of a whole frame that came to an interface, if one may be sent.
+pub(super) fn tell(
+    outbox: &mut Outbox,
+    limiter: &mut Limiter,
+    interface: &Interface,
+    frame: &[u8],
+    headers: &Headers,
+    error: Error,
+) {
+    // Without room it is lost, as any error may be.
+    if headers.v6 {
+        if let Some(source) = author::<V6>(limiter, interface, frame, headers, error) {
+            quote::<V6>(outbox, interface, source, frame, headers, error);
+        }
+    } else if let Some(source) = author::<V4>(limiter, interface, frame, headers, error) {
+        quote::<V4>(outbox, interface, source, frame, headers, error);
+    }
+}
+
+/// The address that an error about a packet is sent from, if one may be sent now.
+fn author<F: Routed>(
+    limiter: &mut Limiter,
+    interface: &Interface,
+    head: &[u8],
+    headers: &Headers,
+    error: Error,
+) -> Option<F::Address> {
+    let (to, about) = F::addresses(headers, head);
+    if !icmp::may_report(head, headers, error)
+        || F::is_broadcast(interface, to)
+        || F::is_broadcast(interface, about)
+    {
+        return None;
+    }
+    let source = F::source(interface, to)?;
+    let now = clock::cycles() / clock::cycles_per_us();
+    limiter.allow(error, F::number(to), now).then_some(source)
+}
+
+/// Puts an error about the packet of `frame`, of which as much is quoted as is there. False if there is no room.
+fn quote<F: Routed>(
+    outbox: &mut Outbox,
+    interface: &Interface,
+    source: F::Address,
+    frame: &[u8],
+    headers: &Headers,
+    error: Error,
+) -> bool {
+    let link = Link::answer(frame);
+    let packet = &frame[UNTAGGED..(UNTAGGED + headers.len as usize).min(frame.len())];
+    outbox.put(interface.index, NetHeader::default(), icmp::FRAME_LEN, |space| {
+        icmp::error::<F::Address>(space, link, source, packet, error)
+    })
 }

@@ -1,17 +1,19 @@
 //! What routing does differently for IPv4 and IPv6, in one place: the rest is written once.
 #![forbid(unsafe_code)]
 
+use super::forward::Refusal;
 use super::interface::{Address, Interface};
 use super::route::{Fib, NextHopSetId};
-use super::{checks, compose};
+use super::{Arrival, checks, compose};
 use crate::conntrack::{Family, Key, V4, V6};
 use crate::drops::DropReason;
 use crate::packet::rewrite;
 
 /// A family of addresses that is routed.
 pub(super) trait Routed: Family<Address: rewrite::Address + compose::Compose> {
-    /// Whether the addresses may be those of a packet to be routed.
-    fn check(key: &Key<Self>) -> Result<(), DropReason>;
+    /// Whether the addresses may be those of a packet to be routed; "local" if they are those of one that is for the
+    /// switch and could not be routed.
+    fn admit(key: &Key<Self>, at: &Arrival<'_>) -> Result<(), Refusal>;
     /// The next hops for an address.
     fn lookup(fib: &Fib, address: Self::Address) -> NextHopSetId;
     /// As tables for both families compare it.
@@ -26,8 +28,9 @@ pub(super) trait Routed: Family<Address: rewrite::Address + compose::Compose> {
 
 impl Routed for V4 {
     #[inline]
-    fn check(key: &Key<Self>) -> Result<(), DropReason> {
-        checks::addresses_v4(key.source, key.destination)
+    fn admit(key: &Key<Self>, at: &Arrival<'_>) -> Result<(), Refusal> {
+        checks::addresses_v4(key.source, key.destination)?;
+        if at.router.own.has_v4(key.source) { Err(DropReason::MartianSource.into()) } else { Ok(()) }
     }
 
     #[inline]
@@ -55,8 +58,15 @@ impl Routed for V4 {
 
 impl Routed for V6 {
     #[inline]
-    fn check(key: &Key<Self>) -> Result<(), DropReason> {
-        checks::addresses_v6(key.source, key.destination)
+    fn admit(key: &Key<Self>, at: &Arrival<'_>) -> Result<(), Refusal> {
+        let routed = checks::addresses_v6(key.source, key.destination);
+        if at.router.own.has_v6(key.source) {
+            return Err(DropReason::MartianSource.into());
+        }
+        match routed {
+            Err(DropReason::LinkLocal) if at.interface.owns_v6(key.destination) => Err(Refusal::Local),
+            routed => Ok(routed?),
+        }
     }
 
     #[inline]

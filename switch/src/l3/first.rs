@@ -32,7 +32,7 @@ impl Stage {
         item: &Item<F>,
         at: &Arrival<'_>,
     ) -> Result<(), Refusal> {
-        F::check(&item.key)?;
+        F::admit(&item.key, at)?;
         let head = burst.head(item.i);
         let tuple = item.headers.tuple(head);
         let table = at.router.conntrack.table::<F>();
@@ -124,7 +124,7 @@ impl Stage {
     }
 
     /// Whether the policy lets a connection's first packet go on.
-    fn judge(
+    pub(super) fn judge(
         &mut self,
         at: &Arrival<'_>,
         to: &Tuple,

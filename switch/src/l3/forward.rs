@@ -10,7 +10,7 @@ use vhost_backend::frame::{BURST, Burst};
 use super::family::Routed;
 use super::icmp::Error;
 use super::next_hop::{Hop, next_hop};
-use super::{Arrival, Stage, UNTAGGED};
+use super::{Arrival, Stage, UNTAGGED, checks};
 use crate::conntrack::{Fate, Half, Key, Packet, Ref};
 use crate::drops::DropReason;
 use crate::packet::headers::{Fragment, Headers};
@@ -23,6 +23,12 @@ pub(super) struct Item<F: Routed> {
     pub(super) key: Key<F>,
     pub(super) hash: u64,
     candidate: Option<Ref>,
+}
+
+impl<F: Routed> Item<F> {
+    pub(super) fn new(i: usize, headers: Headers, key: Key<F>, hash: u64) -> Self {
+        Self { i, headers, key, hash, candidate: None }
+    }
 }
 
 /// What becomes of a packet, where it does not simply go.
@@ -60,7 +66,7 @@ impl Stage {
                     if at.router.tracked {
                         table.prefetch(hash);
                     }
-                    items[count] = Some(Item { i, headers, key, hash, candidate: None });
+                    items[count] = Some(Item::new(i, headers, key, hash));
                     count += 1;
                 }
                 Err(reason) => at.counted.drop(reason, 1),
@@ -91,7 +97,7 @@ impl Stage {
         item: &Item<F>,
         at: &Arrival<'_>,
     ) -> Result<(), Refusal> {
-        F::check(&item.key)?;
+        F::admit(&item.key, at)?;
         let hop = next_hop::<F>(at, item.key.destination, item.hash)?;
         self.send_on(burst, item, hop, at, |head, headers, _| decrement_ttl(head, headers))
     }
@@ -207,6 +213,8 @@ impl Stage {
 fn read<F: Routed>(burst: &Burst, i: usize) -> Result<(Headers, Key<F>), DropReason> {
     let head = burst.head(i);
     let headers = Headers::parse(head, burst.frame_len(i), UNTAGGED, F::V6)?;
+    // Nothing to be done where there are none, which is known by then.
+    checks::options(head, &headers, false)?;
     let key = Key::of(&headers, head);
     Ok((headers, key))
 }

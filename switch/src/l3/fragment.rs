@@ -217,12 +217,13 @@ impl Reassembly {
         shard.later(piece, now, metadata, fill, &mut lost)
     }
 
-    /// Forgets what has waited for too long, in the shard that is next in turn: to be called once a second or more
-    /// often, by one thread, with a number that goes up by one each time.
-    pub fn expire(&self, turn: usize, now: u32, mut lost: impl FnMut(u16, DropReason, u64)) {
-        // Whoever holds the lock sees to what is old there himself.
-        if let Ok(mut shard) = self.shards[turn % SHARDS].try_lock() {
-            shard.expire(now, &mut lost);
+    /// Forgets what has waited for too long; to be called once a second by whoever has seen fragments.
+    pub fn expire_all(&self, now: u32, mut lost: impl FnMut(u16, DropReason, u64)) {
+        for shard in &self.shards {
+            // Whoever holds the lock sees to what is old there himself.
+            if let Ok(mut shard) = shard.try_lock() {
+                shard.expire(now, &mut lost);
+            }
         }
     }
 }

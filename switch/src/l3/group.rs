@@ -6,14 +6,15 @@ use vhost_backend::frame::Burst;
 use vhost_backend::net_header::NetHeader;
 
 use super::arp::{self, Arp, Learn};
+use super::forward::Refusal;
 use super::interface::Address;
 use super::nd::{self, Message};
-use super::{Arrival, Stage};
+use super::{Arrival, Stage, UNTAGGED, checks, icmp};
 use crate::drops::DropReason;
-use crate::packet::ethernet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Mac};
-use crate::packet::headers::Headers;
+use crate::packet::ethernet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Mac};
+use crate::packet::headers::{Fragment, Headers};
 use crate::packet::ip::UDP;
-use crate::packet::rewrite::is_partial;
+use crate::packet::rewrite::{is_partial, set_macs};
 
 /// The port of DHCP servers (RFC 2131).
 pub(super) const DHCP_SERVER: u16 = 67;
@@ -35,17 +36,71 @@ impl Stage {
                     && headers.protocol == UDP
                     && headers.destination_port == DHCP_SERVER
                 {
-                    self.punt(burst, i, at);
+                    match self.guard(burst, i, &headers, at) {
+                        Ok(()) => self.punt(burst, i, at),
+                        Err(refusal) => self.refuse_group(refusal, at),
+                    }
                 }
             }
             ETHERTYPE_IPV6 => {
-                if let Ok(headers) = Headers::parse(burst.head(i), burst.frame_len(i), network, true)
-                    && nd::is_message(burst.head(i), &headers)
-                {
-                    self.neighbour_message(burst, i, &headers, at);
+                let head = burst.head(i);
+                if let Ok(headers) = Headers::parse(head, burst.frame_len(i), network, true) {
+                    if nd::is_message(head, &headers) {
+                        self.neighbour_message(burst, i, &headers, at);
+                    } else if headers.fragment == Fragment::None
+                        && icmp::is_echo_request(head, &headers)
+                        && ethernet::destination(head).is_multicast()
+                    {
+                        self.echo_of_group(burst, i, &headers, at);
+                    }
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Nobody is told about a packet to everybody.
+    fn refuse_group(&self, refusal: Refusal, at: &Arrival<'_>) {
+        if let Refusal::Drop(reason) | Refusal::Tell(reason, _) | Refusal::Reject(reason) = refusal {
+            at.counted.drop(reason, 1);
+        }
+    }
+
+    /// Answers an echo request to a group that the interface is in, from an address of its own (RFC 4443, section 4.2).
+    fn echo_of_group(&mut self, burst: &Burst, i: usize, headers: &Headers, at: &Arrival<'_>) {
+        let head = burst.head(i);
+        let interface = at.interface;
+        let (source, group) = headers.addresses_v6(head);
+        if !matches!(group, nd::ALL_NODES | nd::ALL_ROUTERS) && !interface.solicited(group) {
+            return;
+        }
+        let checked = match checks::host_v6(source, group) {
+            Ok(()) if source == 0 || at.router.own.has_v6(source) => Err(DropReason::MartianSource.into()),
+            checked => checked.map_err(Refusal::from),
+        };
+        if let Err(refusal) = checked.and_then(|()| self.guard(burst, i, headers, at)) {
+            return self.refuse_group(refusal, at);
+        }
+        // The frame is flooded, too: the answer is made of a copy, without the tag.
+        let tag = usize::from(headers.network) - UNTAGGED;
+        let Some(metadata) = burst.header(i).moved(-(tag as i16)) else { return };
+        let untagged = Headers {
+            network: headers.network - tag as u16,
+            transport: headers.transport - tag as u16,
+            ..*headers
+        };
+        let partial = is_partial(&metadata, &untagged);
+        let (from, link) = (interface.source_v6(source), ethernet::source(head));
+        let written = self.outbox.put(interface.index, metadata, burst.frame_len(i), |space| {
+            let len = burst.linearise(i, space)?;
+            space.copy_within(UNTAGGED - 2 + tag.., UNTAGGED - 2);
+            let frame = &mut space[..len - tag];
+            icmp::echo_reply::<u128>(frame, &untagged, partial, from);
+            set_macs(frame, link, interface.mac);
+            Some(frame.len())
+        });
+        if !written {
+            at.counted.drop(DropReason::AnswerDropped, 1);
         }
     }
 
@@ -113,11 +168,7 @@ impl Stage {
 
     /// Puts an untagged frame of the interface's own into the outbox.
     pub(super) fn say(&mut self, frame: &[u8], at: &Arrival<'_>) {
-        let written = self.outbox.put(at.interface.index, NetHeader::default(), frame.len(), |space| {
-            space.copy_from_slice(frame);
-            Some(frame.len())
-        });
-        if !written {
+        if !self.outbox.put_whole(at.interface.index, NetHeader::default(), frame) {
             at.counted.drop(DropReason::AnswerDropped, 1);
         }
     }

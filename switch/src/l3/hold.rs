@@ -4,8 +4,10 @@
 //! it is asked for its address (RFC 1122, section 2.3.2.2).
 #![forbid(unsafe_code)]
 
-use vhost_backend::frame::Burst;
+use vhost_backend::frame::{Burst, SNAPSHOT};
 use vhost_backend::net_header::NetHeader;
+
+use crate::packet::headers::Headers;
 
 /// Packets that one worker keeps.
 const PACKETS: usize = 64;
@@ -23,16 +25,47 @@ pub(super) struct Waiting {
     pub(super) adjacency: u32,
     /// That slot's version, so that another neighbour in it is not mistaken for this one.
     pub(super) version: u32,
-    /// Offload metadata.
-    pub(super) header: NetHeader,
+    /// Its headers.
+    pub(super) headers: Headers,
+    /// Index of the interface that it came to.
+    pub(super) interface: u16,
+    /// Number of the port that it came from.
+    pub(super) port: u16,
     /// Second since which it waits.
     pub(super) since: u32,
+}
+
+/// A place in the hold.
+#[derive(Clone, Copy)]
+struct Place {
+    waiting: Waiting,
+    header: NetHeader,
     len: usize,
+    /// The first bytes as they came, before the packet was changed for its way.
+    original: [u8; SNAPSHOT],
+}
+
+/// A packet that comes out.
+pub(super) struct Kept<'a> {
+    /// Offload metadata.
+    pub(super) header: NetHeader,
+    /// The frame, ready but for its next link's addresses.
+    pub(super) frame: &'a mut [u8],
+    original: &'a [u8; SNAPSHOT],
+}
+
+impl<'a> Kept<'a> {
+    /// The frame as it came in.
+    pub(super) fn into_original(self) -> &'a [u8] {
+        let len = self.frame.len().min(SNAPSHOT);
+        self.frame[..len].copy_from_slice(&self.original[..len]);
+        self.frame
+    }
 }
 
 /// The packets of one worker.
 pub(super) struct Hold {
-    waiting: Box<[Option<Waiting>]>,
+    places: Box<[Option<Place>]>,
     count: usize,
     bytes: Box<[u8]>,
 }
@@ -40,7 +73,7 @@ pub(super) struct Hold {
 impl Default for Hold {
     fn default() -> Self {
         // Zeroed pages: memory is taken when packets wait.
-        Self { waiting: vec![None; PACKETS].into(), count: 0, bytes: vec![0; PACKETS * LONGEST].into() }
+        Self { places: vec![None; PACKETS].into(), count: 0, bytes: vec![0; PACKETS * LONGEST].into() }
     }
 }
 
@@ -58,17 +91,25 @@ impl Hold {
         self.count == 0
     }
 
-    /// Keeps frame `i`. False if there is no room, for this neighbour or at all.
-    pub(super) fn keep(&mut self, burst: &Burst, i: usize, adjacency: u32, version: u32, now: u32) -> bool {
-        let same = |w: &&Waiting| w.adjacency == adjacency && w.version == version;
-        if self.waiting.iter().flatten().filter(same).count() >= PER_NEIGHBOUR {
+    /// Keeps frame `i`, whose first bytes came as `original`. False if there is no room, for this neighbour or at all.
+    pub(super) fn keep(
+        &mut self,
+        burst: &Burst,
+        i: usize,
+        original: &[u8; SNAPSHOT],
+        waiting: Waiting,
+    ) -> bool {
+        let same = |place: &&Place| {
+            place.waiting.adjacency == waiting.adjacency && place.waiting.version == waiting.version
+        };
+        if self.places.iter().flatten().filter(same).count() >= PER_NEIGHBOUR {
             return false;
         }
-        let Some(free) = self.waiting.iter().position(Option::is_none) else { return false };
+        let Some(free) = self.places.iter().position(Option::is_none) else { return false };
         let Some(len) = burst.linearise(i, &mut self.bytes[free * LONGEST..(free + 1) * LONGEST]) else {
             return false;
         };
-        self.waiting[free] = Some(Waiting { adjacency, version, header: *burst.header(i), since: now, len });
+        self.places[free] = Some(Place { waiting, header: *burst.header(i), len, original: *original });
         self.count += 1;
         true
     }
@@ -78,17 +119,18 @@ impl Hold {
         &mut self,
         now: u32,
         mut judge: impl FnMut(&Waiting, bool) -> Outcome,
-        mut take: impl FnMut(&Waiting, &mut [u8]),
+        mut take: impl FnMut(&Waiting, Kept<'_>),
     ) {
         let mut order: [usize; PACKETS] = std::array::from_fn(|i| i);
-        // Slots are taken lowest first, so the order of arrival is that of `since`, then of slots: near enough.
-        order.sort_unstable_by_key(|&i| (self.waiting[i].map_or(u32::MAX, |w| w.since), i));
-        for slot in order {
-            let Some(waiting) = self.waiting[slot] else { continue };
-            let overdue = now.saturating_sub(waiting.since) > PATIENCE;
-            if judge(&waiting, overdue) == Outcome::Take {
-                take(&waiting, &mut self.bytes[slot * LONGEST..slot * LONGEST + waiting.len]);
-                self.waiting[slot] = None;
+        // Places are taken lowest first, so the order of arrival is that of `since`, then of places: near enough.
+        order.sort_unstable_by_key(|&i| (self.places[i].as_ref().map_or(u32::MAX, |p| p.waiting.since), i));
+        for at in order {
+            let Some(place) = &self.places[at] else { continue };
+            let overdue = now.saturating_sub(place.waiting.since) > PATIENCE;
+            if judge(&place.waiting, overdue) == Outcome::Take {
+                let frame = &mut self.bytes[at * LONGEST..at * LONGEST + place.len];
+                take(&place.waiting, Kept { header: place.header, frame, original: &place.original });
+                self.places[at] = None;
                 self.count -= 1;
             }
         }
@@ -106,15 +148,33 @@ mod tests {
         );
     }
 
+    fn keep(hold: &mut Hold, burst: &Burst, adjacency: u32, since: u32) -> bool {
+        let headers = Headers {
+            v6: false,
+            protocol: 17,
+            ttl: 9,
+            tcp_flags: 0,
+            network: 14,
+            transport: 34,
+            len: 986,
+            fragment: crate::packet::headers::Fragment::None,
+            source_port: 0,
+            destination_port: 0,
+            icmp_error: false,
+        };
+        let waiting = Waiting { adjacency, version: 1, headers, interface: 0, port: 3, since };
+        hold.keep(burst, 0, &[9; SNAPSHOT], waiting)
+    }
+
     #[test]
     fn packets_wait_for_their_neighbour_and_not_for_ever() {
         let mut hold = Hold::default();
         with_frame(&[7; 1000], |burst| {
             for _ in 0..PER_NEIGHBOUR {
-                assert!(hold.keep(burst, 0, 5, 1, 10));
+                assert!(keep(&mut hold, burst, 5, 10));
             }
-            assert!(!hold.keep(burst, 0, 5, 1, 10), "one neighbour's share");
-            assert!(hold.keep(burst, 0, 6, 1, 12));
+            assert!(!keep(&mut hold, burst, 5, 10), "one neighbour's share");
+            assert!(keep(&mut hold, burst, 6, 12));
         });
         let mut taken = Vec::new();
         let known = |known: u32| {
@@ -122,11 +182,14 @@ mod tests {
                 if overdue || w.adjacency == known { Outcome::Take } else { Outcome::Wait }
             }
         };
-        hold.release(12, known(6), |w, bytes| taken.push((w.adjacency, bytes.to_vec())));
+        hold.release(12, known(6), |w, kept| taken.push((w.adjacency, kept.frame.to_vec())));
         assert_eq!(taken, [(6, vec![7; 1000])]);
         hold.release(13, known(6), |_, _| panic!("nobody is ready"));
         let mut overdue = 0;
-        hold.release(14, known(6), |_, _| overdue += 1);
+        hold.release(14, known(6), |_, kept| {
+            assert_eq!(kept.into_original(), [vec![9; SNAPSHOT], vec![7; 1000 - SNAPSHOT]].concat());
+            overdue += 1;
+        });
         assert_eq!(overdue, PER_NEIGHBOUR);
         assert!(hold.is_empty());
     }
@@ -135,9 +198,9 @@ mod tests {
     fn room_is_bounded() {
         let mut hold = Hold::default();
         with_frame(&[1; 64], |burst| {
-            let kept = (0..1000).filter(|&n| hold.keep(burst, 0, n, 0, 0)).count();
+            let kept = (0..1000).filter(|&n| keep(&mut hold, burst, n, 0)).count();
             assert_eq!(kept, PACKETS);
         });
-        with_frame(&[1; LONGEST + 1], |burst| assert!(!Hold::default().keep(burst, 0, 0, 0, 0)));
+        with_frame(&[1; LONGEST + 1], |burst| assert!(!keep(&mut Hold::default(), burst, 0, 0)));
     }
 }

@@ -62,6 +62,8 @@ pub struct Parts {
     pub mac: Mac,
     /// Most bytes of an IP packet that leaves by it.
     pub mtu: u16,
+    /// Whether connections through it are told of no longer TCP segments than fit its MTU.
+    pub clamp_mss: bool,
     /// Its addresses, each with the length of its network's prefix.
     pub addresses: Vec<IpNet>,
     /// Whether packets may come and go.
@@ -84,6 +86,8 @@ pub struct Interface {
     pub mac: Mac,
     /// Most bytes of an IP packet that leaves by it.
     pub mtu: u16,
+    /// Whether connections through it are told of no longer TCP segments than fit its MTU.
+    pub clamp_mss: bool,
     /// Whether packets may come and go.
     pub up: bool,
     /// `fe80::` and the interface identifier that Linux makes of the MAC address.
@@ -112,6 +116,7 @@ impl Interface {
             vlan: parts.vlan,
             mac: parts.mac,
             mtu: parts.mtu,
+            clamp_mss: parts.clamp_mss,
             up: parts.up,
             link_local: link_local(parts.mac),
             v4: v4.into_boxed_slice(),

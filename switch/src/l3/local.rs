@@ -5,6 +5,7 @@
 use vhost_backend::frame::Burst;
 
 use super::family::Routed;
+use super::forward::Refusal;
 use super::group::DHCP_SERVER;
 use super::icmp::{self, Error};
 use super::{Arrival, Stage, nd};
@@ -12,6 +13,8 @@ use crate::drops::DropReason;
 use crate::packet::headers::{Fragment, Headers};
 use crate::packet::ip::{ICMP, ICMPV6, TCP, UDP};
 use crate::packet::rewrite::is_partial;
+use crate::policy::Place;
+use crate::policy::rule::State;
 
 impl Stage {
     /// A packet to one of the switch's addresses.
@@ -22,12 +25,38 @@ impl Stage {
         headers: &Headers,
         at: &Arrival<'_>,
     ) {
+        let done = if headers.fragment == Fragment::None {
+            self.guard(burst, i, headers, at)
+        } else {
+            self.gather_for_us::<F>(burst, i, headers, at)
+        };
+        match done {
+            Ok(()) if headers.fragment == Fragment::None => self.serve::<F>(burst, i, headers, at),
+            Ok(()) | Err(Refusal::Local) => {}
+            Err(refusal) => self.refuse(burst, i, headers, refusal, at),
+        }
+    }
+
+    /// Whether the policy lets a packet come to the switch itself. Neighbour discovery is no more its business than ARP.
+    pub(super) fn guard(
+        &mut self,
+        burst: &Burst,
+        i: usize,
+        headers: &Headers,
+        at: &Arrival<'_>,
+    ) -> Result<(), Refusal> {
+        let head = burst.head(i);
+        if !at.router.policy.guards_switch() || nd::is_message(head, headers) {
+            return Ok(());
+        }
+        let bytes = burst.frame_len(i) as u64;
+        self.judge(at, &headers.tuple(head), Place::SWITCH, false, State::New, bytes)
+    }
+
+    /// Answers a whole packet to one of the switch's addresses.
+    fn serve<F: Routed>(&mut self, burst: &mut Burst, i: usize, headers: &Headers, at: &Arrival<'_>) {
         let head = burst.head(i);
         let (_, destination) = F::addresses(headers, head);
-        if headers.fragment != Fragment::None {
-            // Nothing that the switch answers is that long.
-            return at.counted.drop(DropReason::LocalFragment, 1);
-        }
         match headers.protocol {
             ICMP | ICMPV6 if icmp::is_echo_request(head, headers) => {
                 let partial = is_partial(burst.header(i), headers);

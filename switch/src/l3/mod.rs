@@ -22,10 +22,13 @@ pub mod icmp;
 pub mod interface;
 pub mod limit;
 mod local;
+mod lost;
 pub mod nd;
 pub mod neighbour;
 mod next_hop;
 mod outbox;
+pub mod own;
+mod pieces;
 pub mod reset;
 pub mod route;
 pub mod split;
@@ -35,7 +38,7 @@ mod unusual;
 
 use std::hash::{BuildHasher, RandomState};
 
-use vhost_backend::frame::Burst;
+use vhost_backend::frame::{Burst, MAX_FRAME};
 
 use crate::conntrack::{Local, V4, V6};
 use crate::drops::DropReason;
@@ -46,7 +49,9 @@ use crate::stats::Direction;
 use hold::Hold;
 use interface::Interface;
 use limit::{Limiter, Limits};
+use lost::Lost;
 use outbox::Outbox;
+use pieces::Gathering;
 use table::RouterTable;
 
 /// Where the packet of an untagged frame begins.
@@ -72,7 +77,13 @@ pub struct Stage {
     /// Where routed frames of the burst at hand leave.
     pub verdict: Verdict,
     outbox: Outbox,
+    /// Fragments whose first one has come.
+    again: Outbox,
+    gathering: Option<Gathering>,
     hold: Hold,
+    lost: Lost,
+    /// Room for a whole frame.
+    scratch: Box<[u8]>,
     local: Local,
     limiter: Limiter,
     random: u64,
@@ -85,7 +96,11 @@ impl Stage {
             worker,
             verdict: Verdict::default(),
             outbox: Outbox::default(),
+            again: Outbox::default(),
+            gathering: None,
             hold: Hold::default(),
+            lost: Lost::default(),
+            scratch: vec![0; MAX_FRAME].into_boxed_slice(),
             local: Local::new(worker),
             limiter: Limiter::new(Limits::default()),
             random: RandomState::new().hash_one(worker) | 1,

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use super::fragment::Reassembly;
 use super::interface::Interface;
 use super::neighbour::Neighbours;
+use super::own::Own;
 use super::route::Fib;
 use crate::conntrack::Conntrack;
 use crate::nat::Nat;
@@ -16,12 +18,16 @@ use crate::services::mailbox::{Inject, Mailbox};
 pub struct RouterTable {
     /// Interfaces by their index.
     pub interfaces: Vec<Option<Arc<Interface>>>,
+    /// The addresses of all of them.
+    pub own: Own,
     /// Which way addresses are.
     pub fib: Arc<Fib>,
     /// Who is where.
     pub neighbours: Arc<Neighbours>,
     /// Connections.
     pub conntrack: Arc<Conntrack>,
+    /// Packets in fragments.
+    pub reassembly: Arc<Reassembly>,
     /// Whether packets need connections at all: there is a rule that asks for them.
     pub tracked: bool,
     /// Translation rules.

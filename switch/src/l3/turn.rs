@@ -2,13 +2,16 @@
 //! answered, carries out what the service thread wants sent, and lets its connections age.
 #![forbid(unsafe_code)]
 
-use vhost_backend::frame::{BURST, Burst};
+use vhost_backend::frame::{BURST, Burst, SNAPSHOT};
 use vhost_backend::net_header::NetHeader;
 
+use super::answer::tell;
 use super::arp::Arp;
-use super::deliver::{emit, tag};
-use super::forward::Refusal;
-use super::hold::Outcome;
+use super::deliver::{emit, put_pieces, tag};
+use super::family::Routed;
+use super::forward::{Item, Refusal};
+use super::hold::{self, Outcome};
+use super::icmp::Error;
 use super::interface::{Address, Interface};
 use super::neighbour::{Slot, Waiting};
 use super::next_hop::Hop;
@@ -16,26 +19,20 @@ use super::outbox::Outbox;
 use super::table::RouterTable;
 use super::{Arrival, Stage, nd};
 use crate::drops::DropReason;
+use crate::packet::fits;
 use crate::packet::rewrite::set_macs;
+use crate::stats::Direction;
 
 /// Frames of the service thread that are sent in one turn.
 const INJECTED: usize = 16;
 
 impl Stage {
-    /// Keeps a packet until its neighbour's address is known, and asks for that.
+    /// Asks for a neighbour's address, unless that was in vain.
     #[cold]
-    pub(super) fn wait_for(
-        &mut self,
-        burst: &Burst,
-        i: usize,
-        hop: Hop,
-        slot: &Slot,
-        at: &Arrival<'_>,
-    ) -> Result<(), Refusal> {
-        let version = slot.version();
+    pub(super) fn ask_for(&mut self, slot: &Slot, at: &Arrival<'_>) -> Result<(), Refusal> {
         match slot.ask(at.now) {
             Waiting::Failed => {
-                return Err(Refusal::Tell(DropReason::NeighbourFailed, super::icmp::Error::HostUnreachable));
+                return Err(Refusal::Tell(DropReason::NeighbourFailed, Error::HostUnreachable));
             }
             Waiting::Ask => {
                 if let Some(interface) = at.router.interface(slot.interface()) {
@@ -44,7 +41,29 @@ impl Stage {
             }
             Waiting::Wait => {}
         }
-        if self.hold.keep(burst, i, hop.adjacency, version, at.now) {
+        Ok(())
+    }
+
+    /// Keeps a packet, which came with `original` in its first bytes, until its neighbour's address is known.
+    #[cold]
+    pub(super) fn wait<F: Routed>(
+        &mut self,
+        burst: &Burst,
+        item: &Item<F>,
+        hop: Hop,
+        slot: &Slot,
+        original: &[u8; SNAPSHOT],
+        at: &Arrival<'_>,
+    ) -> Result<(), Refusal> {
+        let waiting = hold::Waiting {
+            adjacency: hop.adjacency,
+            version: slot.version(),
+            headers: item.headers,
+            interface: at.interface.index,
+            port: at.port,
+            since: at.now,
+        };
+        if self.hold.keep(burst, item.i, original, waiting) {
             Ok(())
         } else {
             Err(DropReason::NeighbourQueueFull.into())
@@ -55,10 +74,7 @@ impl Stage {
     fn ask(&mut self, interface: &Interface, address: Address) {
         let mut put = |frame: &[u8]| {
             // A full box: the next packet asks again.
-            self.outbox.put(interface.index, NetHeader::default(), frame.len(), |space| {
-                space.copy_from_slice(frame);
-                Some(frame.len())
-            });
+            self.outbox.put_whole(interface.index, NetHeader::default(), frame);
         };
         if address.is_v4() {
             let target = address.0 as u32;
@@ -75,7 +91,13 @@ impl Stage {
     /// Whether [`Stage::turn`] has something to do at once.
     #[inline]
     pub fn is_pending(&self) -> bool {
-        !self.outbox.is_empty() || !self.hold.is_empty()
+        !self.outbox.is_empty() || !self.hold.is_empty() || !self.again.is_empty() || !self.lost.is_empty()
+    }
+
+    /// Whether what was made is so much that it had better be sent before the next burst.
+    #[inline]
+    pub fn is_crowded(&self) -> bool {
+        self.outbox.is_crowded() || self.again.is_crowded()
     }
 
     /// For how many milliseconds a worker may sleep; -1: until somebody wakes it.
@@ -83,7 +105,7 @@ impl Stage {
         match () {
             // A neighbour's answer may come by another worker.
             () if !self.hold.is_empty() => 1,
-            () if !self.local.is_idle() => 1000,
+            () if !self.local.is_idle() || self.gathering.is_some() => 1000,
             () => -1,
         }
     }
@@ -92,6 +114,11 @@ impl Stage {
     #[inline]
     pub fn age(&mut self, router: &RouterTable, now: u32) {
         self.local.turn(&router.conntrack, now);
+        if let Some(gathering) = self.gathering
+            && gathering.looked != now
+        {
+            self.forget_fragments(router, gathering, now);
+        }
     }
 
     /// Takes what the service thread wants sent; one worker does it.
@@ -104,75 +131,99 @@ impl Stage {
         router.inject.drain(INJECTED, |letter| {
             let frame = letter.frame();
             // What does not fit is lost, as on a wire; its client asks again.
-            outbox.put(letter.interface(), NetHeader::default(), frame.len(), |space| {
-                space.copy_from_slice(frame);
-                Some(frame.len())
-            });
+            outbox.put_whole(letter.interface(), NetHeader::default(), frame);
         });
     }
 
     /// Sends what the worker made itself and what needs to wait no longer; whether there was anything. `burst` is empty;
-    /// `send` sends the frames of a mask by a port.
+    /// `counted` has what a port has received counted, `send` sends the frames of a mask by a port.
     #[cold]
-    pub fn flush(
+    pub fn flush<'a>(
         &mut self,
         router: &RouterTable,
         burst: &mut Burst,
         now: u32,
+        counted: impl Fn(u16) -> Option<&'a Direction>,
         mut send: impl FnMut(&mut Burst, u16, u64),
     ) -> bool {
         self.release(router, now);
+        let again = self.resume(router, burst, now, &counted, &mut send);
+        self.lost.take(|port, reason, number| {
+            if let Some(counted) = counted(port) {
+                counted.drop(reason, number);
+            }
+        });
         if self.outbox.is_empty() {
-            return false;
+            return again;
         }
         let (outbox, verdict) = (&self.outbox, &mut self.verdict);
-        burst.with_slices(
-            |filler| {
-                for (letter, head, rest) in outbox.letters() {
-                    // At most BURST letters, of at least one byte each: there is room.
-                    filler.push(letter.header, head, rest);
-                }
-            },
-            |burst| {
-                for (i, (letter, head, _)) in outbox.letters().enumerate().take(BURST) {
-                    let Some(interface) = router.interface(letter.interface) else { continue };
-                    if interface.vlan == 0 || burst.insert_tag(i, tag(interface.vlan)) {
-                        emit(interface, Outbox::destination(head), 1 << i, now, verdict);
+        for from in (0..outbox.len()).step_by(BURST) {
+            burst.with_slices(
+                |filler| {
+                    for (letter, head, rest) in outbox.letters(from).take(BURST) {
+                        // At most BURST letters, of at least one byte each: there is room.
+                        filler.push(letter.header, head, rest);
                     }
-                }
-                while let Some((port, frames)) = verdict.take() {
-                    send(burst, port, frames);
-                }
-            },
-        );
+                },
+                |burst| {
+                    for (i, (letter, head, _)) in outbox.letters(from).enumerate().take(BURST) {
+                        let Some(interface) = router.interface(letter.interface) else { continue };
+                        if interface.vlan == 0 || burst.insert_tag(i, tag(interface.vlan)) {
+                            emit(interface, Outbox::destination(head), 1 << i, now, verdict);
+                        }
+                    }
+                    while let Some((port, frames)) = verdict.take() {
+                        send(burst, port, frames);
+                    }
+                },
+            );
+        }
         self.outbox.clear();
         true
     }
 
-    /// Moves packets whose neighbour is known into the outbox, and gives up those that have waited for too long.
+    /// Moves packets whose neighbour is known into the outbox, and gives up those that have waited for too long: their
+    /// senders are told (RFC 1812, section 3.3.2).
     fn release(&mut self, router: &RouterTable, now: u32) {
         if self.hold.is_empty() {
             return;
         }
-        let outbox = &mut self.outbox;
-        let found = |adjacency: u32, version: u32| {
-            let slot = router.neighbours.slot(adjacency).filter(|slot| slot.version() == version)?;
-            Some((slot.interface(), slot.usable_mac(now)?))
+        let Self { hold, outbox, limiter, lost, .. } = self;
+        let found = |waiting: &hold::Waiting| {
+            let slot = router.neighbours.slot(waiting.adjacency)?;
+            let mac = slot.usable_mac(now).filter(|_| slot.version() == waiting.version)?;
+            Some((router.interface(slot.interface())?, mac))
         };
-        self.hold.release(
+        hold.release(
             now,
             |waiting, overdue| {
-                let known = found(waiting.adjacency, waiting.version).is_some();
-                if overdue || known { Outcome::Take } else { Outcome::Wait }
+                if overdue || found(waiting).is_some() { Outcome::Take } else { Outcome::Wait }
             },
-            |waiting, frame| {
-                let Some((index, mac)) = found(waiting.adjacency, waiting.version) else { return };
-                let Some(interface) = router.interface(index) else { return };
-                set_macs(frame, mac, interface.mac);
-                outbox.put(index, waiting.header, frame.len(), |space| {
-                    space.copy_from_slice(frame);
-                    Some(frame.len())
-                });
+            |waiting, kept| {
+                let headers = &waiting.headers;
+                let Some((interface, mac)) = found(waiting) else {
+                    lost.add(waiting.port, DropReason::NeighbourFailed, 1);
+                    if let Some(interface) = router.interface(waiting.interface) {
+                        tell(
+                            outbox,
+                            limiter,
+                            interface,
+                            kept.into_original(),
+                            headers,
+                            Error::HostUnreachable,
+                        );
+                    }
+                    return;
+                };
+                set_macs(kept.frame, mac, interface.mac);
+                let done = if fits(kept.frame, kept.frame.len(), &kept.header, interface.mtu) {
+                    outbox.put_whole(interface.index, kept.header, kept.frame)
+                } else {
+                    put_pieces(outbox, interface, kept.frame, headers, &kept.header).is_ok()
+                };
+                if !done {
+                    lost.add(waiting.port, DropReason::NeighbourQueueFull, 1);
+                }
             },
         );
     }

@@ -10,6 +10,7 @@ use super::{Arrival, Stage};
 use crate::conntrack::Key;
 use crate::drops::DropReason;
 use crate::packet::embedded::Embedded;
+use crate::packet::headers::Fragment;
 use crate::packet::rewrite::decrement_ttl;
 
 impl Stage {
@@ -21,17 +22,21 @@ impl Stage {
         item: &Item<F>,
         at: &Arrival<'_>,
     ) -> Result<(), Refusal> {
-        if item.headers.icmp_error { self.icmp_error(burst, item, at) } else { self.plain(burst, item, at) }
+        if item.headers.fragment == Fragment::None {
+            self.icmp_error(burst, item, at)
+        } else {
+            self.fragment(burst, item, at)
+        }
     }
 
     /// An error about a packet of a connection goes to who sent that packet (state RELATED).
-    fn icmp_error<F: Routed>(
+    pub(super) fn icmp_error<F: Routed>(
         &mut self,
         burst: &mut Burst,
         item: &Item<F>,
         at: &Arrival<'_>,
     ) -> Result<(), Refusal> {
-        F::check(&item.key)?;
+        F::admit(&item.key, at)?;
         let head = burst.head(item.i);
         let embedded = Embedded::parse(head, &item.headers).ok_or(DropReason::CtInvalid)?;
         if !embedded.checksum_good || embedded.headers.icmp_error {

@@ -17,8 +17,10 @@ use crate::config::spec::{RouteKind, RouteMatch, RouteSpec};
 use crate::config::{Mac, Name};
 use crate::conntrack::Conntrack;
 use crate::l2::fdb::Key;
+use crate::l3::fragment::Reassembly;
 use crate::l3::interface::{self as place, Parts};
 use crate::l3::neighbour::Neighbours;
+use crate::l3::own::Own;
 use crate::l3::route::rib::{Kind, Protocol, Rib, Route, Which};
 use crate::l3::table::RouterTable;
 use crate::members::{MAX_INTERFACES, MAX_PORTS, interface_number};
@@ -60,6 +62,7 @@ pub(crate) struct Live {
     pub(crate) conntrack: Arc<Conntrack>,
     pub(crate) services: Services,
     log: Arc<Log>,
+    reassembly: Arc<Reassembly>,
     placed: BTreeMap<Name, Placed>,
     pub(super) fixed: Fixed,
 }
@@ -84,6 +87,7 @@ impl Live {
             conntrack: Arc::new(Conntrack::new(capacity, workers, MAX_PORTS, epochs.clone())),
             services: Services::start(state, wake, notify)?,
             log: Arc::default(),
+            reassembly: Arc::default(),
             placed: BTreeMap::new(),
             fixed: Fixed::new(),
         })
@@ -230,6 +234,7 @@ impl Live {
                 vlan: interface.vlan,
                 mac: interface.mac,
                 mtu: interface.mtu,
+                clamp_mss: interface.clamp_mss,
                 addresses: interface.addresses.clone(),
                 up: placed.up,
             };
@@ -254,10 +259,12 @@ impl Live {
         };
         let (nat, policy) = (router.nat.compile(&named), router.policy.compile(&numbers));
         Some(Arc::new(RouterTable {
+            own: Own::new(&interfaces),
             interfaces,
             fib: self.rib.fib(),
             neighbours: self.neighbours.clone(),
             conntrack: self.conntrack.clone(),
+            reassembly: self.reassembly.clone(),
             tracked: !nat.is_empty() || !policy.is_empty(),
             nat: Arc::new(nat),
             policy: Arc::new(policy),

@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::clock;
 use crate::l3::{Arrival, Stage};
 use crate::members::{Verdict, interface_index};
+use crate::packet::offload::Finisher;
 use crate::pipeline::{Ingress, classify};
 use crate::port::{Gone, Scratch};
 use crate::stats::{Counter, Direction};
@@ -184,6 +185,9 @@ impl Worker {
                     self.handle.busy_cycles.add(after.wrapping_sub(before));
                     before = after;
                     worked = true;
+                    if stage.is_crowded() {
+                        flush(stage, tables, &mut self.burst, now, id, &mut self.scratch.finisher);
+                    }
                 }
                 Err(Gone) => slot.retire(),
             }
@@ -203,12 +207,7 @@ impl Worker {
         if !stage.is_pending() {
             return false;
         }
-        let (tables, finisher) = (&self.tables, &mut self.scratch.finisher);
-        stage.flush(router, &mut self.burst, now, |burst, port, frames| {
-            if let Some(to) = tables.port(port) {
-                to.port.send(burst, frames, id, id, finisher);
-            }
-        })
+        flush(stage, &self.tables, &mut self.burst, now, id, &mut self.scratch.finisher)
     }
 
     /// Takes over the newest snapshot: queues that stay keep their state.
@@ -237,6 +236,25 @@ impl Worker {
         self.tables = tables;
         self.handle.adopted.store(generation, Ordering::Release);
     }
+}
+
+/// Sends what layer 3 has made between two bursts; whether there was anything.
+#[cold]
+fn flush(
+    stage: &mut Stage,
+    tables: &Tables,
+    burst: &mut Burst,
+    now: u32,
+    id: usize,
+    finisher: &mut Finisher,
+) -> bool {
+    let Some(router) = &tables.router else { return false };
+    let counted = |port| tables.port(port).map(|entry| entry.port.rx_counters(id));
+    stage.flush(router, burst, now, counted, |burst, port, frames| {
+        if let Some(to) = tables.port(port) {
+            to.port.send(burst, frames, id, id, finisher);
+        }
+    })
 }
 
 /// What layer 3 must know of frames that go to an interface; `None` if the member is none.

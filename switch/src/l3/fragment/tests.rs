@@ -252,12 +252,10 @@ fn what_waits_for_too_long_is_counted_and_gone() {
     way.send(&Way::piece(true, 7, 1), 3);
     let expire = |way: &mut Way, now| {
         let mut lost = 0;
-        for turn in 0..SHARDS {
-            way.table.expire(turn, now, |port, reason, n| {
-                assert_eq!((port, reason), (3, DropReason::FragmentTimeout));
-                lost += n;
-            });
-        }
+        way.table.expire_all(now, |port, reason, n| {
+            assert_eq!((port, reason), (3, DropReason::FragmentTimeout));
+            lost += n;
+        });
         lost
     };
     assert_eq!(expire(&mut way, 129), 0);
