@@ -57,6 +57,31 @@ pub fn udp(from: u8, to: u8, len: usize, flow: u16) -> Vec<u8> {
     frame
 }
 
+/// As [`udp`], between these MAC and IPv4 addresses; destination port 20,000.
+pub fn routed(
+    to: [u8; 6],
+    from: [u8; 6],
+    source: [u8; 4],
+    destination: [u8; 4],
+    source_port: u16,
+    len: usize,
+) -> Vec<u8> {
+    let mut frame = udp(0, 0, len, 0);
+    frame[..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&from);
+    frame[24..26].fill(0);
+    frame[26..30].copy_from_slice(&source);
+    frame[30..34].copy_from_slice(&destination);
+    let checksum = !sum(&frame[14..34], 0) as u16;
+    frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+    frame[34..36].copy_from_slice(&source_port.to_be_bytes());
+    frame[40..42].fill(0);
+    let pseudo = sum(&frame[26..34], 17 + (frame.len() - 34) as u32);
+    let checksum = !sum(&frame[34..], pseudo) as u16;
+    frame[40..42].copy_from_slice(&checksum.to_be_bytes());
+    frame
+}
+
 /// A TCP segmentation frame of `len` bytes in all and what its sender says of it: segments of `mss` bytes, checksum
 /// of the pseudo-header only (what `NEEDS_CSUM` means).
 pub fn tcp_gso(from: u8, to: u8, len: usize, mss: u16, flow: u16) -> (NetHeader, Vec<u8>) {
@@ -96,6 +121,13 @@ mod tests {
             let udp_len = (len - 34) as u32;
             assert_eq!(sum(&frame[34..], sum(&frame[26..34], 17 + udp_len)), 0xffff, "UDP");
         }
+    }
+
+    #[test]
+    fn routed_frames_have_good_checksums() {
+        let frame = routed(mac(1), mac(2), [10, 254, 0, 1], [10, 253, 0, 1], 4321, 64);
+        assert_eq!(sum(&frame[14..34], 0), 0xffff, "IPv4 header");
+        assert_eq!(sum(&frame[34..], sum(&frame[26..34], 17 + 30)), 0xffff, "UDP");
     }
 
     #[test]

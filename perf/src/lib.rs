@@ -13,4 +13,5 @@ pub mod gates;
 pub mod generate;
 pub mod guest;
 pub mod peers;
+pub mod router;
 pub mod tracker;
