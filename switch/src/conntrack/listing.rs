@@ -20,16 +20,9 @@ const STEPS_PER_PAGE: u32 = 1024;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Conntrack {
-    /// Calls `show` for each connection that the filter means, until it says `false`. `now` is the tables' clock.
-    /// Connections that begin or end meanwhile may be missed; none is shown twice.
-    pub fn list(&self, filter: &Filter, now: u32, mut show: impl FnMut(Record) -> bool) {
-        if self.list_family(&self.v4, filter, now, &mut show) {
-            self.list_family(&self.v6, filter, now, &mut show);
-        }
-    }
-
     /// A part of a listing: goes on where `from` stands (0 for the beginning), until `most` connections or a few more
-    /// were shown, or many more were looked at. Returns where the next part begins; `None` after the last.
+    /// were shown, or many more were looked at. Returns where the next part begins; `None` after the last. `now` is the
+    /// tables' clock. Connections that begin or end meanwhile may be missed; none is shown twice.
     pub fn page(
         &self,
         filter: &Filter,
@@ -77,31 +70,6 @@ impl Conntrack {
             }
         }
         Some(place)
-    }
-
-    fn list_family<F: Family>(
-        &self,
-        table: &Table<F>,
-        filter: &Filter,
-        now: u32,
-        show: &mut impl FnMut(Record) -> bool,
-    ) -> bool {
-        let mut records = Vec::new();
-        let mut from = Some(0);
-        while let Some(place) = from {
-            from = self.seated(|| {
-                table.scan(place, STEP, |slot| {
-                    let record = Record::of(table, slot, now);
-                    if filter.matches(&record) {
-                        records.push(record);
-                    }
-                })
-            });
-            if !records.drain(..).all(&mut *show) {
-                return false;
-            }
-        }
-        true
     }
 
     /// Removes the connections that the filter means; how many. `wake` is called with the number of a worker that has

@@ -3,11 +3,10 @@
 use super::*;
 
 fn records(world: &World, filter: &Filter) -> Vec<Record> {
-    let mut records = Vec::new();
-    world.conntrack.list(filter, world.now, |record| {
-        records.push(record);
-        true
-    });
+    let (mut records, mut next) = (Vec::new(), Some(0));
+    while let Some(from) = next {
+        next = world.conntrack.page(filter, world.now, from, 100, |record| records.push(record));
+    }
     records
 }
 
@@ -89,18 +88,27 @@ fn filters_take_what_they_name() {
 }
 
 #[test]
-fn a_listing_can_be_stopped() {
+fn a_listing_comes_in_parts() {
     let mut world = World::new(5000, 1);
     world.conntrack.shared.set_limits(Limits { entries: 5000, per_port: 5000, half_open: 1 });
     for n in 0..3000 {
         world.begin(0, key(17, n), &UDP).expect("room");
     }
     let mut shown = 0;
-    world.conntrack.list(&Filter::default(), world.now, |_| {
-        shown += 1;
-        shown < 700
-    });
-    assert_eq!(shown, 700);
+    let next = world.conntrack.page(&Filter::default(), world.now, 0, 700, |_| shown += 1);
+    assert!((700..1300).contains(&shown) && next.is_some_and(|next| next > 0), "{shown}, {next:?}");
+    let mut ports: Vec<_> =
+        records(&world, &Filter::default()).iter().map(|record| record.original.sport).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, (1024..4024).map(Some).collect::<Vec<_>>());
+    for nonsense in [u64::from(u32::MAX), 1 << 32, u64::MAX] {
+        let mut more = Some(nonsense);
+        while let Some(from) = more {
+            more = world
+                .conntrack
+                .page(&Filter::default(), world.now, from, 100, |_| panic!("there is nothing"));
+        }
+    }
 }
 
 #[test]
