@@ -36,6 +36,28 @@ impl Stage {
         if item.headers.ttl <= 1 {
             return Err(Refusal::Tell(DropReason::TtlExceeded, Error::TimeExceeded));
         }
+        self.turn_to(hop, at);
+        if self.way.takes(hop, burst.frame_len(i), item.headers.tcp_flags & tcp_flags::SYN != 0) {
+            let partial = is_partial(burst.header(i), &item.headers);
+            let head = burst.head_mut(i);
+            change(head, &item.headers, partial);
+            self.way.take(i, head);
+            return Ok(());
+        }
+        self.send_specially(burst, item, hop, at, change)
+    }
+
+    /// As [`Stage::send_on`] for packets that do not go as they are, or to neighbours that are not known.
+    #[cold]
+    fn send_specially<F: Routed>(
+        &mut self,
+        burst: &mut Burst,
+        item: &Item<F>,
+        hop: Hop,
+        at: &Arrival<'_>,
+        change: impl FnOnce(&mut [u8], &Headers, bool),
+    ) -> Result<(), Refusal> {
+        let i = item.i;
         let slot = at.router.neighbours.slot(hop.adjacency).ok_or(DropReason::NoRoute)?;
         let interface = at.router.interface(slot.interface()).ok_or(DropReason::NoRoute)?;
         let whole = burst.frame_len(i) <= usize::from(interface.mtu) + ethernet::HEADER_LEN
@@ -160,7 +182,7 @@ pub(super) fn emit(interface: &Interface, mac: Mac, frames: u64, now: u32, verdi
 }
 
 #[cold]
-fn flood(interface: &Interface, frames: u64, verdict: &mut Verdict) {
+pub(super) fn flood(interface: &Interface, frames: u64, verdict: &mut Verdict) {
     for &port in interface.table.members.iter().filter(|&&member| interface_index(member).is_none()) {
         verdict.send(frames, port);
     }

@@ -88,6 +88,7 @@ impl Stage {
                 self.refuse(burst, item.i, &item.headers, refusal, at);
             }
         }
+        self.end_way(at);
     }
 
     /// A packet that needs no connection.
@@ -193,6 +194,9 @@ impl Stage {
     #[inline]
     fn kept_hop<F: Routed>(&self, half: &Half<F>, at: &Arrival<'_>) -> Option<Hop> {
         let kept = half.next_hop();
+        if self.way.is_kept(kept.adjacency, kept.stamp) {
+            return Some(Hop { adjacency: kept.adjacency });
+        }
         let slot = at.router.neighbours.slot(kept.adjacency)?;
         (kept.stamp == at.router.stamp(slot.version())).then_some(Hop { adjacency: kept.adjacency })
     }

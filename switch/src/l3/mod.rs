@@ -35,6 +35,7 @@ pub mod split;
 pub mod table;
 mod turn;
 mod unusual;
+mod way;
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -53,6 +54,7 @@ use lost::Lost;
 use outbox::Outbox;
 use pieces::Gathering;
 use table::RouterTable;
+use way::Way;
 
 /// Where the packet of an untagged frame begins.
 const UNTAGGED: usize = ethernet::HEADER_LEN;
@@ -76,6 +78,7 @@ pub struct Stage {
     worker: usize,
     /// Where routed frames of the burst at hand leave.
     pub verdict: Verdict,
+    way: Way,
     outbox: Outbox,
     /// Fragments whose first one has come.
     again: Outbox,
@@ -95,6 +98,7 @@ impl Stage {
         Self {
             worker,
             verdict: Verdict::default(),
+            way: Way::default(),
             outbox: Outbox::default(),
             again: Outbox::default(),
             gathering: None,
