@@ -227,6 +227,7 @@ fn the_lowest_metric_wins_and_the_next_takes_over() {
     answers(&r, "10.9.0.1", SOON);
     assert_eq!(taken(&g), 5);
     b.ip("link set eth0 up");
+    b.ip("route replace default via 10.2.0.1");
     shuntd.wait_state("b", "up", SOON);
     wait_for("the first route to come back", SOON, || {
         (shuntd.ctl("route get 10.9.0.1")["paths"][0]["via"] == "10.2.0.2").then_some(())
