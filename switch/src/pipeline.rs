@@ -45,7 +45,7 @@ pub fn classify(burst: &mut Burst, from: &Ingress<'_>, now: u32, counted: &Direc
     counted.packets.add(burst.len() as u64);
     counted.bytes.add(burst.bytes());
     let mut refused = if burst.offloads() == 0 { 0 } else { check_offloads(burst, counted) };
-    if let Some(guard) = from.guard {
+    if let Some(guard) = from.guard.filter(|guard| guard.is_active()) {
         refused |= check_senders(burst, refused, guard, counted);
     }
 
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_guarded_port_is_neither_heard_nor_learned_as_somebody_else() {
-        let guard = Guard::new(&Identity { macs: vec![Mac(A)], ..Identity::default() });
+        let guard = Guard::new(&Identity { macs: vec![Mac(A)], ..Identity::default() }, true);
         let of = |source: [u8; 6], kind: [u8; 2]| [&[0xff; 6][..], &source, &kind, &[0; 46]].concat();
         let fdb = Fdb::new(10, 300, 8);
         let frames = [of(B, [0x88, 0xb5]), of(A, [0x88, 0xb5]), of(A, [8, 6]), vec![0xff; 13]];

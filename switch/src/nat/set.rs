@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::destination::{Destinations, OneToOneNets};
 use super::mappings::{LIMIT, Mappings};
@@ -44,6 +44,8 @@ pub struct RuleSet {
     clash: Arc<Hits>,
     mappings: Arc<Mappings>,
     scarce: Arc<Scarce>,
+    /// What was compiled last, and for which interfaces, while the rules are the same.
+    compiled: Mutex<Option<(Vec<Interface>, Arc<Nat>)>>,
 }
 
 impl RuleSet {
@@ -57,6 +59,7 @@ impl RuleSet {
             clash: Arc::new(Hits::new(workers)),
             mappings: Arc::new(Mappings::new(LIMIT)),
             scarce: Arc::new(Scarce::new()),
+            compiled: Mutex::default(),
         }
     }
 
@@ -80,6 +83,7 @@ impl RuleSet {
         let mut free = (self.last.saturating_add(1)..=RuleId::MAX).chain(1..=RuleId::MAX);
         let id = free.find(|id| !self.rules.contains_key(id));
         self.last = id.ok_or("there is no number left for a nat rule")?;
+        self.changed();
         self.rules.insert(self.last, Entry { rule, hits: Arc::new(Hits::new(self.workers)) });
         Ok(self.last)
     }
@@ -100,6 +104,7 @@ impl RuleSet {
                 entry.rule.kind()
             )));
         }
+        self.changed();
         self.rules
             .remove(&id)
             .map(|entry| entry.rule)
@@ -137,7 +142,25 @@ impl RuleSet {
         HitsOf { hairpin: self.hairpin.total(), clash: self.clash.total(), mappings: self.mappings.len() }
     }
 
-    /// The snapshot for workers; anew whenever rules, interfaces or their addresses change.
+    /// What was compiled is of the past.
+    fn changed(&mut self) {
+        *self.compiled.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The snapshot for workers, compiled anew if rules, interfaces or their addresses have changed.
+    pub fn snapshot(&self, interfaces: Vec<Interface>) -> Arc<Nat> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, nat)) = &*compiled
+            && *of == interfaces
+        {
+            return nat.clone();
+        }
+        let nat = Arc::new(self.compile(&interfaces));
+        *compiled = Some((interfaces, nat.clone()));
+        nat
+    }
+
+    /// The rules, compiled for these interfaces.
     pub fn compile(&self, interfaces: &[Interface]) -> Nat {
         let indices: HashMap<Name, u16> = interfaces.iter().map(|at| (at.name, at.index)).collect();
         let index = |name: Name| indices.get(&name).copied();

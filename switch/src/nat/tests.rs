@@ -272,6 +272,19 @@ fn counters_outlive_snapshots_and_are_per_rule() {
 }
 
 #[test]
+fn a_snapshot_is_made_when_something_has_changed() {
+    let mut rules = set(&[masquerade("172.18.0.0/16", Out::Any)]);
+    let first = rules.snapshot(interfaces());
+    assert!(std::sync::Arc::ptr_eq(&first, &rules.snapshot(interfaces())));
+    let out = leaving(tcp("172.18.0.5", 1, "8.8.8.8", 80), 0, 2);
+    let mut others = interfaces();
+    others[2].addresses = vec![cidr("192.0.2.99/24")];
+    assert_eq!(source_of(&rules.snapshot(others.clone()), &out), some("192.0.2.99", 1));
+    rules.remove(1, None).expect("is there");
+    assert!(rules.snapshot(others).is_empty());
+}
+
+#[test]
 fn what_does_not_go_together_is_refused_and_names_the_other() {
     let mut rules = set(&[
         publish(Some("10.0.2.15"), (8000, 8010), "172.18.0.10", (8000, 8010)),

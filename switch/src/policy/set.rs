@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 
@@ -17,7 +17,7 @@ use crate::rules::intervals::Point;
 use crate::rules::{Hits, HitsTotal, RuleId, SWITCH};
 
 /// The numbers of names on the packet path.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
     /// Of ports.
     pub ports: HashMap<Name, u16>,
@@ -55,6 +55,8 @@ pub struct PolicySet {
     default: Verdict,
     isolated: Vec<Name>,
     builtin: Arc<Builtin>,
+    /// What was compiled last, and what the names in it stood for, while the rules are the same.
+    compiled: Mutex<Option<(Numbers, Arc<Policy>)>>,
 }
 
 impl PolicySet {
@@ -68,6 +70,7 @@ impl PolicySet {
             workers,
             default: Verdict::Accept,
             isolated: Vec::new(),
+            compiled: Mutex::default(),
             builtin: Arc::new(Builtin {
                 related: hits(),
                 published: hits(),
@@ -108,6 +111,7 @@ impl PolicySet {
                  and port ranges"
             )));
         }
+        self.changed();
         self.priorities.insert(id, rule.priority);
         let entry = Entry { hits: Arc::new(Hits::new(self.workers)), rule };
         self.rules.insert((entry.rule.priority, id), entry);
@@ -132,6 +136,7 @@ impl PolicySet {
 
     /// Removes all rules; returns how many there were.
     pub fn clear(&mut self) -> usize {
+        self.changed();
         self.priorities.clear();
         std::mem::take(&mut self.rules).len()
     }
@@ -141,6 +146,7 @@ impl PolicySet {
     /// # Errors
     /// There is no such rule.
     pub fn remove(&mut self, id: RuleId) -> Result<Rule, Refusal> {
+        self.changed();
         let priority = self.priorities.remove(&id);
         let entry = priority.and_then(|priority| self.rules.remove(&(priority, id)));
         entry.map(|entry| entry.rule).ok_or_else(|| Refusal::new(format!("there is no policy rule {id}")))
@@ -174,6 +180,7 @@ impl PolicySet {
 
     /// Sets it.
     pub fn set_default_forward(&mut self, verdict: Verdict) {
+        self.changed();
         self.default = verdict;
     }
 
@@ -187,7 +194,10 @@ impl PolicySet {
     pub fn set_isolated(&mut self, mut bridges: Vec<Name>) {
         bridges.sort_unstable();
         bridges.dedup();
-        self.isolated = bridges;
+        if self.isolated != bridges {
+            self.changed();
+            self.isolated = bridges;
+        }
     }
 
     /// What was decided without a rule.
@@ -200,7 +210,46 @@ impl PolicySet {
         }
     }
 
-    /// The snapshot for workers; anew whenever rules or what they name change.
+    /// What was compiled is of the past.
+    fn changed(&mut self) {
+        *self.compiled.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// What the names that occur here stand for, of all that there are.
+    fn used(&self, all: &Numbers) -> Numbers {
+        let mut used = Numbers::default();
+        let copy = |from: &HashMap<Name, u16>, to: &mut HashMap<Name, u16>, name: Name| {
+            to.extend(from.get(&name).map(|&number| (name, number)));
+        };
+        for zone in self.rules.values().flat_map(|entry| [entry.rule.from.zone, entry.rule.to.zone]) {
+            match zone {
+                Zone::Port(name) => copy(&all.ports, &mut used.ports, name),
+                Zone::Bridge(name) => copy(&all.bridges, &mut used.bridges, name),
+                Zone::Interface(name) => copy(&all.interfaces, &mut used.interfaces, name),
+                Zone::Any | Zone::Switch => {}
+            }
+        }
+        for &name in &self.isolated {
+            copy(&all.bridges, &mut used.bridges, name);
+        }
+        used
+    }
+
+    /// The snapshot for workers, compiled anew if rules or the numbers of what they name have changed.
+    pub fn snapshot(&self, numbers: &Numbers) -> Arc<Policy> {
+        let used = self.used(numbers);
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, policy)) = &*compiled
+            && *of == used
+        {
+            return policy.clone();
+        }
+        let policy = Arc::new(self.compile(&used));
+        *compiled = Some((used, policy.clone()));
+        policy
+    }
+
+    /// The rules, compiled with these numbers.
     pub fn compile(&self, numbers: &Numbers) -> Policy {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         let mut rules = Vec::with_capacity(self.rules.len());

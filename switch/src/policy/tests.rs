@@ -324,6 +324,26 @@ fn what_a_rule_names_is_found_again() {
     assert!(set.naming(Zone::Bridge(name('b', 0))).is_none());
 }
 
+#[test]
+fn a_snapshot_is_made_when_something_has_changed() {
+    let mut set = PolicySet::new(1);
+    set.add(Rule { to: Zone::Port(name('p', 1)).into(), ..Rule::new(Action::Drop) }).expect("a good rule");
+    let first = set.snapshot(&numbers());
+    let mut others = numbers();
+    others.ports.insert(name('p', 9), 9);
+    assert!(Arc::ptr_eq(&first, &set.snapshot(&others)), "a port that no rule names");
+    others.ports.insert(name('p', 1), 5);
+    let moved = set.snapshot(&others);
+    let mut flow = some_flow(0, 1);
+    flow.to.port = 5;
+    assert_eq!(first.decide(&flow, 0, 60).verdict, Verdict::Accept);
+    assert_eq!(moved.decide(&flow, 0, 60).verdict, Verdict::Drop);
+    set.set_default_forward(Verdict::Reject);
+    assert_eq!(set.snapshot(&others).decide(&some_flow(0, 1), 0, 60).verdict, Verdict::Reject);
+    set.clear();
+    assert_eq!(set.snapshot(&others).decide(&flow, 0, 60).by, By::Default);
+}
+
 /// A policy as of a cluster: most rules let a few clients reach one server on one port, some are about networks.
 fn cluster(rules: u32) -> PolicySet {
     let mut set = PolicySet::new(1);

@@ -33,11 +33,12 @@ impl Switch {
             let routes = layer3.routes.iter().map(|(_, route)| *route).collect();
             self.load_routes(routes, false).map_err(|(index, refusal)| layer3.route_at(index, &refusal))?;
         }
+        // Rules are compiled all at once: each on its own would have thousands take minutes.
         for (at, rule) in &layer3.nat {
-            self.add_nat(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
+            self.router.add_nat(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
         }
         for (at, rule) in &layer3.policy {
-            self.add_policy(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
+            self.router.add_policy(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
         }
         self.set_policy(layer3.forward);
         for (at, dhcp) in &layer3.dhcp {

@@ -40,11 +40,11 @@ impl Switch {
         self.follow_ports();
     }
 
-    /// Has interfaces follow their ports, routes their interfaces, and guards the leases.
+    /// Has interfaces follow their ports, and routes their interfaces.
     pub fn follow_ports(&mut self) {
         let Some(live) = &self.live else { return };
         let changed = self.router.interfaces.keys().any(|name| live.is_up(name) != Some(self.is_up(*name)));
-        if changed | self.guards.take_changed() {
+        if changed {
             self.publish_router();
         }
     }

@@ -23,7 +23,6 @@ pub(crate) struct Guards(Arc<Mutex<State>>);
 struct State {
     leases: BTreeMap<u16, BTreeSet<(Mac, Ipv4Addr)>>,
     guards: BTreeMap<u16, (Identity, Arc<Guard>)>,
-    changed: bool,
 }
 
 impl Guards {
@@ -31,30 +30,28 @@ impl Guards {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of an address that a client got or lost. A guard that is there lets it through at once.
+    /// Takes note of an address that a client got or lost. The guard lets it through at once, and is at work from now on.
     pub(crate) fn hear(&self, notice: &Notice) {
         let mut state = self.lock();
         match notice.event {
             Event::Bound { mac, address, port: Some(port) } => {
-                if let Some((_, guard)) = state.guards.get(&port) {
-                    guard.lease(address);
+                if let Some((_, guard)) = state.guards.get(&port)
+                    && !guard.lease(mac, address)
+                {
+                    tracing::warn!("{mac} cannot use its lease of {address}: its port has too many leases");
                 }
-                state.changed |= state.leases.entry(port).or_default().insert((mac, address));
+                state.leases.entry(port).or_default().insert((mac, address));
             }
             Event::Unbound { mac, address, port: Some(port) } => {
                 if let Some((_, guard)) = state.guards.get(&port) {
                     guard.release(address);
                 }
-                let gone = state.leases.get_mut(&port).is_some_and(|leases| leases.remove(&(mac, address)));
-                state.changed |= gone;
+                if let Some(leases) = state.leases.get_mut(&port) {
+                    leases.remove(&(mac, address));
+                }
             }
             Event::Bound { .. } | Event::Unbound { .. } => {}
         }
-    }
-
-    /// Whether leases have changed since this was asked last.
-    pub(crate) fn take_changed(&self) -> bool {
-        std::mem::take(&mut self.lock().changed)
     }
 
     /// Nobody has this number any more.
@@ -72,38 +69,37 @@ impl Guards {
         interfaces: impl Iterator<Item = &'a Interface> + Clone,
     ) -> Option<Arc<Guard>> {
         let mut state = self.lock();
-        let leases = state.leases.get(&port).cloned().unwrap_or_default();
-        let Some(identity) = identity(spec, &leases, interfaces) else {
+        let Some(identity) = identity(spec, interfaces) else {
             state.guards.remove(&port);
             return None;
         };
-        if let Some((known, guard)) = state.guards.get(&port)
+        let old = state.guards.get(&port);
+        let asked = spec.guard == Some(true);
+        if let Some((known, guard)) = old
             && *known == identity
+            && (guard.is_active() || !asked)
         {
             return Some(guard.clone());
         }
-        let guard = Arc::new(Guard::new(&identity));
-        for (_, address) in &leases {
-            guard.lease(*address);
+        // Whom a lease has put under guard stays so.
+        let guard = Arc::new(Guard::new(&identity, asked || old.is_some_and(|(_, guard)| guard.is_active())));
+        for (mac, address) in state.leases.get(&port).into_iter().flatten() {
+            guard.lease(*mac, *address);
         }
         state.guards.insert(port, (identity, guard.clone()));
         Some(guard)
     }
 }
 
-/// Who a port is, if it is to be guarded: by the operator's word, or since it is one guest that got its address here.
+/// Who a port is, if it is or may once be guarded: by the operator's word, or as soon as it is one guest that got its
+/// address here.
 fn identity<'a>(
     spec: &PortSpec,
-    leases: &BTreeSet<(Mac, Ipv4Addr)>,
     interfaces: impl Iterator<Item = &'a Interface> + Clone,
 ) -> Option<Identity> {
     // Behind a netdev there may be a whole network.
     let one_guest = !matches!(spec.attachment, Attachment::Netdev { .. });
-    let asked = match spec.guard {
-        Some(asked) => asked,
-        None => one_guest && !leases.is_empty(),
-    };
-    if !asked {
+    if !spec.guard.unwrap_or(one_guest) {
         return None;
     }
     let mut addresses = spec.allow.clone();
@@ -118,10 +114,6 @@ fn identity<'a>(
         );
         addresses.push(IpNet::V6(Ipv6Net::new_assert([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10)));
     }
-    let macs: BTreeSet<Mac> = match spec.mac {
-        Some(mac) => [mac].into(),
-        None => leases.iter().map(|(mac, _)| *mac).collect(),
-    };
     // The switch's own, link-local ones included, which are what routers are known by.
     let reserved = interfaces
         .flat_map(|at| {
@@ -129,7 +121,12 @@ fn identity<'a>(
             own.chain([Ipv6Addr::from_bits(link_local(at.mac)).into()])
         })
         .collect::<Vec<IpAddr>>();
-    Some(Identity { macs: macs.into_iter().collect(), addresses: Some(addresses), reserved, server: false })
+    Some(Identity {
+        macs: spec.mac.into_iter().collect(),
+        addresses: Some(addresses),
+        reserved,
+        server: false,
+    })
 }
 
 #[cfg(test)]
@@ -169,16 +166,20 @@ mod tests {
     fn a_guest_is_guarded_once_it_has_an_address() {
         let guards = Guards::default();
         let spec = spec(|_| {});
-        assert!(guards.of(3, &spec, [].iter()).is_none());
+        let guard = guards.of(3, &spec, [].iter()).expect("a guard that waits");
+        assert!(!guard.is_active());
         guards.hear(&bound(3));
-        assert!(guards.take_changed() && !guards.take_changed());
-        let guard = guards.of(3, &spec, [].iter()).expect("a guard");
+        assert!(guard.is_active());
         assert!(guard.allows(&from([10, 0, 0, 7], MAC)).is_ok());
         assert!(guard.allows(&from([10, 0, 0, 8], MAC)).is_err());
         assert!(guard.allows(&from([10, 0, 0, 7], Mac([2; 6]))).is_err());
         assert!(Arc::ptr_eq(&guard, &guards.of(3, &spec, [].iter()).expect("the same")));
+        // With other settings it still knows the lease.
+        let allowed = PortSpec { allow: vec!["10.9.0.0/16".parse().unwrap()], ..spec.clone() };
+        let guard = guards.of(3, &allowed, [].iter()).expect("a guard");
+        assert!(guard.is_active() && guard.allows(&from([10, 0, 0, 7], MAC)).is_ok());
         guards.forget(3);
-        assert!(guards.of(3, &spec, [].iter()).is_none());
+        assert!(!guards.of(3, &spec, [].iter()).expect("a guard that waits").is_active());
     }
 
     #[test]

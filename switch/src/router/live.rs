@@ -257,7 +257,7 @@ impl Live {
             bridges: around.bridges.iter().map(|(name, table)| (*name, table.number)).collect(),
             interfaces: self.placed.iter().map(|(name, placed)| (*name, placed.index)).collect(),
         };
-        let (nat, policy) = (router.nat.compile(&named), router.policy.compile(&numbers));
+        let (nat, policy) = (router.nat.snapshot(named), router.policy.snapshot(&numbers));
         Some(Arc::new(RouterTable {
             own: Own::new(&interfaces),
             interfaces,
@@ -266,8 +266,8 @@ impl Live {
             conntrack: self.conntrack.clone(),
             reassembly: self.reassembly.clone(),
             tracked: !nat.is_empty() || !policy.is_empty(),
-            nat: Arc::new(nat),
-            policy: Arc::new(policy),
+            nat,
+            policy,
             log: self.log.clone(),
             mailbox: self.services.mailbox(),
             inject: self.services.inject(),

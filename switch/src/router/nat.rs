@@ -32,7 +32,7 @@ impl Router {
     /// # Errors
     /// There is none.
     pub fn nat_rule(&self, id: u32) -> Result<api::NatRule, Refusal> {
-        let found = self.nat_rules().into_iter().find(|rule| rule.id == id);
+        let found = self.nat.get(id).map(|(rule, hits)| nat_view(id, rule, hits.packets, hits.failed));
         found.ok_or_else(|| Refusal::new(format!("there is no nat rule {id}")))
     }
 

@@ -11,7 +11,7 @@
 mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use ipnet::IpNet;
 
@@ -48,9 +48,9 @@ const MLD2_REPORT: u8 = 143;
 /// Who a port is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// Its MAC addresses; none: the first that it sends from.
+    /// Its MAC addresses, beside those of its leases; none: the first that it sends from, unless it has leases.
     pub macs: Vec<Mac>,
-    /// Its addresses, or prefixes of which it may take any; `None`: any. The link-local IPv6 address that follows from
+    /// Its addresses beside its leases, or prefixes of which it may take any; `None`: any. The link-local IPv6 address that follows from
     /// its MAC address (EUI-64) is always among them.
     pub addresses: Option<Vec<IpNet>>,
     /// Addresses that are somebody else's whatever `addresses` says: the switch's own.
@@ -59,9 +59,18 @@ pub struct Identity {
     pub server: bool,
 }
 
+/// A lease of a guarded port: the MAC address is written before the address, which is 0 where there is none.
+#[derive(Debug, Default)]
+struct Leased {
+    address: AtomicU32,
+    mac: AtomicU64,
+}
+
 /// The identity, compiled; immutable but for what is learned.
 #[derive(Debug)]
 pub struct Guard {
+    /// Whether it is at work.
+    active: AtomicBool,
     /// Sorted.
     macs: Box<[Mac]>,
     /// The MAC address that was sent from first, where `macs` says none; 0: nobody has sent yet.
@@ -73,8 +82,7 @@ pub struct Guard {
     nets: Option<Prefixes>,
     reserved: Set<IpAddr>,
     server: bool,
-    /// Addresses leased to the port; 0: none.
-    leases: [AtomicU32; LEASES_MAX],
+    leases: [Leased; LEASES_MAX],
 }
 
 /// The result of a check.
@@ -100,9 +108,16 @@ fn mac_at(bytes: &[u8], at: usize) -> Option<Mac> {
     bytes.get(at..)?.first_chunk().map(|bytes| Mac(*bytes))
 }
 
+impl Leased {
+    /// Whose it is, if there is a lease.
+    fn mac(&self) -> Option<u64> {
+        (self.address.load(Ordering::Acquire) != 0).then(|| self.mac.load(Ordering::Relaxed))
+    }
+}
+
 impl Guard {
-    /// A guard of a port that is this.
-    pub fn new(identity: &Identity) -> Self {
+    /// A guard of a port that is this, at work now (`active`) or from the port's first lease on.
+    pub fn new(identity: &Identity, active: bool) -> Self {
         let mut macs = identity.macs.clone();
         macs.sort_unstable();
         macs.dedup();
@@ -117,6 +132,7 @@ impl Guard {
             };
         }
         Self {
+            active: active.into(),
             macs: macs.into(),
             first: AtomicU64::new(0),
             any_address: identity.addresses.is_none(),
@@ -125,35 +141,35 @@ impl Guard {
             nets: (!nets.is_empty()).then(|| Prefixes::new(nets)),
             reserved: identity.reserved.iter().copied().collect(),
             server: identity.server,
-            leases: [const { AtomicU32::new(0) }; LEASES_MAX],
+            leases: std::array::from_fn(|_| Leased::default()),
         }
     }
 
-    /// This guard with the leases that another one has, whose place it takes.
-    #[must_use]
-    pub fn with_leases_of(self, other: &Self) -> Self {
-        for (mine, theirs) in self.leases.iter().zip(&other.leases) {
-            mine.store(theirs.load(Ordering::Acquire), Ordering::Release);
-        }
-        self
+    /// Whether frames are to be shown to it.
+    #[inline]
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed)
     }
 
-    /// Allows an address that the DHCP server leases to the port; to be called before the server's answer is sent.
-    /// `false`: there are [`LEASES_MAX`] already.
-    pub fn lease(&self, address: Ipv4Addr) -> bool {
+    /// Allows an address that the DHCP server leases to a station at the port, and is at work from now on; to be called
+    /// before the server's answer is sent, by one thread at a time. `false`: there are [`LEASES_MAX`] leases already.
+    pub fn lease(&self, mac: Mac, address: Ipv4Addr) -> bool {
         let bits = address.to_bits();
-        if self.leases.iter().any(|lease| lease.load(Ordering::Acquire) == bits) {
-            return true;
+        let place = |wanted: u32| self.leases.iter().find(|at| at.address.load(Ordering::Relaxed) == wanted);
+        let lease = place(bits).or_else(|| place(0));
+        if let Some(lease) = lease {
+            lease.mac.store(mac.to_u64(), Ordering::Relaxed);
+            lease.address.store(bits, Ordering::Release);
         }
-        let vacant =
-            |lease: &AtomicU32| lease.compare_exchange(0, bits, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        self.leases.iter().any(vacant)
+        self.active.store(true, Ordering::Release);
+        lease.is_some()
     }
 
-    /// Takes a leased address back.
+    /// Takes a leased address back. The guard stays at work: who gives an address back is not free to take another.
     pub fn release(&self, address: Ipv4Addr) {
         for lease in &self.leases {
-            let _ = lease.compare_exchange(address.to_bits(), 0, Ordering::AcqRel, Ordering::Relaxed);
+            let _ =
+                lease.address.compare_exchange(address.to_bits(), 0, Ordering::Release, Ordering::Relaxed);
         }
     }
 
@@ -183,16 +199,21 @@ impl Guard {
 
     #[inline]
     fn has_mac(&self, mac: Mac) -> bool {
-        match *self.macs {
-            [] => self.is_first(mac),
+        let number = mac.to_u64();
+        let listed = match *self.macs {
+            [] => false,
             [only] => only == mac,
             ref macs => macs.binary_search(&mac).is_ok(),
-        }
+        };
+        listed || self.leases.iter().any(|at| at.mac() == Some(number)) || self.is_first(number)
     }
 
-    /// Whether it is the MAC address that the port has sent from first; from now on it is, if there was none.
-    fn is_first(&self, mac: Mac) -> bool {
-        let number = mac.to_u64();
+    /// Where nobody has said which MAC address is the port's: whether it is the one that it has sent from first. From
+    /// now on it is, if there was none.
+    fn is_first(&self, number: u64) -> bool {
+        if !self.macs.is_empty() || self.leases.iter().any(|at| at.mac().is_some()) {
+            return false;
+        }
         match self.first.load(Ordering::Relaxed) {
             0 => {
                 let was = self.first.compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed);
@@ -215,7 +236,7 @@ impl Guard {
     }
 
     fn is_leased(&self, address: u32) -> bool {
-        address != 0 && self.leases.iter().any(|lease| lease.load(Ordering::Acquire) == address)
+        address != 0 && self.leases.iter().any(|at| at.address.load(Ordering::Acquire) == address)
     }
 
     fn has_v4(&self, address: u32) -> bool {

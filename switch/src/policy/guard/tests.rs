@@ -22,11 +22,11 @@ fn identity() -> Identity {
 }
 
 fn guard() -> Guard {
-    Guard::new(&identity())
+    Guard::new(&identity(), true)
 }
 
 fn server() -> Guard {
-    Guard::new(&Identity { server: true, ..identity() })
+    Guard::new(&Identity { server: true, ..identity() }, true)
 }
 
 fn ethernet(source: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
@@ -101,10 +101,10 @@ fn the_ethernet_source_must_be_the_ports() {
     let frame = |mac| ethernet(mac, 0x88b5, &[0; 50]);
     assert_eq!(judge(&guard(), &frame(MAC)), Ok(()));
     assert_eq!(judge(&guard(), &frame(OTHER)), Err(DropReason::GuardMac));
-    let two = Guard::new(&Identity { macs: vec![Mac(OTHER), Mac(MAC)], ..identity() });
+    let two = Guard::new(&Identity { macs: vec![Mac(OTHER), Mac(MAC)], ..identity() }, true);
     assert_eq!(judge(&two, &frame(OTHER)), Ok(()));
     // Where it is not known, the first is the port's.
-    let unknown = Guard::new(&Identity { macs: Vec::new(), ..identity() });
+    let unknown = Guard::new(&Identity { macs: Vec::new(), ..identity() }, true);
     assert_eq!(judge(&unknown, &frame(OTHER)), Ok(()));
     assert_eq!(judge(&unknown, &frame(MAC)), Err(DropReason::GuardMac));
     assert_eq!(judge(&unknown, &frame(OTHER)), Ok(()));
@@ -138,7 +138,7 @@ fn ipv4_is_from_an_address_of_the_port() {
     assert_eq!(judge(&guard(), &udp_v4(IP, to, (1, 2), &[])), Ok(()));
     assert_eq!(judge(&guard(), &udp_v4([10, 0, 3, 6], to, (1, 2), &[])), Err(DropReason::GuardAddress));
     assert_eq!(judge(&guard(), &udp_v4([0; 4], to, (1, 2), &[])), Err(DropReason::GuardAddress));
-    let any = Guard::new(&Identity { addresses: None, ..identity() });
+    let any = Guard::new(&Identity { addresses: None, ..identity() }, true);
     assert_eq!(judge(&any, &udp_v4([10, 0, 3, 6], to, (1, 2), &[])), Ok(()));
     let short = &udp_v4(IP, to, (1, 2), &[])[..30];
     assert_eq!(judge(&guard(), short), Err(DropReason::GuardAddress));
@@ -157,23 +157,33 @@ fn a_client_may_ask_for_an_address_before_it_has_one() {
 }
 
 #[test]
-fn a_lease_allows_an_address_at_once_and_survives_a_new_guard() {
+fn a_lease_allows_an_address_and_a_station_at_once() {
     let leased = Ipv4Addr::new(10, 0, 3, 77);
     let frame = udp_v4(leased.octets(), [8; 4], (1, 2), &[]);
     let before = guard();
     assert!(judge(&before, &frame).is_err());
-    assert!(before.lease(leased) && before.lease(leased));
+    assert!(before.lease(Mac(OTHER), leased) && before.lease(Mac(OTHER), leased));
     assert_eq!(judge(&before, &frame), Ok(()));
     assert_eq!(judge(&before, &arp(1, MAC, leased.octets())), Ok(()));
-    let after = guard().with_leases_of(&before);
-    assert_eq!(judge(&after, &frame), Ok(()));
-    after.release(leased);
-    assert!(judge(&after, &frame).is_err());
+    // The station that has the lease may send, too.
+    assert_eq!(judge(&before, &ethernet(OTHER, 0x88b5, &[0; 50])), Ok(()));
+    before.release(leased);
+    assert!(judge(&before, &frame).is_err());
+    assert_eq!(judge(&before, &ethernet(OTHER, 0x88b5, &[0; 50])), Err(DropReason::GuardMac));
     for n in 1..=LEASES_MAX {
-        assert!(after.lease(Ipv4Addr::from_bits(n as u32)));
+        assert!(before.lease(Mac(MAC), Ipv4Addr::from_bits(n as u32)));
     }
-    assert!(!after.lease(leased), "no room");
-    assert!(judge(&after, &udp_v4([0; 4], [8; 4], (1, 2), &[])).is_err());
+    assert!(!before.lease(Mac(MAC), leased), "no room");
+    assert!(judge(&before, &udp_v4([0; 4], [8; 4], (1, 2), &[])).is_err());
+}
+
+#[test]
+fn a_guard_may_wait_for_the_first_lease() {
+    let guard = Guard::new(&Identity::default(), false);
+    assert!(!guard.is_active());
+    guard.lease(Mac(MAC), IP.into());
+    guard.release(IP.into());
+    assert!(guard.is_active(), "for good");
 }
 
 #[test]
