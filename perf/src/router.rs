@@ -13,6 +13,7 @@ use shunt_switch::conntrack::{Conntrack, Limits};
 use shunt_switch::l2::fdb::{Fdb, Key};
 use shunt_switch::l3::interface::{Address, Interface, Parts};
 use shunt_switch::l3::neighbour::Neighbours;
+use shunt_switch::l3::own::Own;
 use shunt_switch::l3::route::rib::{Rib, Route};
 use shunt_switch::l3::table::RouterTable;
 use shunt_switch::l3::{Arrival, Stage};
@@ -124,6 +125,7 @@ impl Router {
                 mtu: 1500,
                 addresses,
                 up: true,
+                clamp_mss: false,
             };
             interfaces.push(Some(Arc::new(Interface::new(parts))));
         }
@@ -157,6 +159,7 @@ impl Router {
         conntrack.shared.set_limits(Limits { entries: CAPACITY, per_port: CAPACITY, half_open: CAPACITY });
         let nat = rules.compile(&named);
         let table = RouterTable {
+            own: Own::new(&interfaces),
             interfaces,
             fib: rib.fib(),
             neighbours,
@@ -164,6 +167,8 @@ impl Router {
             tracked: !nat.is_empty(),
             nat: Arc::new(nat),
             policy: Arc::new(PolicySet::new(1).compile(&Numbers::default())),
+            reassembly: Arc::default(),
+            log: Arc::default(),
             mailbox: Arc::new(Mailbox::default()),
             inject: Arc::new(Inject::default()),
         };
