@@ -14,8 +14,9 @@ const LOG_DEFAULT: &str = "info";
 
 /// A userspace L2/L3 switch for the virtual machines of secure containers.
 ///
-/// Without --config it starts with one empty bridge, shunt0. Ports and bridges are made with shuntctl, or described
-/// in the configuration file. A command-line option beats the environment, which beats the file. SIGTERM, SIGINT and
+/// Without --config it starts with one bridge without ports, shunt0, and on it a gateway 10.0.3.1/24 that gives guests
+/// addresses and translates what they send elsewhere. Everything else is made with shuntctl, or described in the
+/// configuration file. A command-line option beats the environment, which beats the file. SIGTERM, SIGINT and
 /// SIGHUP end it cleanly.
 ///
 /// Exit status: 0 after a clean end; 1 if it cannot start (the reason is on standard error); 2 for wrong usage.

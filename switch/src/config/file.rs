@@ -316,11 +316,17 @@ mod tests {
     }
 
     #[test]
-    fn the_embedded_configuration_is_one_bridge() {
+    fn the_embedded_configuration_is_a_bridge_with_a_gateway() {
         let config = Config::embedded(false).unwrap();
-        assert_eq!(config.bridges.len(), 1);
+        assert_eq!((config.bridges.len(), config.ports.len()), (1, 0));
         assert_eq!(config.bridges[0].1.name, "shunt0");
-        assert!(config.ports.is_empty());
+        let (_, gateway) = &config.layer3.interfaces[0];
+        assert_eq!((gateway.bridge, gateway.addresses[0].to_string()), (gateway.name, "10.0.3.1/24".into()));
+        let (first, last) = config.layer3.dhcp[0].1.range.unwrap();
+        assert_eq!(u32::from(last) - u32::from(first) + 1, 253);
+        assert_eq!((config.layer3.nat.len(), config.layer3.routes.len()), (1, 0));
+        let uplink = Config::embedded(true).unwrap();
+        assert_eq!((uplink.bridges.len(), uplink.ports.len(), uplink.layer3.routes.len()), (2, 1, 1));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use shunt_tests::{Guest, GuestSpec, Host, NetNs, Nic, Shuntd, wait_for};
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() {
-    heading("shuntd starts with one bridge, shunt0; two vhost-user ports join it");
+    heading("shuntd starts with one bridge, shunt0, and a gateway on it; two vhost-user ports join it");
     let shuntd = Shuntd::start();
     let sockets = ["a", "b"].map(|name| shuntd.vhost_port(name, ""));
     show(&shuntd, "port list");
@@ -43,8 +43,8 @@ fn main() {
     if let Some(outside) = &outside {
         heading("a TAP port reaches a namespace of this machine");
         show(&shuntd, &format!("port add out --bridge shunt0 --tap tap0 --netns {}", outside.id()));
-        outside.up("tap0", Some("10.0.3.1/24"));
-        consoles[1].run(b, "ping -c3 -i0.5 10.0.3.1");
+        outside.up("tap0", Some("10.0.3.13/24"));
+        consoles[1].run(b, "ping -c3 -i0.5 10.0.3.13");
     } else {
         heading("not root: the TAP port to this machine is skipped");
     }
