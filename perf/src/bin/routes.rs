@@ -65,7 +65,7 @@ fn address_v4(random: &mut Random) -> u32 {
 
 /// An address of 2000::/3 within the thousands of /32s that providers have.
 fn address_v6(random: &mut Random) -> u128 {
-    let provider = 0x2000_0000 | (random.next() % 256) as u32 * 0x10_0101 | (random.next() % 256) as u32;
+    let provider = 0x2000_0000 | ((random.next() % 256) as u32 * 0x10_0101) | (random.next() % 256) as u32;
     let (high, low) = (random.next(), random.next());
     u128::from(provider & 0x3fff_ffff) << 96 | u128::from(high as u32) << 64 | u128::from(low)
 }

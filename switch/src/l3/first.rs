@@ -50,6 +50,8 @@ impl Stage {
             ..tuple
         });
         let destination = F::from_ip(to.destination).ok_or(DropReason::NoRoute)?;
+        // Before the lookup: what changes meanwhile makes the stamp void.
+        let generation = at.router.fib.generation();
         let path = path_to::<F>(at, destination, item.hash);
         if new_destination.is_none() && matches!(path, Path::Local { .. }) {
             return Err(Refusal::Local);
@@ -75,7 +77,7 @@ impl Stage {
             redirected: redirected.is_some(),
             now: at.now,
         };
-        let stamp = at.router.stamp(slot.version());
+        let stamp = generation.wrapping_add(slot.version());
         for _ in 0..TRIES {
             let source = match expected {
                 Some(_) => None,

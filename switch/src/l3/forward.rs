@@ -204,9 +204,11 @@ impl Stage {
     /// Looks for the next hop of a half's packets and keeps it.
     #[cold]
     fn find_hop<F: Routed>(&mut self, half: &Half<F>, hash: u64, at: &Arrival<'_>) -> Result<Hop, Refusal> {
+        // Before the lookup: what changes meanwhile makes the stamp void.
+        let generation = at.router.fib.generation();
         let hop = next_hop::<F>(at, half.translated().destination, hash)?;
         if let Some(slot) = at.router.neighbours.slot(hop.adjacency) {
-            half.set_next_hop(hop.adjacency, at.router.stamp(slot.version()));
+            half.set_next_hop(hop.adjacency, generation.wrapping_add(slot.version()));
         }
         Ok(hop)
     }

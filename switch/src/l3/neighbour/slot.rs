@@ -87,7 +87,7 @@ impl Link {
     }
 
     fn version(self, version: u32) -> Self {
-        Self(self.0 & (1 << 56) - 1 | u64::from(version) << 56)
+        Self(self.0 & ((1 << 56) - 1) | u64::from(version) << 56)
     }
 
     /// The same with another state; without a MAC address if that is one without.

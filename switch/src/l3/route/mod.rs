@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod bits;
+mod check;
 mod hops;
 pub mod rib;
+mod spec;
 mod table;
 #[cfg(test)]
 mod tests;

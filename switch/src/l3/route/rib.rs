@@ -6,14 +6,16 @@
 //! network stays and waits. The words are those of `ip route`.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use ipnet::IpNet;
 
-use super::hops::{Hops, HopsWriter, MAX_PATHS};
+use super::check::Gateways;
+use super::hops::{Hops, HopsWriter};
+pub use super::spec::{Kind, Protocol, Route, Which};
 use super::table::{Full, Key, Record, Scene, Table};
 use super::trie::Builder;
 use super::view::Standing;
@@ -24,148 +26,6 @@ use crate::refusal::Refusal;
 
 /// Most routes of a family.
 pub const MAX_ROUTES: usize = 2_000_000;
-
-/// What happens to packets that take a route; in order of preference where all else is equal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// They are for the switch itself.
-    Local,
-    /// They are for everybody on a link.
-    Broadcast,
-    /// They go to a gateway, or to their destination on an interface's link.
-    #[default]
-    Unicast,
-    /// They are dropped without a word.
-    Blackhole,
-    /// They are refused: host unreachable.
-    Unreachable,
-    /// They are refused: administratively prohibited.
-    Prohibit,
-}
-
-impl Kind {
-    /// The word of `ip route`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Local => "local",
-            Self::Broadcast => "broadcast",
-            Self::Unicast => "unicast",
-            Self::Blackhole => "blackhole",
-            Self::Unreachable => "unreachable",
-            Self::Prohibit => "prohibit",
-        }
-    }
-}
-
-/// Who made a route.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    /// It came with an address.
-    Kernel,
-    /// The operator.
-    #[default]
-    Static,
-}
-
-impl Protocol {
-    /// The word of `ip route`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Kernel => "kernel",
-            Self::Static => "static",
-        }
-    }
-}
-
-/// A route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Route {
-    /// The addresses that it is for.
-    pub prefix: IpNet,
-    /// What happens to their packets.
-    pub kind: Kind,
-    /// The station that passes them on.
-    pub gateway: Option<IpAddr>,
-    /// Number of the interface that they leave by; if `None` when added, the one whose network the gateway is in.
-    pub interface: Option<u16>,
-    /// Of several routes of one prefix the lowest is used; equal ones together, flow by flow.
-    pub metric: u32,
-    /// Who made it.
-    pub protocol: Protocol,
-    /// The gateway is taken to be on the interface's link, whatever the addresses say.
-    pub onlink: bool,
-}
-
-impl Route {
-    /// A static route without gateway, interface and metric, to be completed.
-    pub fn to(prefix: IpNet) -> Self {
-        Self {
-            prefix,
-            kind: Kind::Unicast,
-            gateway: None,
-            interface: None,
-            metric: 0,
-            protocol: Protocol::Static,
-            onlink: false,
-        }
-    }
-
-    /// `link` without a gateway, `host` for own addresses, else `global`, as `ip route` says.
-    pub fn scope(&self) -> &'static str {
-        match (self.kind, self.gateway) {
-            (Kind::Local, _) => "host",
-            (Kind::Broadcast, _) | (Kind::Unicast, None) => "link",
-            _ => "global",
-        }
-    }
-
-    pub(super) fn of(prefix: IpNet, record: &Record) -> Self {
-        Self {
-            prefix,
-            kind: record.kind,
-            gateway: record.gateway,
-            interface: record.interface,
-            metric: record.metric,
-            protocol: record.protocol,
-            onlink: record.onlink,
-        }
-    }
-
-    fn record(&self) -> Record {
-        Record {
-            metric: self.metric,
-            interface: self.interface,
-            kind: self.kind,
-            protocol: self.protocol,
-            onlink: self.onlink,
-            gateway: self.gateway,
-        }
-    }
-}
-
-/// Which routes are meant; what is not given matches anything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Which {
-    /// Exactly this prefix.
-    pub prefix: Option<IpNet>,
-    /// With this gateway.
-    pub gateway: Option<IpAddr>,
-    /// Through this interface.
-    pub interface: Option<u16>,
-    /// Of this metric.
-    pub metric: Option<u32>,
-    /// Of this kind.
-    pub kind: Option<Kind>,
-}
-
-impl Which {
-    pub(super) fn names(&self, record: &Record) -> bool {
-        self.gateway.is_none_or(|gateway| record.gateway == Some(gateway))
-            && self.interface.is_none_or(|interface| record.interface == Some(interface))
-            && self.metric.is_none_or(|metric| record.metric == metric)
-            && self.kind.is_none_or(|kind| record.kind == kind)
-    }
-}
 
 /// What the table knows of an interface.
 pub(super) struct Link {
@@ -199,7 +59,7 @@ pub(super) fn place(prefix: IpNet) -> Place {
     }
 }
 
-fn host(address: IpAddr) -> IpNet {
+pub(super) fn host(address: IpAddr) -> IpNet {
     IpNet::from(address)
 }
 
@@ -319,7 +179,7 @@ impl Rib {
         self.links.get(&index).map_or(&[], |link| &link.addresses)
     }
 
-    fn link(&self, index: u16) -> Result<&Link, Refusal> {
+    pub(super) fn link(&self, index: u16) -> Result<&Link, Refusal> {
         self.links.get(&index).ok_or_else(|| no_interface(index))
     }
 
@@ -442,7 +302,7 @@ impl Rib {
     /// # Errors
     /// As [`Self::add`], with the place of a route that cannot be added.
     pub fn load(&mut self, routes: Vec<Route>) -> Result<usize, (usize, Refusal)> {
-        let mut found = HashMap::new();
+        let mut found = Gateways::new();
         let mut checked = Vec::with_capacity(routes.len());
         for (at, route) in routes.into_iter().enumerate() {
             match self.check(route, Some(&mut found)) {
@@ -493,157 +353,6 @@ impl Rib {
         let (v4, v6) = split(&[Route::to(prefix)]);
         self.settle_surely(&v4, &v6);
         Ok(gone.iter().map(|record| Route::of(prefix, record)).collect())
-    }
-
-    /// Completes and judges a route.
-    fn check(
-        &self,
-        mut route: Route,
-        found: Option<&mut HashMap<(IpAddr, Option<u16>, bool), u16>>,
-    ) -> Result<Route, Refusal> {
-        route.prefix = route.prefix.trunc();
-        route.protocol = Protocol::Static;
-        let prefix = route.prefix;
-        match prefix {
-            _ if prefix.addr().is_multicast() => {
-                return Err(Refusal::new(format!("route to {prefix}: multicast is not routed")));
-            }
-            IpNet::V6(net) if net.prefix_len() >= 10 && is_link_local_v6(net.addr().to_bits()) => {
-                return Err(Refusal::new(format!("route to {prefix}: link-local addresses are not routed")));
-            }
-            _ => {}
-        }
-        match route.kind {
-            Kind::Unicast => {}
-            Kind::Local | Kind::Broadcast => {
-                let kind = route.kind.as_str();
-                return Err(Refusal::new(format!("a {kind} route comes with an interface's address only")));
-            }
-            kind if route.gateway.is_some() || route.interface.is_some() => {
-                return Err(Refusal::new(format!(
-                    "a {} route leads nowhere: it has neither gateway nor interface",
-                    kind.as_str()
-                )));
-            }
-            _ => {}
-        }
-        if let Some(index) = route.interface {
-            self.link(index)?;
-        }
-        match (route.kind, route.gateway) {
-            (Kind::Unicast, Some(gateway)) => {
-                let key = (gateway, route.interface, route.onlink);
-                let known = found.as_ref().and_then(|found| found.get(&key).copied());
-                let interface = match known {
-                    Some(interface) if prefix.addr().is_ipv4() == gateway.is_ipv4() => interface,
-                    _ => self.find_gateway(&route, gateway)?,
-                };
-                if let Some(found) = found {
-                    found.insert(key, interface);
-                }
-                route.interface = Some(interface);
-            }
-            (Kind::Unicast, None) if route.interface.is_none() => {
-                return Err(Refusal::new(format!(
-                    "route to {} needs a gateway (--via), an interface (--dev), or both",
-                    shown(prefix)
-                )));
-            }
-            _ if route.onlink => {
-                return Err(Refusal::new("onlink says something of a gateway (--via), and there is none"));
-            }
-            _ => {}
-        }
-        Ok(route)
-    }
-
-    /// The interface through which a route's gateway is reached.
-    fn find_gateway(&self, route: &Route, gateway: IpAddr) -> Result<u16, Refusal> {
-        let refuse = |why: String| Err(Refusal::new(format!("gateway {gateway} {why}")));
-        if gateway.is_ipv4() != route.prefix.addr().is_ipv4() {
-            return refuse(format!("is of another family than {}", route.prefix));
-        }
-        if let Some(why) = unfit(&host(gateway)) {
-            return refuse(why.into());
-        }
-        for link in self.links.values() {
-            if link.addresses.iter().any(|own| own.addr() == gateway) {
-                return refuse(format!("is the switch's own address, of interface {:?}", link.name.as_str()));
-            }
-        }
-        let link_local = matches!(gateway, IpAddr::V6(v6) if is_link_local_v6(v6.to_bits()));
-        let Some(index) = route.interface else {
-            if link_local {
-                return refuse("is link-local: say on which interface (--dev)".into());
-            }
-            if route.onlink {
-                return refuse("is to be on a link: say on which interface (--dev)".into());
-            }
-            // Of nested networks of one interface any will do; those of two are apart.
-            let near = self.links.iter().find(|(_, link)| link.reaches(gateway));
-            let Some((&index, link)) = near else {
-                return refuse(
-                    "is on no network of any interface: add an address of its network first, or name its interface with --dev and --onlink"
-                        .into(),
-                );
-            };
-            self.refuse_vague_gateway(link, gateway)?;
-            return Ok(index);
-        };
-        let link = self.link(index)?;
-        if !link_local && !route.onlink && !link.reaches(gateway) {
-            let name = link.name.as_str();
-            let list = listed(&link.addresses);
-            return refuse(format!(
-                "is on no network of interface {name:?} ({list}): add an address of its network first, or say --onlink"
-            ));
-        }
-        self.refuse_vague_gateway(link, gateway)?;
-        Ok(index)
-    }
-
-    /// A network or broadcast address is nobody's.
-    fn refuse_vague_gateway(&self, link: &Link, gateway: IpAddr) -> Result<(), Refusal> {
-        for own in link.addresses.iter().filter(|own| own.contains(&gateway) && gateway.is_ipv4()) {
-            let net = IpNet::new_assert(gateway, own.prefix_len());
-            if let Some(why) = unfit(&net) {
-                return Err(Refusal::new(format!("gateway {net} {why}")));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a route contradicts those that are there, or there are too many.
-    fn refuse_conflict(&self, route: &Route) -> Result<(), Refusal> {
-        let family = if route.prefix.addr().is_ipv4() { self.v4.len() } else { self.v6.len() };
-        if family >= MAX_ROUTES {
-            return Err(Refusal::new(format!("there are {MAX_ROUTES} routes already, which is the limit")));
-        }
-        let equal = || self.records(route.prefix).iter().filter(|record| record.metric == route.metric);
-        for record in equal() {
-            let other = Route::of(route.prefix, record);
-            let same = other.kind == route.kind
-                && other.gateway == route.gateway
-                && other.interface == route.interface;
-            if same && record.protocol == Protocol::Static {
-                return Err(Refusal::new(format!("route {} exists already", self.describe(&other))));
-            }
-            if record.protocol == Protocol::Kernel || other.kind != route.kind {
-                return Err(Refusal::new(format!(
-                    "route {} has metric {} already: choose another metric",
-                    self.describe(&other),
-                    route.metric
-                )));
-            }
-        }
-        if equal().count() >= MAX_PATHS {
-            return Err(Refusal::new(format!(
-                "{} has {MAX_PATHS} routes of metric {} already, which is the limit",
-                shown(route.prefix),
-                route.metric
-            )));
-        }
-        Ok(())
     }
 
     // ---- tables -------------------------------------------------------------------------------------------------
@@ -735,7 +444,7 @@ impl Rib {
 }
 
 impl Link {
-    fn reaches(&self, gateway: IpAddr) -> bool {
+    pub(super) fn reaches(&self, gateway: IpAddr) -> bool {
         self.addresses.iter().any(|own| own.contains(&gateway))
     }
 }
@@ -823,7 +532,7 @@ pub(super) fn shown(prefix: IpNet) -> String {
     }
 }
 
-fn listed(addresses: &[IpNet]) -> String {
+pub(super) fn listed(addresses: &[IpNet]) -> String {
     if addresses.is_empty() {
         return "it has none".into();
     }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::Path;
 use super::bits::Bits;
 use super::hops::{Hops, HopsWriter};
-use super::rib::{Kind, Protocol};
+use super::spec::{Kind, Protocol};
 use super::trie::{Builder, Change, Trie, leaf};
 
 /// A prefix: its bits, zero beyond the length, and the length.
