@@ -138,6 +138,9 @@ impl Stage {
         let own = crate::packet::ethernet::source(head) == interface.mac;
         let verdict = message.verdict(own, |address| interface.owns_v6(address));
         let (sender, mac) = message.sender();
+        // Who is asked at his own MAC address need not tell it (RFC 4861, sections 4.4 and 7.2.5).
+        let sent_from = || known(Address::v6(sender), ethernet::source(head), at);
+        let mac = mac.or_else(sent_from);
         self.learn(Address::v6(sender), mac, verdict.learn, at);
         if verdict.conflict {
             at.counted.drop(DropReason::AddressConflict, 1);
@@ -172,4 +175,11 @@ impl Stage {
             at.counted.drop(DropReason::AnswerDropped, 1);
         }
     }
+}
+
+/// `mac`, if that is where a neighbour is known to be.
+fn known(neighbour: Address, mac: Mac, at: &Arrival<'_>) -> Option<Mac> {
+    let neighbours = &at.router.neighbours;
+    let slot = neighbours.slot(neighbours.find(at.interface.index, neighbour)?)?;
+    (slot.usable_mac(at.now) == Some(mac)).then_some(mac)
 }
