@@ -230,7 +230,12 @@ fn source_translation_keeps_to_its_addresses_and_ports() {
     });
     shuntd.ctl("conntrack flush");
     outside.ip("address add 10.0.2.3/24 dev eth0");
-    let sink = outside.start("nc -k -4 -l 7777 >/dev/null", Duration::from_secs(120));
+    // Nobody need accept: the kernel answers for as many as wait.
+    let sink = outside.start(
+        "exec /usr/bin/python3 -c \"import socket, time; \
+         s = socket.create_server(('', 7777), backlog=64); time.sleep(120)\"",
+        Duration::from_secs(120),
+    );
     wait_for("the sink", SOON, || (!outside.sh("ss -Hltn sport = :7777").is_empty()).then_some(()));
     let connections = |to: &str| -> Vec<Value> {
         let all = shuntd.connections(&format!("--proto tcp --dest {to}"));
