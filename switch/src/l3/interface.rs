@@ -327,3 +327,74 @@ impl std::fmt::Debug for Address {
         std::fmt::Debug::fmt(&self.ip(), f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::l2::fdb::Fdb;
+
+    fn interface(addresses: &[&str]) -> Interface {
+        let fdb = Arc::new(Fdb::new(16, 300, 4));
+        Interface::new(Parts {
+            index: 3,
+            name: "lan".parse().unwrap(),
+            bridge: "br".parse().unwrap(),
+            table: Arc::new(BridgeTable { number: 0, fdb, members: Box::new([]) }),
+            vlan: 0,
+            mac: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+            mtu: 1500,
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            clamp_mss: false,
+            up: true,
+        })
+    }
+
+    fn v4(text: &str) -> u32 {
+        text.parse::<Ipv4Addr>().unwrap().to_bits()
+    }
+
+    fn v6(text: &str) -> u128 {
+        text.parse::<Ipv6Addr>().unwrap().to_bits()
+    }
+
+    #[test]
+    fn it_knows_its_own_addresses_and_networks() {
+        let lan = interface(&["10.0.3.1/24", "10.0.2.1/31", "fd00::1/64", "fe80::1/64"]);
+        assert!(lan.owns_v4(v4("10.0.3.1")) && lan.owns_v4(v4("10.0.2.1")) && !lan.owns_v4(v4("10.0.3.2")));
+        assert!(lan.owns_v6(v6("fd00::1")) && lan.owns_v6(v6("fe80::1")) && !lan.owns_v6(v6("fd00::2")));
+        // As `ip address` shows it for that MAC address.
+        assert_eq!(lan.link_local, v6("fe80::5054:ff:fe12:3456"));
+        assert!(lan.owns("fe80::5054:ff:fe12:3456".parse().unwrap()));
+        assert!(lan.is_broadcast(v4("10.0.3.255")) && lan.is_broadcast(u32::MAX));
+        assert!(!lan.is_broadcast(v4("10.0.2.1")), "a network of two has none");
+        assert!(lan.on_link_v4(v4("10.0.2.0")) && !lan.on_link_v4(v4("10.0.4.1")));
+        assert!(
+            lan.on_link_v6(v6("fd00::99")) && lan.on_link_v6(v6("fe80::99")) && !lan.on_link_v6(v6("fd01::"))
+        );
+        assert!(lan.solicited(v6("ff02::1:ff00:1")) && lan.solicited(v6("ff02::1:ff12:3456")));
+        assert!(!lan.solicited(v6("ff02::1:ff00:2")));
+    }
+
+    #[test]
+    fn it_sends_from_the_address_nearest_to_the_destination() {
+        let lan = interface(&["10.0.3.1/24", "10.0.2.1/24", "fe80::1/64", "fd00::1/64", "fc00::1/64"]);
+        assert_eq!(lan.source_v4(v4("10.0.2.7")), Some(v4("10.0.2.1")));
+        assert_eq!(lan.source_v4(v4("8.8.8.8")), Some(v4("10.0.3.1")), "the first that was given");
+        assert_eq!(lan.source_v6(v6("fc00::7")), v6("fc00::1"));
+        assert_eq!(lan.source_v6(v6("2001:db8::7")), v6("fd00::1"));
+        assert_eq!(lan.source_v6(v6("fe80::7")), lan.link_local);
+        assert_eq!(lan.source_v6(v6("ff02::1")), lan.link_local);
+        let bare = interface(&[]);
+        assert_eq!((bare.source_v4(v4("8.8.8.8")), bare.source_v6(v6("fd00::7"))), (None, bare.link_local));
+    }
+
+    #[test]
+    fn addresses_of_both_families_fit_one_word() {
+        for text in ["10.0.3.1", "255.255.255.255", "fd00::1", "::1", "fe80::1"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(Address::from(address).ip(), address);
+            assert_eq!(Address::from(address).is_v4(), address.is_ipv4());
+            assert_eq!(Address::from(address).to_string(), text);
+        }
+    }
+}

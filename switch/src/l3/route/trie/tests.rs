@@ -1,9 +1,11 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::worker::epoch::Epochs;
 
 /// The plain model: every prefix and its value.
 #[derive(Clone)]
@@ -138,8 +140,10 @@ proptest! {
 #[test]
 fn readers_see_what_was_or_what_is_and_nothing_else() {
     // Values tell the prefix length: whatever is read must be the length of a prefix that holds the address and is
-    // there at some time. 10/8 always is, so nothing shorter may ever be seen.
-    let (trie, mut builder) = Builder::<u32>::with_room(1 << 24, 0);
+    // there at some time. 10/8 always is, so nothing shorter may ever be seen. Rooms are used again as soon as all
+    // readers have begun a new turn.
+    let (trie, mut builder) = Builder::<u32>::with_room(1 << 20, 0);
+    let epochs = Epochs::new(2);
     let change = |bits: u32, len: u8, there: bool| Change {
         bits: bits.masked(u32::from(len)),
         len,
@@ -159,15 +163,20 @@ fn readers_see_what_was_or_what_is_and_nothing_else() {
         let finish = Finish(&done);
         let readers: Vec<_> = (0..2u32)
             .map(|seed| {
-                let (trie, done) = (&trie, &done);
+                let (trie, done, epochs) = (&trie, &done, &epochs);
                 scope.spawn(move || {
                     let (mut key, mut seen) = (seed + 1, 0u64);
+                    epochs.arrive(seed as usize);
                     while !done.load(Ordering::Relaxed) {
                         key = key.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                         let value = trie.lookup(0x0a00_0000 | key >> 8);
                         assert!([8, 13, 17, 22, 24, 29, 32].contains(&value), "{value}");
                         seen |= 1 << value;
+                        if key & 31 == 0 {
+                            epochs.quiesce(seed as usize);
+                        }
                     }
+                    epochs.leave(seed as usize);
                     seen
                 })
             })
@@ -185,7 +194,13 @@ fn readers_see_what_was_or_what_is_and_nothing_else() {
             }
             let mut batch: Vec<_> = batch.into_values().collect();
             builder.apply(&trie, &mut batch, false).unwrap();
-            // Nothing is reclaimed while readers are at work.
+            let epoch = epochs.advance();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !epochs.passed(epoch) {
+                assert!(Instant::now() < deadline, "a reader is stuck");
+                std::thread::yield_now();
+            }
+            builder.reclaim();
         }
         drop(finish);
         for reader in readers {
