@@ -101,8 +101,20 @@ impl Asker {
     pub(crate) fn policy(&mut self, command: &Policy) -> Result<String, Failure> {
         match command.clone() {
             Policy::Add(rule) => {
-                let PolicyAdd { id, from, to, source, destination, proto, sport, dport, .. } = rule;
-                let PolicyAdd { icmp_type, state, action, log, .. } = rule;
+                let PolicyAdd {
+                    id,
+                    from,
+                    to,
+                    source,
+                    destination,
+                    proto,
+                    sport,
+                    dport,
+                    icmp_type,
+                    state,
+                    action,
+                    log,
+                } = *rule;
                 let request = api::PolicyAdd {
                     id,
                     from,

@@ -150,7 +150,7 @@ fn routes_come_and_go() {
 
 #[test]
 fn a_long_list_of_routes_is_loaded_whole_or_not_at_all() {
-    const ROUTES: usize = 50_000;
+    const ROUTES: usize = 25_000;
     let daemon = routed();
     daemon.says(&["route", "add", "default", "--via", "10.0.2.2"]);
     let list = |bad: &str| {

@@ -214,7 +214,7 @@ pub(crate) struct Filter {
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Policy {
     /// Makes a rule; the first that fits decides
-    Add(PolicyAdd),
+    Add(Box<PolicyAdd>),
     /// Deletes a rule
     Del(Id),
     /// Lists the rules in their order, with their counters

@@ -46,7 +46,7 @@ pub(crate) fn interface(interface: &api::Interface) -> String {
 
 /// `route list`: a million rows may come.
 pub(crate) fn routes(routes: &[api::Route]) -> String {
-    let prefixes: Vec<_> = routes.iter().map(|route| prefix(route)).collect();
+    let prefixes: Vec<_> = routes.iter().map(prefix).collect();
     let vias: Vec<_> = routes.iter().map(|route| dash(route.via)).collect();
     let width =
         |texts: &[String], heading: &str| texts.iter().map(String::len).max().unwrap_or(0).max(heading.len());
