@@ -190,6 +190,65 @@ fn what_is_too_long_for_the_next_network_is_cut_or_reported() {
 }
 
 #[test]
+fn a_gateway_answers_on_its_link_to_groups_and_in_pieces() {
+    if !is_root() {
+        return;
+    }
+    let (shuntd, r, _b) = red_and_blue();
+    let mac = shuntd.ctl("interface show red")["mac"].as_str().unwrap_or_default().to_owned();
+    let octets: Vec<u8> = mac.split(':').filter_map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
+    let [a, b, c, d, e, f] = octets[..] else { panic!("the MAC address {mac}") };
+    let own = format!("fe80::{:02x}{b:02x}:{c:02x}ff:fe{d:02x}:{e:02x}{f:02x}", a ^ 2);
+    let own: std::net::Ipv6Addr = own.parse().unwrap_or_else(|e| panic!("{own}: {e}"));
+    // With and without connections to be followed.
+    for rule in [None, Some("nat masquerade add --source 10.1.0.0/24 --out blue")] {
+        rule.map(|rule| shuntd.ctl(rule));
+        for address in ["10.1.0.1", "fd01::1", "10.2.0.1", &format!("{own}%eth0")] {
+            assert_eq!(pings(&r, address, 3, ""), 3);
+            assert_eq!(pings(&r, address, 3, "-s 3000"), 3);
+            assert_eq!(pings(&r, address, 3, "-s 20000"), 3);
+        }
+        for group in ["ff02::1", "ff02::2"] {
+            let text = r.run(&format!("ping -c3 -i0.2 -W2 {group}%eth0")).text;
+            assert!(text.contains(&format!("bytes from {own}")), "{text}");
+        }
+        let drops = shuntd.port("r")["rx"]["drops"].to_string();
+        assert!(!drops.contains("fragment") && !drops.contains("ct_invalid"), "{drops}");
+    }
+}
+
+#[test]
+fn a_narrow_interface_lets_nobody_announce_long_segments() {
+    if !is_root() {
+        return;
+    }
+    let (shuntd, r, b) = red_and_blue();
+    shuntd.ctl("interface set blue --mtu 1400 --clamp-mss on");
+    let ways = [(&r, &b, "10.2.0.2"), (&b, &r, "10.1.0.2"), (&r, &b, "fd02::2"), (&b, &r, "fd01::2")];
+    for (port, (from, to, address)) in (7000..).zip(ways) {
+        let (announced, family) = if address.contains(':') { (1340, "-6") } else { (1360, "-4") };
+        let ends = [
+            to.start(&format!("sleep 30 | timeout 8 nc {family} -l {port}"), SOON),
+            from.start(
+                &format!("for n in 1 2 3 4 5 6 7 8; do sleep 8 | timeout 8 nc {family} {address} {port} && exit; sleep 0.5; done"),
+                SOON,
+            ),
+        ];
+        for host in [from, to] {
+            let connection = format!("ss -Htin state established '( sport = :{port} or dport = :{port} )'");
+            let mss: u32 = wait_for("the connection", SOON, || {
+                let text = host.sh(&connection);
+                text.split_whitespace()
+                    .find_map(|word| word.strip_prefix("mss:"))
+                    .map(|mss| mss.parse().unwrap_or(0))
+            });
+            assert_eq!(mss, announced - 12, "{address} (12 bytes are the time stamp's)");
+        }
+        drop(ends);
+    }
+}
+
+#[test]
 fn the_lowest_metric_wins_and_the_next_takes_over() {
     if !is_root() {
         return;
