@@ -34,10 +34,10 @@ struct Answer {
 }
 
 impl Control {
-    /// Connects; answers must come within ten seconds each.
+    /// Connects; answers must come within two minutes each: a million routes take some time.
     pub fn connect(path: &Path) -> Result<Self> {
         let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(120)))?;
         Ok(Self { stream: BufReader::new(stream), next: 1 })
     }
 
