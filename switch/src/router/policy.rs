@@ -1,6 +1,8 @@
 //! Rules of policy: their order and numbers.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
+
 use super::Router;
 use crate::config::Name;
 use crate::config::RouteKind;
@@ -54,12 +56,16 @@ impl Router {
     /// Has the policy know which bridges are closed to each other now: those that an interface makes a network of,
     /// without those through which a gateway is reached. To be called when interfaces or routes have changed.
     pub fn isolate(&mut self) {
+        if !self.isolation {
+            self.policy.set_isolated(Vec::new());
+            return;
+        }
         let routes = self.routes.values().flatten();
-        let ways_out: Vec<Name> = routes
+        let ways_out: BTreeSet<Name> = routes
             .filter(|r| r.kind == RouteKind::Unicast && r.via.is_some())
             .filter_map(|r| r.dev)
             .collect();
-        let closed = self.interfaces.values().filter(|i| self.isolation && !ways_out.contains(&i.name));
+        let closed = self.interfaces.values().filter(|interface| !ways_out.contains(&interface.name));
         let bridges = closed.map(|interface| interface.bridge).collect();
         self.policy.set_isolated(bridges);
     }

@@ -5,7 +5,7 @@
 //! translated. What is missing is told as commands for the host's shell, or done when the daemon was asked to.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -137,8 +137,10 @@ impl Router {
                 steps.push(step);
             }
         };
-        for route in self.routes.values().flatten().filter(|route| route.kind == RouteKind::Unicast) {
-            let (Some(via), Some(dev)) = (route.via, route.dev) else { continue };
+        // A million routes lead to a few gateways.
+        let unicast = self.routes.values().flatten().filter(|route| route.kind == RouteKind::Unicast);
+        let gateways: BTreeSet<_> = unicast.filter_map(|route| Some((route.dev?, route.via?))).collect();
+        for (dev, via) in gateways {
             let Some(out) = self.interfaces.get(&dev) else { continue };
             let Some(&device) = taps.get(out.bridge.as_str()) else { continue };
             let Some(network) = out.network_of(via) else { continue };
