@@ -17,6 +17,10 @@ pub const RULES_MAX: usize = 16_384;
 /// Most prefixes of one rule, and most ranges of ports.
 pub const RANGES_MAX: usize = 1024;
 
+/// Most prefixes and ranges of ports of all rules together: what is compiled of them stays within some hundred
+/// megabytes even if every one of them overlaps.
+pub const RANGES_TOTAL_MAX: usize = 131_072;
+
 /// One end of a conversation: where packets come from or go to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Zone {
@@ -232,6 +236,15 @@ impl Rule {
             ));
         }
         Ok(self)
+    }
+}
+
+impl Rule {
+    /// Its prefixes and ranges of ports.
+    pub(super) fn ranges(&self) -> usize {
+        let addresses = |addresses: &Addresses| addresses.within.len() + addresses.except.len();
+        let ports = self.source_ports.len() + self.destination_ports.len();
+        addresses(&self.source) + addresses(&self.destination) + ports
     }
 }
 

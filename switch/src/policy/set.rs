@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::engine::{Engine, Fields, PlaceFields};
 use super::ranges::Ranges;
-use super::rule::{Addresses, RULES_MAX, Rule, Side, State, Zone};
+use super::rule::{Addresses, RANGES_TOTAL_MAX, RULES_MAX, Rule, Side, State, Zone};
 use super::{Builtin, Compiled, Policy, Verdict};
 use crate::config::name::Name;
 use crate::nat::rule::PortRange;
@@ -50,6 +50,8 @@ pub struct PolicySet {
     /// By priority, then number: the order in which they are asked.
     rules: BTreeMap<(u32, RuleId), Entry>,
     priorities: HashMap<RuleId, u32>,
+    /// Prefixes and ranges of ports of all of them.
+    ranges: usize,
     last: RuleId,
     workers: usize,
     default: Verdict,
@@ -66,6 +68,7 @@ impl PolicySet {
         Self {
             rules: BTreeMap::new(),
             priorities: HashMap::new(),
+            ranges: 0,
             last: 0,
             workers,
             default: Verdict::Accept,
@@ -111,6 +114,13 @@ impl PolicySet {
                  and port ranges"
             )));
         }
+        let ranges = self.ranges + rule.ranges();
+        if ranges > RANGES_TOTAL_MAX {
+            return Err(Refusal::new(format!(
+                "all policy rules together would have {ranges} prefixes and port ranges: at most {RANGES_TOTAL_MAX}"
+            )));
+        }
+        self.ranges = ranges;
         self.changed();
         self.priorities.insert(id, rule.priority);
         let entry = Entry { hits: Arc::new(Hits::new(self.workers)), rule };
@@ -137,6 +147,7 @@ impl PolicySet {
     /// Removes all rules; returns how many there were.
     pub fn clear(&mut self) -> usize {
         self.changed();
+        self.ranges = 0;
         self.priorities.clear();
         std::mem::take(&mut self.rules).len()
     }
@@ -149,6 +160,7 @@ impl PolicySet {
         self.changed();
         let priority = self.priorities.remove(&id);
         let entry = priority.and_then(|priority| self.rules.remove(&(priority, id)));
+        self.ranges -= entry.as_ref().map_or(0, |entry| entry.rule.ranges());
         entry.map(|entry| entry.rule).ok_or_else(|| Refusal::new(format!("there is no policy rule {id}")))
     }
 

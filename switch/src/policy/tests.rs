@@ -316,6 +316,24 @@ fn nonsense_is_refused() {
 }
 
 #[test]
+fn there_is_an_end_to_prefixes() {
+    let mut set = PolicySet::new(1);
+    let prefix = |n: u32| IpNet::from(IpAddr::from((10 << 24 | n).to_be_bytes()));
+    let large = |from: u32| {
+        let within = (from..from + 1024).map(prefix).collect();
+        Rule { source: Addresses { within, except: Vec::new() }, ..Rule::new(Action::Drop) }
+    };
+    let refused =
+        (0..129).find_map(|n| set.add(large(n * 1024)).err().map(|refusal| (n, refusal.to_string())));
+    let (n, refusal) = refused.expect("an end");
+    assert!(n == 128 && refusal.contains("131072"), "{n}: {refusal}");
+    set.remove(1).expect("is there");
+    set.add(large(0)).expect("room again");
+    set.clear();
+    set.add(large(0)).expect("room");
+}
+
+#[test]
 fn what_a_rule_names_is_found_again() {
     let mut set = PolicySet::new(1);
     let zone = Zone::Bridge(name('b', 1));
