@@ -101,7 +101,7 @@ impl Router {
             fdb.learn(Key::new(guests()[n], 0), number, NOW);
             fdb.fix(Key::new(GATEWAYS[n], 0), interface_number(number), NOW);
             let members = vec![number, interface_number(number)].into_boxed_slice();
-            let table = Arc::new(BridgeTable { number, fdb: Arc::new(fdb), members });
+            let table = Arc::new(BridgeTable { number, filter: false, fdb: Arc::new(fdb), members });
             bridges.push(table.clone());
 
             let name: Name = parse(link)?;

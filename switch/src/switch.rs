@@ -560,6 +560,7 @@ impl Switch {
             let interfaces = self.live.iter().flat_map(|live| live.members(name.as_str()));
             let table = Arc::new(BridgeTable {
                 number: number as u16,
+                filter: bridge.spec.filter,
                 fdb: bridge.fdb.clone(),
                 members: ports.chain(interfaces).collect(),
             });
@@ -604,7 +605,8 @@ impl Switch {
 
     /// Brings what is in force at layer 3 up to what is configured.
     fn follow_router(&mut self) {
-        if self.live.is_none() && !self.router.interfaces.is_empty() {
+        let filters = self.bridges.values().any(|bridge| bridge.spec.filter);
+        if self.live.is_none() && (filters || !self.router.interfaces.is_empty()) {
             let first = self.workers.first().cloned();
             let wake = Box::new(move || first.iter().for_each(|worker| worker.wake()));
             let guards = self.guards.clone();

@@ -24,6 +24,8 @@ pub struct QueueId {
 pub struct BridgeTable {
     /// Its number, among bridges.
     pub number: u16,
+    /// Whether frames from port to port meet the policy.
+    pub filter: bool,
     /// Who is where.
     pub fdb: Arc<Fdb>,
     /// The numbers of its ports, and of its interfaces ([`crate::members::interface_number`]).

@@ -181,7 +181,7 @@ fn place_of(at: &Arrival<'_>, egress: u16, slot: &Slot) -> Place {
     Place { port: port.unwrap_or(NONE), bridge: interface.table.number, interface: egress }
 }
 
-fn reason(refused: Refused) -> DropReason {
+pub(super) fn reason(refused: Refused) -> DropReason {
     match refused {
         Refused::Exists | Refused::Busy => DropReason::CtBusy,
         Refused::Full => DropReason::CtFull,

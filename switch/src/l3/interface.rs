@@ -339,7 +339,7 @@ mod tests {
             index: 3,
             name: "lan".parse().unwrap(),
             bridge: "br".parse().unwrap(),
-            table: Arc::new(BridgeTable { number: 0, fdb, members: Box::new([]) }),
+            table: Arc::new(BridgeTable { number: 0, filter: false, fdb, members: Box::new([]) }),
             vlan: 0,
             mac: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
             mtu: 1500,

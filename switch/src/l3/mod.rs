@@ -8,6 +8,7 @@
 
 mod answer;
 pub mod arp;
+pub mod bridged;
 pub mod checks;
 pub mod compose;
 mod deliver;

@@ -214,7 +214,7 @@ impl Live {
 
     /// The snapshot for workers; `None` without interfaces.
     pub(crate) fn table(&self, router: &Router, around: &Around<'_>) -> Option<Arc<RouterTable>> {
-        if router.interfaces.is_empty() {
+        if router.interfaces.is_empty() && !around.bridges.values().any(|bridge| bridge.filter) {
             return None;
         }
         let mut interfaces = Vec::new();

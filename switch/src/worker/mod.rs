@@ -18,6 +18,7 @@ use vhost_backend::frame::Burst;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock;
+use crate::l3::bridged::Crossing;
 use crate::l3::{Arrival, Stage};
 use crate::members::{Verdict, interface_index};
 use crate::packet::offload::Finisher;
@@ -164,6 +165,14 @@ impl Worker {
                     classify(burst, &from, now, counted, verdict);
                     while let Some((member, frames)) = verdict.take() {
                         if let Some(to) = tables.port(member) {
+                            let mut frames = frames;
+                            if slot.bridge.filter
+                                && let Some(router) = &tables.router
+                            {
+                                let (bridge, from) = (slot.bridge.number, from.port);
+                                let over = Crossing { router, bridge, from, to: member, now, counted };
+                                frames = stage.filter(burst, frames, &over);
+                            }
                             to.port.send(burst, frames, key, id, finisher);
                         } else if let Some(arrival) = arrival(tables, member, from.port, now, counted) {
                             stage.receive(burst, frames, &arrival);
