@@ -211,7 +211,7 @@ impl Flowgen {
             .map(|(n, path)| format!("--vdev=net_virtio_user{n},path={},queues=1", path.display()))
             .chain(["--single-file-segments".to_owned()])
             .collect();
-        let rest = format!("--forward-mode=flowgen --flowgen-flows={flows}");
+        let rest = format!("--forward-mode=flowgen --flowgen-flows={flows} --total-num-mbufs=32768");
         let prompt =
             Prompt::start(site, dir, "flowgen", (site.switch_core, site.guest_core), &devices, &rest)?;
         if site.realtime {
