@@ -13,6 +13,7 @@ pub struct Web {
     /// TCP port.
     pub port: u16,
     sum: String,
+    bytes: u32,
     _job: Job,
     _dir: TempDir,
 }
@@ -33,16 +34,20 @@ impl Web {
         ));
         let job = host.start(&format!("exec busybox httpd -f -p {port} -h {dir}"), Duration::from_secs(600));
         wait_listening(host, port);
-        Self { port, sum, _job: job, _dir: held }
+        Self { port, sum, bytes: kibibytes * 1024, _job: job, _dir: held }
     }
 
     /// Fetches the file and compares its sum.
     #[track_caller]
     pub fn fetch_intact(&self, client: &dyn Host, address: &str) {
-        let url = url(address, "file");
-        let output = get_to(client, &url, "| sha256sum");
-        assert_eq!(output.text.trim(), self.sum, "{}: {url} arrived changed, or not at all", client.name());
-        progress!("{} fetched {url} unchanged", client.name());
+        let output = get(client, address, "file", &format!("-c {}", self.bytes), "| sha256sum");
+        let name = client.name();
+        assert_eq!(
+            output.text.trim(),
+            self.sum,
+            "{name}: the file of {address} arrived changed, or not at all"
+        );
+        progress!("{name} fetched the file of {address} unchanged");
     }
 }
 
@@ -50,22 +55,21 @@ impl Web {
 /// mapped addresses. `Err` holds the client's words when it does not answer.
 #[track_caller]
 pub fn seen_as(client: &dyn Host, address: &str) -> Result<String, String> {
-    let output = get_to(client, &url(address, "cgi-bin/who"), "");
+    let output = get(client, address, "cgi-bin/who", "-n 1", "");
     let text = output.text.trim().trim_matches(['[', ']']);
     let text = text.strip_prefix("::ffff:").unwrap_or(text).to_owned();
     if output.ok() { Ok(text) } else { Err(text) }
 }
 
-fn url(address: &str, path: &str) -> String {
-    format!("http://{address}/{path}")
-}
-
-/// Runs the host's client; curl where it is, busybox' in guests.
+/// Fetches `path` from the server at `address` with curl, or with nc where that is missing (in guests), of whose answer
+/// the last `tail` (in tail(1)'s words) is the body.
 #[track_caller]
-fn get_to(client: &dyn Host, url: &str, rest: &str) -> Output {
+fn get(client: &dyn Host, address: &str, path: &str, tail: &str, rest: &str) -> Output {
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, "80"));
+    let host = host.trim_matches(['[', ']']);
     client.run(&format!(
-        "if command -v curl >/dev/null; then curl -gsS --max-time 10 '{url}' {rest}; \
-         else wget -q -T 10 -O - '{url}' {rest}; fi"
+        "if command -v curl >/dev/null; then curl -gsS --max-time 10 'http://{address}/{path}' {rest}; \
+         else printf 'GET /{path} HTTP/1.0\\r\\n\\r\\n' | timeout 20 nc -n -w 10 {host} {port} | tail {tail} {rest}; fi"
     ))
 }
 
