@@ -227,13 +227,12 @@ fn a_narrow_interface_lets_nobody_announce_long_segments() {
     let ways = [(&r, &b, "10.2.0.2"), (&b, &r, "10.1.0.2"), (&r, &b, "fd02::2"), (&b, &r, "fd01::2")];
     for (port, (from, to, address)) in (7000..).zip(ways) {
         let (announced, family) = if address.contains(':') { (1340, "-6") } else { (1360, "-4") };
-        let ends = [
-            to.start(&format!("sleep 30 | timeout 8 nc {family} -l {port}"), SOON),
-            from.start(
-                &format!("for n in 1 2 3 4 5 6 7 8; do sleep 8 | timeout 8 nc {family} {address} {port} && exit; sleep 0.5; done"),
-                SOON,
-            ),
-        ];
+        let listener = to.start(&format!("sleep 12 | timeout 12 nc {family} -l {port}"), SOON);
+        wait_for("the listener", SOON, || {
+            (!to.sh(&format!("ss -Hltn sport = :{port}")).is_empty()).then_some(())
+        });
+        let caller = from.start(&format!("sleep 12 | timeout 12 nc {family} {address} {port}"), SOON);
+        let ends = [listener, caller];
         for host in [from, to] {
             let connection = format!("ss -Htin state established '( sport = :{port} or dport = :{port} )'");
             let mss: u32 = wait_for("the connection", SOON, || {
