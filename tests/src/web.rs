@@ -27,14 +27,15 @@ impl Web {
         let held = tempfile::Builder::new().prefix("shunt-web-").tempdir();
         let held = held.unwrap_or_else(|e| panic!("no temporary directory: {e}"));
         let dir = held.path().display();
+        let bytes = kibibytes * 1024;
         let sum = host.sh(&format!(
-            "mkdir -p {dir}/cgi-bin; head -c {kibibytes}K /dev/urandom >{dir}/file
+            "mkdir -p {dir}/cgi-bin; head -c {bytes} /dev/urandom >{dir}/file
              printf '#!/bin/sh\\nprintf \"\\\\r\\\\n%%s\" \"$REMOTE_ADDR\"\\n' >{dir}/cgi-bin/who
              chmod +x {dir}/cgi-bin/who; sha256sum <{dir}/file"
         ));
         let job = host.start(&format!("exec busybox httpd -f -p {port} -h {dir}"), Duration::from_secs(600));
         wait_listening(host, port);
-        Self { port, sum, bytes: kibibytes * 1024, _job: job, _dir: held }
+        Self { port, sum, bytes, _job: job, _dir: held }
     }
 
     /// Fetches the file and compares its sum.
