@@ -13,6 +13,8 @@ use shunt_perf::bridge::Bridge;
 use shunt_perf::frames;
 use shunt_perf::gates::limit;
 use shunt_perf::guest::{Options, features};
+use shunt_perf::peers::layer3::{GATEWAYS, guests};
+use shunt_perf::router::{Kind, Router};
 use shunt_perf::tracker::Tracker;
 use vhost_backend::net_header::NetHeader;
 
@@ -95,6 +97,48 @@ fn forward_large(mut bridge: Bridge) -> Bridge {
     bridge
 }
 
+/// A burst of packets of as many flows, from the inner guest.
+fn flows() -> Vec<Vec<u8>> {
+    let frame = |n: usize| {
+        let n = n as u8;
+        frames::routed(GATEWAYS[0], guests()[0], [10, 254, 1, n], [10, 253, n, 1], 10_000 + u16::from(n), 64)
+    };
+    (0..BURST).map(frame).collect()
+}
+
+/// A router with a burst waiting at its inner port; `bursts` before it have passed.
+fn at_router(kind: Kind, bursts: usize) -> Router {
+    let mut router = Router::new(kind, &Options::default()).expect("a router");
+    for _ in 0..bursts {
+        router.offer(0, &flows()).expect("room");
+        assert_eq!(router.turn(0), BURST);
+        assert_eq!(router.guests[1].receive().expect("frames").len(), BURST);
+    }
+    router.offer(0, &flows()).expect("room");
+    router
+}
+
+/// A router with the answers to a burst of translated packets waiting at its outer port.
+fn answered() -> Router {
+    let mut router = at_router(Kind::Snat, 1);
+    assert_eq!(router.turn(0), BURST);
+    let answers: Vec<Vec<u8>> = router.guests[1]
+        .receive()
+        .expect("frames")
+        .iter()
+        .map(|seen| {
+            let address = |at: usize| [seen[at], seen[at + 1], seen[at + 2], seen[at + 3]];
+            let mut frame = frames::routed(GATEWAYS[1], guests()[1], address(30), address(26), 20_000, 64);
+            // To the translated port; without a checksum, as UDP over IPv4 may be.
+            frame[36..38].copy_from_slice(&seen[34..36]);
+            frame[40..42].fill(0);
+            frame
+        })
+        .collect();
+    router.offer(1, &answers).expect("room");
+    router
+}
+
 /// A table in which a burst's connections are, and one more second has passed for each burst before.
 fn tracked() -> Tracker {
     let mut tracker = Tracker::new(65_536);
@@ -108,6 +152,29 @@ fn over() -> Tracker {
     let mut tracker = tracked();
     tracker.pass(100);
     tracker
+}
+
+#[library_benchmark]
+#[bench::one(args = (at_router(Kind::Route(0), 1)), config = gate("route/one"))]
+#[bench::many(args = (at_router(Kind::Route(5000), 1)), config = gate("route/many"))]
+fn route(mut router: Router) -> Router {
+    assert_eq!(black_box(&mut router).turn(0), BURST);
+    router
+}
+
+#[library_benchmark]
+#[bench::established(args = (at_router(Kind::Snat, 2)), config = gate("translate/established"))]
+#[bench::new(args = (at_router(Kind::Snat, 0)), config = gate("translate/new"))]
+fn translate(mut router: Router) -> Router {
+    assert_eq!(black_box(&mut router).turn(0), BURST);
+    router
+}
+
+#[library_benchmark]
+#[bench::answers(args = (answered()), config = gate("translate_back/answers"))]
+fn translate_back(mut router: Router) -> Router {
+    assert_eq!(black_box(&mut router).turn(1), BURST);
+    router
 }
 
 #[library_benchmark]
@@ -133,6 +200,17 @@ fn track_end(mut tracker: Tracker) -> Tracker {
 
 library_benchmark_group!(
     name = path,
-    benchmarks = [fetch, deliver, forward, forward_large, track, track_new, track_end]
+    benchmarks = [
+        fetch,
+        deliver,
+        forward,
+        forward_large,
+        route,
+        translate,
+        translate_back,
+        track,
+        track_new,
+        track_end
+    ]
 );
 main!(library_benchmark_groups = path);
