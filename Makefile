@@ -56,6 +56,10 @@ unit: ## Tests inside the crates
 	$(CARGO) test --workspace --exclude shunt-tests --no-fail-fast
 	$(CARGO) test -p shunt-tests --lib
 
+.PHONY: costs
+costs: ## Cycles that rules take (the ignored tests are these measurements; for a quiet machine)
+	$(CARGO) test --profile test-release -p shunt-switch --lib -- --ignored --nocapture --test-threads=1 cost_of
+
 .PHONY: gates
 gates: ## Instruction counts of the packet path, against the recorded ones
 	GUNGRAUN_RUNNER=$(TOOLS)/bin/gungraun-runner $(CARGO) bench -p shunt-perf --bench gates

@@ -413,7 +413,7 @@ fn endpoint_independent_means_the_same_port_for_everybody() {
 }
 
 #[test]
-#[ignore = "a measurement: run it alone and optimised, with --nocapture"]
+#[ignore = "a measurement: make costs"]
 fn cost_of_a_translation() {
     for count in [1_u16, 100, 5000] {
         let mut rules = RuleSet::new(1);

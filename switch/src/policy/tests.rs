@@ -382,7 +382,7 @@ fn cluster(rules: u32) -> PolicySet {
 }
 
 #[test]
-#[ignore = "a measurement: run it alone and optimised, with --nocapture"]
+#[ignore = "a measurement: make costs"]
 fn cost_of_a_decision() {
     for rules in [10, 100, 1000, 5000, 16_000] {
         let set = cluster(rules);

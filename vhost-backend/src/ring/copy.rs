@@ -26,6 +26,9 @@ pub(crate) unsafe fn copy_upto_128(from: *const u8, to: *mut u8, len: usize) {
 }
 
 /// Copies `len` bytes, `N <= len <= 2 * N`.
+///
+/// # Safety
+/// `len` bytes can be read at `from` and written at `to`, and the two do not overlap.
 #[inline(always)]
 unsafe fn pair<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
     let last = len - N;

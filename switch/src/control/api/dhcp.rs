@@ -142,7 +142,7 @@ pub struct Lease {
     pub mac: Option<Mac>,
     /// The name that the guest gave, or was given.
     pub hostname: Option<String>,
-    /// What it is: `probing`, `offered`, `bound`, `expired` or `declined`.
+    /// What it is: `offered`, `bound`, `expired` or `declined`.
     pub state: String,
     /// Seconds until it expires.
     pub expires_seconds: u64,

@@ -307,7 +307,7 @@ proptest! {
 }
 
 #[test]
-#[ignore = "a measurement: run it alone and optimised, with --nocapture"]
+#[ignore = "a measurement: make costs"]
 fn cost_of_a_frame() {
     let mine = "fd00::77";
     let frames = [
