@@ -9,6 +9,7 @@ pub mod config;
 pub mod conntrack;
 pub mod control;
 pub mod drops;
+pub mod ipvs;
 pub mod l2;
 pub mod l3;
 pub mod members;
