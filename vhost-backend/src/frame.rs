@@ -246,6 +246,19 @@ impl Burst {
         &self.snapshots[i].0
     }
 
+    /// The whole snapshot of frame `i`, the number of its bytes that belong to the frame, and the frame's length.
+    #[inline(always)]
+    pub fn start(&self, i: usize) -> (&[u8; SNAPSHOT], usize, usize) {
+        let frame = &self.frames[i];
+        (&self.snapshots[i].0, usize::from(frame.head_len), frame.len as usize)
+    }
+
+    /// The whole snapshot of frame `i`, to rewrite.
+    #[inline(always)]
+    pub fn snapshot_mut(&mut self, i: usize) -> &mut [u8; SNAPSHOT] {
+        &mut self.snapshots[i].0
+    }
+
     /// The pieces of frame `i` beyond its snapshot, in order.
     #[inline]
     pub fn tail(&self, i: usize) -> impl Iterator<Item = Segment> + '_ {

@@ -63,6 +63,11 @@ impl Flags {
     pub fn settled(self) -> bool {
         self.0 & Self::SETTLED != 0
     }
+    /// Ordinary packets need nothing but what the half holds: it is settled, and no other flag asks for more.
+    #[inline(always)]
+    pub fn is_enough(self) -> bool {
+        self.0 & 0xf0 == Self::SETTLED
+    }
     /// A helper wants to see the payload.
     #[inline]
     pub fn watched(self) -> bool {
@@ -113,8 +118,8 @@ pub struct Half<F: Family> {
 const _: () = assert!(size_of::<Half<V4>>() == 64 && size_of::<Half<V6>>() == 128);
 
 impl<F: Family> Half<F> {
-    /// Makes it the half of `key` whose packets become those of `to`.
-    pub(super) fn fill(&self, key: &Key<F>, to: &Key<F>, hop: Option<(u32, u32)>, watched: bool, now: u32) {
+    /// Makes it the half of `key` whose packets become those of `to`, with `flags` beside those that tell what changes.
+    pub(super) fn fill(&self, key: &Key<F>, to: &Key<F>, hop: Option<(u32, u32)>, flags: u8, now: u32) {
         F::store(&self.addresses, key.source, key.destination);
         self.ports.store(key.ports(), Ordering::Relaxed);
         self.protocol.store(key.protocol, Ordering::Relaxed);
@@ -124,7 +129,7 @@ impl<F: Family> Half<F> {
         F::store(&self.new_addresses, to.source, to.destination);
         self.new_ports.store(to.ports(), Ordering::Relaxed);
         self.ack.store(0, Ordering::Relaxed);
-        let mut flags = if watched { Flags::WATCHED } else { 0 };
+        let mut flags = flags;
         for (differs, flag) in [
             (key.source != to.source, Flags::SOURCE),
             (key.destination != to.destination, Flags::DESTINATION),
@@ -318,7 +323,7 @@ mod tests {
     #[test]
     fn counters_and_seconds_share_a_word_without_harm() {
         let half = half::<V4>();
-        half.fill(&Key4::default(), &Key4::default(), None, false, 5);
+        half.fill(&Key4::default(), &Key4::default(), None, 0, 5);
         for _ in 0..3 {
             half.touch((1 << 24) - 1, 1500);
         }
@@ -331,7 +336,7 @@ mod tests {
     fn flags_and_next_hop_keep_out_of_each_others_way() {
         let half = half::<V6>();
         let to = Key6 { source: 5, destination_port: 1, ..Key6::default() };
-        half.fill(&Key6::default(), &to, None, true, 0);
+        half.fill(&Key6::default(), &to, None, Flags::WATCHED, 0);
         assert_eq!(half.next_hop().adjacency, NO_ADJACENCY);
         half.set_next_hop(77, 0xffff_fff0);
         half.set_flags(Flags::SETTLED);
@@ -353,7 +358,7 @@ mod tests {
 
     fn check<F: Family>(old: Key<F>, new: Key<F>) {
         let half = half::<F>();
-        half.fill(&old, &new, None, false, 0);
+        half.fill(&old, &new, None, 0, 0);
         let ends = |key: &Key<F>| Ends {
             source: key.source,
             destination: key.destination,

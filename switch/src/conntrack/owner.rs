@@ -173,7 +173,7 @@ impl<F: Family> Owner<F> {
             return Err(Refused::Exists);
         }
         let half_open = new.begun.phase.is_half_open();
-        self.reserve(table, new.port, half_open)?;
+        self.reserve(table, new.port, half_open, now)?;
         let entered = match self.allocate(table) {
             Some(slot) => {
                 let entered = self.enter(table, new, hashes, slot, now);
@@ -197,20 +197,20 @@ impl<F: Family> Owner<F> {
     }
 
     /// Takes places under all limits, at the cost of others if need be.
-    fn reserve(&mut self, table: &Table<F>, port: u16, half_open: bool) -> Result<(), Refused> {
+    fn reserve(&mut self, table: &Table<F>, port: u16, half_open: bool, now: u32) -> Result<(), Refused> {
         let shared = &table.shared;
         match shared.reserve(port) {
             Ok(()) => {}
             Err(refused) => {
                 let victim = if refused == Refused::PortQuota { Victim::OfPort(port) } else { Victim::Any };
-                if !self.drop_one(table, victim) {
+                if !self.drop_one(table, victim, now) {
                     return Err(refused);
                 }
                 shared.reserve(port)?;
             }
         }
         if half_open && shared.reserve_half_open().is_err() {
-            let place = if self.drop_one(table, Victim::HalfOpen) {
+            let place = if self.drop_one(table, Victim::HalfOpen, now) {
                 shared.reserve_half_open()
             } else {
                 Err(Refused::HalfOpen)
@@ -256,8 +256,11 @@ impl<F: Family> Owner<F> {
             return Err(Refused::Exists);
         }
         let (first, second) = (table.first(slot), table.second(slot));
-        first.fill(&new.original, &new.reply.reversed(), new.next_hop, new.watched, now);
-        second.fill(&new.reply, &new.original.reversed(), None, new.watched, now);
+        let flags = if new.watched { Flags::WATCHED } else { 0 };
+        // Until it is answered, packets change nothing, unless they are of TCP.
+        let settled = if new.begun.is_tcp() { 0 } else { Flags::SETTLED };
+        first.fill(&new.original, &new.reply.reversed(), new.next_hop, flags | settled, now);
+        second.fill(&new.reply, &new.original.reversed(), None, flags, now);
         let status = if new.related { State::RELATED } else { 0 } | new.begun.status;
         second.cold.store(State::new(new.begun.phase, status, new.begun.note).0, Ordering::Relaxed);
         new.begun.apply(first, second);
@@ -407,12 +410,12 @@ impl<F: Family> Owner<F> {
 
     /// Drops a connection that has not proved itself, preferably one that would end soon.
     #[cold]
-    fn drop_one(&mut self, table: &Table<F>, victim: Victim) -> bool {
+    fn drop_one(&mut self, table: &Table<F>, victim: Victim, now: u32) -> bool {
         if self.patience == 0 {
             return false;
         }
         let fits = |slot: Slot| {
-            let (holder, state) = (table.holder(slot), table.state(slot.original()));
+            let (holder, state) = (table.holder(slot), table.state(slot.original(), now));
             holder.is(Standing::Live)
                 && !state.assured()
                 && match victim {

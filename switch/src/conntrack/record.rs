@@ -147,7 +147,7 @@ pub struct Record {
 
 impl Record {
     pub(super) fn of<F: Family>(table: &Table<F>, slot: Slot, now: u32) -> Self {
-        let state = table.state(slot.original());
+        let state = table.state(slot.original(), now);
         let (first, second) = (table.first(slot), table.second(slot));
         let name = state.phase().name();
         Self {

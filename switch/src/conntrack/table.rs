@@ -15,13 +15,15 @@ use super::inbox::Inbox;
 use super::index::Index;
 use super::key::{Family, Key, Secret};
 use super::shared::Shared;
-use super::state::State;
+use super::state::{Phase, State};
 use crate::memory::{self, Pages};
 
 /// Connections in a chunk.
 pub(super) const CHUNK: u32 = 256;
 /// Free connections that an owner keeps for itself.
 pub(super) const KEEP: u32 = 1024;
+/// Seconds after which a UDP conversation that goes on is a stream.
+const STREAM_AFTER: u16 = 2;
 /// Bytes of the array that are made ready at a time, and at least ahead of need: a huge page.
 const READY: usize = 2 << 20;
 
@@ -236,10 +238,38 @@ impl<F: Family> Table<F> {
         self.find(key, self.hash(key)).is_none()
     }
 
-    /// What is known of the connection that a half belongs to.
+    /// What is known of the connection that a half belongs to, and what the time that has passed makes of it: a UDP
+    /// conversation that went on for long enough is a stream. Its packets do not ask; whoever wants to know does.
     #[inline]
-    pub fn state(&self, half: Ref) -> State {
-        State(self.second(half.slot()).cold.load(Ordering::Relaxed))
+    pub fn state(&self, half: Ref, now: u32) -> State {
+        let state = self.noted(half.slot());
+        if state.phase() == Phase::UdpShort && state.seen_reply() {
+            self.ripen(half.slot(), now)
+        } else {
+            state
+        }
+    }
+
+    /// What is noted of a connection.
+    #[inline]
+    pub(super) fn noted(&self, slot: Slot) -> State {
+        State(self.second(slot).cold.load(Ordering::Relaxed))
+    }
+
+    #[inline(never)]
+    fn ripen(&self, slot: Slot, now: u32) -> State {
+        let old = self.noted(slot);
+        let since_it_began = (now as u16).wrapping_sub(old.note());
+        let since_it_was_seen = self.first(slot).age(now).min(self.second(slot).age(now)).min(0xffff) as u16;
+        if since_it_began.saturating_sub(since_it_was_seen) <= STREAM_AFTER {
+            return old;
+        }
+        let new = State::new(Phase::UdpStream, old.status() | State::ASSURED, old.note());
+        let cell = &self.second(slot).cold;
+        match cell.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => new,
+            Err(other) => State(other),
+        }
     }
 
     /// The port by which the connection's first packet came in.
@@ -272,7 +302,7 @@ impl<F: Family> Table<F> {
     /// Seconds that the connection may go on without a packet; none if they are over.
     pub(super) fn remaining(&self, slot: Slot, now: u32) -> Option<u32> {
         let age = self.first(slot).age(now).min(self.second(slot).age(now));
-        let timeout = self.shared.timeouts.get(self.state(slot.original()).phase().timeout());
+        let timeout = self.shared.timeouts.get(self.state(slot.original(), now).phase().timeout());
         timeout.checked_sub(age).filter(|&left| left > 0)
     }
 

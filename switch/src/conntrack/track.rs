@@ -14,8 +14,6 @@ use crate::packet::headers::tcp_flags::{ACK, FIN, RST, SYN};
 use crate::packet::headers::{Fragment, Headers};
 use crate::packet::ip::{ICMP, ICMPV6, TCP, UDP};
 
-/// Seconds after which a UDP conversation that goes on is a stream.
-const STREAM_AFTER: u16 = 2;
 /// Data that a SYN may carry and a reset may leave unacknowledged.
 const SYN_DATA: u32 = 1460;
 
@@ -94,6 +92,11 @@ impl Packet {
 }
 
 impl Begun {
+    /// Whether it is one of TCP.
+    pub(super) fn is_tcp(&self) -> bool {
+        self.segment.is_some()
+    }
+
     /// Where the connection begins.
     pub fn phase(&self) -> Phase {
         self.phase
@@ -178,7 +181,7 @@ impl<F: Family> Owner<F> {
         let fate = match &packet.tcp {
             Some(segment) => self.update_tcp(table, half, segment, now),
             None => {
-                Self::update_other(table, half, now);
+                Self::update_other(table, half);
                 Fate::Accept
             }
         };
@@ -190,33 +193,18 @@ impl<F: Family> Owner<F> {
         fate
     }
 
-    /// UDP, ICMP, and whatever has no states.
-    fn update_other(table: &Table<F>, half: Ref, now: u32) {
+    /// UDP, ICMP, and whatever has no states: all that packets can tell is that there are answers. A reply half is
+    /// settled by its first packet, as the other one was from the beginning.
+    fn update_other(table: &Table<F>, half: Ref) {
+        if !half.is_reply() {
+            return;
+        }
         let slot = half.slot();
         let changed = change_state(table, slot, |state| {
-            let mut status = state.status();
-            if half.is_reply() {
-                status |= State::SEEN_REPLY;
-            }
-            let both = status & State::SEEN_REPLY != 0;
-            let mut phase = state.phase();
-            match phase {
-                Phase::UdpShort if both && (now as u16).wrapping_sub(state.note()) > STREAM_AFTER => {
-                    phase = Phase::UdpStream;
-                    status |= State::ASSURED;
-                }
-                Phase::Generic if both => status |= State::ASSURED,
-                _ => {}
-            }
-            State::new(phase, status, state.note())
+            let assured = if state.phase() == Phase::Generic { State::ASSURED } else { 0 };
+            State::new(state.phase(), state.status() | State::SEEN_REPLY | assured, state.note())
         });
-        let Some((old, new)) = changed else { return };
-        let settled = |state: State| match state.phase() {
-            Phase::UdpStream | Phase::Generic => state.assured(),
-            Phase::Icmp | Phase::Icmpv6 => state.seen_reply(),
-            _ => false,
-        };
-        if settled(new) && !settled(old) {
+        if changed {
             Self::settle(table, slot, true);
         }
     }
@@ -225,7 +213,7 @@ impl<F: Family> Owner<F> {
         let Some(kind) = segment.kind() else { return Fate::Invalid };
         let slot = half.slot();
         let (mine, others) = (table.half(half), table.half(half.other()));
-        let mut state = table.state(half);
+        let mut state = table.noted(slot);
         loop {
             let mut phase = state.phase();
             let mut status = state.status();
@@ -328,21 +316,17 @@ impl<F: Family> Owner<F> {
     }
 }
 
-/// Changes the state word of a live connection; old and new, if they differ.
-fn change_state<F: Family>(
-    table: &Table<F>,
-    slot: Slot,
-    change: impl Fn(State) -> State,
-) -> Option<(State, State)> {
+/// Changes the state word of a live connection; whether that made a difference.
+fn change_state<F: Family>(table: &Table<F>, slot: Slot, change: impl Fn(State) -> State) -> bool {
     let cell = &table.second(slot).cold;
     let mut old = State(cell.load(Ordering::Relaxed));
     loop {
         let new = change(old);
         if new == old || old.phase() == Phase::Gone {
-            return None;
+            return false;
         }
         match cell.compare_exchange_weak(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => return Some((old, new)),
+            Ok(_) => return true,
             Err(other) => old = State(other),
         }
     }

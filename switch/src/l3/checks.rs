@@ -27,6 +27,16 @@ pub fn addresses_v4(source: u32, destination: u32) -> Result<(), DropReason> {
     }
 }
 
+/// Whether [`addresses_v4`] has nothing against these addresses, in fewer instructions.
+#[inline(always)]
+pub fn are_routable_v4(source: u32, destination: u32) -> bool {
+    let is_of_a_host = |address: u32| {
+        let first = address >> 24;
+        first.wrapping_sub(1) < 223 && first != 127
+    };
+    is_of_a_host(source) & is_of_a_host(destination) & (source != destination)
+}
+
 /// As [`addresses_v4`]. Link-local addresses stay on their link (RFC 4291, section 2.5.6): a packet to the switch
 /// itself is judged by [`host_v6`] instead.
 #[inline]
@@ -145,6 +155,16 @@ mod tests {
             assert_eq!(check("10.0.0.1", destination), Err(DropReason::MartianDestination));
         }
         assert_eq!(check("192.0.2.1", "192.0.2.1"), Err(DropReason::MartianSource), "land");
+    }
+
+    proptest! {
+        #[test]
+        fn the_short_check_agrees_with_the_one_that_names(
+            source in prop_oneof![any::<u32>(), (0..=255_u32).prop_map(|first| first << 24 | 1)],
+            destination in prop_oneof![any::<u32>(), (0..=255_u32).prop_map(|first| first << 24 | 1)],
+        ) {
+            prop_assert_eq!(are_routable_v4(source, destination), addresses_v4(source, destination).is_ok());
+        }
     }
 
     #[test]

@@ -36,12 +36,12 @@ impl Stage {
         if item.headers.ttl <= 1 {
             return Err(Refusal::Tell(DropReason::TtlExceeded, Error::TimeExceeded));
         }
-        self.turn_to(hop, at);
-        if self.way.takes(hop, burst.frame_len(i), item.headers.tcp_flags & tcp_flags::SYN != 0) {
+        let way = self.way_to(hop, at);
+        if way.takes(burst.frame_len(i), item.headers.tcp_flags & tcp_flags::SYN != 0) {
             let partial = is_partial(burst.header(i), &item.headers);
             let head = burst.head_mut(i);
             change(head, &item.headers, partial);
-            self.way.take(i, head);
+            way.take(i, head);
             return Ok(());
         }
         self.send_specially(burst, item, hop, at, change)

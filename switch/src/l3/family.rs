@@ -14,8 +14,12 @@ pub(super) trait Routed: Family<Address: rewrite::Address + compose::Compose> {
     /// Whether the addresses may be those of a packet to be routed; "local" if they are those of one that is for the
     /// switch and could not be routed.
     fn admit(key: &Key<Self>, at: &Arrival<'_>) -> Result<(), Refusal>;
+    /// Whether [`Routed::admit`] lets a packet with these addresses pass, however it calls it if not.
+    fn may_pass(source: Self::Address, destination: Self::Address, at: &Arrival<'_>) -> bool;
     /// The next hops for an address.
     fn lookup(fib: &Fib, address: Self::Address) -> NextHopSetId;
+    /// The same for several addresses.
+    fn lookup_many(fib: &Fib, addresses: &[Self::Address], found: &mut [NextHopSetId]);
     /// As tables for both families compare it.
     fn wide(address: Self::Address) -> Address;
     /// The own address from which an interface talks to another one.
@@ -33,9 +37,19 @@ impl Routed for V4 {
         if at.router.own.has_v4(key.source) { Err(DropReason::MartianSource.into()) } else { Ok(()) }
     }
 
+    #[inline(always)]
+    fn may_pass(source: u32, destination: u32, at: &Arrival<'_>) -> bool {
+        checks::are_routable_v4(source, destination) && !at.router.own.has_v4(source)
+    }
+
     #[inline]
     fn lookup(fib: &Fib, address: u32) -> NextHopSetId {
         fib.lookup_v4(address)
+    }
+
+    #[inline]
+    fn lookup_many(fib: &Fib, addresses: &[u32], found: &mut [NextHopSetId]) {
+        fib.lookup_many_v4(addresses, found);
     }
 
     #[inline]
@@ -69,9 +83,19 @@ impl Routed for V6 {
         }
     }
 
+    #[inline(always)]
+    fn may_pass(source: u128, destination: u128, at: &Arrival<'_>) -> bool {
+        checks::addresses_v6(source, destination).is_ok() && !at.router.own.has_v6(source)
+    }
+
     #[inline]
     fn lookup(fib: &Fib, address: u128) -> NextHopSetId {
         fib.lookup_v6(address)
+    }
+
+    #[inline]
+    fn lookup_many(fib: &Fib, addresses: &[u128], found: &mut [NextHopSetId]) {
+        fib.lookup_many_v6(addresses, found);
     }
 
     #[inline]

@@ -1,4 +1,5 @@
-//! Packets that the switch routes: those whose frames are addressed to one of its interfaces.
+//! Packets that the switch routes and that are not as ordinary as [`super::ordinary`] wants them: connections that
+//! begin or end, ICMP, fragments, options, tags, offloads that do not fit, refusals.
 //!
 //! A burst is looked at in passes, each asking for the memory of the next: headers and hashes; the index of
 //! connections; the connections. An established connection's half holds everything that its packets need. A packet
@@ -88,7 +89,6 @@ impl Stage {
                 self.refuse(burst, item.i, &item.headers, refusal, at);
             }
         }
-        self.end_way(at);
     }
 
     /// A packet that needs no connection.
@@ -184,7 +184,7 @@ impl Stage {
         hash: u64,
         at: &Arrival<'_>,
     ) -> Result<Hop, Refusal> {
-        match self.kept_hop(half, at) {
+        match Self::kept_hop(half, at) {
             Some(hop) => Ok(hop),
             None => self.find_hop(half, hash, at),
         }
@@ -192,11 +192,8 @@ impl Stage {
 
     /// The next hop that a half has kept, if it is still the right one.
     #[inline]
-    fn kept_hop<F: Routed>(&self, half: &Half<F>, at: &Arrival<'_>) -> Option<Hop> {
+    fn kept_hop<F: Routed>(half: &Half<F>, at: &Arrival<'_>) -> Option<Hop> {
         let kept = half.next_hop();
-        if self.way.is_kept(kept.adjacency, kept.stamp) {
-            return Some(Hop { adjacency: kept.adjacency });
-        }
         let slot = at.router.neighbours.slot(kept.adjacency)?;
         (kept.stamp == at.router.stamp(slot.version())).then_some(Hop { adjacency: kept.adjacency })
     }

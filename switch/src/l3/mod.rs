@@ -1,7 +1,7 @@
 //! Layer 3: what the switch does as a router between its bridges, and as a host of its own.
 //!
 //! [`Stage`] is a worker's own part. It is given those frames of a burst that go to an interface: by its address, or
-//! because they go to everybody ([`Stage::receive`]). A routed packet's way: [`forward`] (headers, connection),
+//! because they go to everybody ([`Stage::receive`]). A routed packet's way: [`ordinary`], or [`forward`] (headers, connection),
 //! [`first`] (what decides about a new connection), [`next_hop`], [`deliver`]. What is for the switch itself is in
 //! [`local`] and [`group`], what it says of its own accord in [`answer`].
 #![forbid(unsafe_code)]
@@ -27,6 +27,7 @@ mod lost;
 pub mod nd;
 pub mod neighbour;
 mod next_hop;
+mod ordinary;
 mod outbox;
 pub mod own;
 mod pieces;
@@ -55,7 +56,7 @@ use lost::Lost;
 use outbox::Outbox;
 use pieces::Gathering;
 use table::RouterTable;
-use way::Way;
+use way::Ways;
 
 /// Where the packet of an untagged frame begins.
 const UNTAGGED: usize = ethernet::HEADER_LEN;
@@ -79,7 +80,7 @@ pub struct Stage {
     worker: usize,
     /// Where routed frames of the burst at hand leave.
     pub verdict: Verdict,
-    way: Way,
+    ways: Ways,
     outbox: Outbox,
     /// Fragments whose first one has come.
     again: Outbox,
@@ -99,7 +100,7 @@ impl Stage {
         Self {
             worker,
             verdict: Verdict::default(),
-            way: Way::default(),
+            ways: Ways::default(),
             outbox: Outbox::default(),
             again: Outbox::default(),
             gathering: None,
@@ -115,6 +116,17 @@ impl Stage {
     /// Looks at the frames of `frames`: routes what is addressed to the interface, and hears what goes to everybody.
     /// Where frames are to leave is in [`Stage::verdict`] then; frames to everybody are not changed.
     pub fn receive(&mut self, burst: &mut Burst, frames: u64, at: &Arrival<'_>) {
+        let left = self.ordinary::<V4>(burst, frames, at);
+        let left = if left == 0 { 0 } else { self.ordinary::<V6>(burst, left, at) };
+        if left != 0 {
+            self.receive_others(burst, left, at);
+        }
+        self.end_ways(at);
+    }
+
+    /// As [`Stage::receive`] for frames that are not ordinary.
+    #[cold]
+    fn receive_others(&mut self, burst: &mut Burst, frames: u64, at: &Arrival<'_>) {
         let (mut v4, mut v6) = (0, 0);
         let mut left = frames;
         while left != 0 {

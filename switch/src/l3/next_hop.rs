@@ -8,7 +8,7 @@ use super::family::Routed;
 use super::forward::Refusal;
 use super::icmp::Error;
 use super::interface::Address;
-use super::route::Path;
+use super::route::{Path, PathId};
 use crate::drops::DropReason;
 
 /// A next hop: the neighbour's slot.
@@ -20,7 +20,8 @@ pub(super) struct Hop {
 /// The path that packets of this hash take to a destination.
 #[inline]
 pub(super) fn path_to<F: Routed>(at: &Arrival<'_>, destination: F::Address, hash: u64) -> Path {
-    at.router.fib.path(F::lookup(&at.router.fib, destination), hash as u32)
+    let fib = &at.router.fib;
+    fib.path(fib.choose(F::lookup(fib, destination), || hash as u32))
 }
 
 /// The neighbour that packets of this hash to a destination go to, known or not.
@@ -30,10 +31,18 @@ pub(super) fn next_hop<F: Routed>(
     destination: F::Address,
     hash: u64,
 ) -> Result<Hop, Refusal> {
-    let router = at.router;
-    let (path, hint) = router.fib.path_and_hint(F::lookup(&router.fib, destination), hash as u32);
+    let fib = &at.router.fib;
+    let path = fib.choose(F::lookup(fib, destination), || hash as u32);
+    start_of(at, path, F::wide(destination))
+}
+
+/// The neighbour at the beginning of a path, as somebody found it before or by a search.
+#[inline]
+pub(super) fn start_of(at: &Arrival<'_>, path: PathId, destination: Address) -> Result<Hop, Refusal> {
+    let (router, hint) = (at.router, at.router.fib.hint(path));
+    let path = router.fib.path(path);
     if let Path::Via { .. } = path {
-        // Version and adjacency of the gateway, as somebody found it before.
+        // Version and adjacency of the gateway.
         let word = hint.load(Ordering::Relaxed);
         let adjacency = word as u32;
         if word != 0
@@ -42,7 +51,7 @@ pub(super) fn next_hop<F: Routed>(
             return Ok(Hop { adjacency });
         }
     }
-    let hop = along(at, path, F::wide(destination))?;
+    let hop = along(at, path, destination)?;
     if let Path::Via { .. } = path
         && let Some(slot) = router.neighbours.slot(hop.adjacency)
     {

@@ -1,7 +1,7 @@
 //! What is the same for all packets of a burst that go to one neighbour, looked up once.
 //!
-//! Packets that follow each other mostly go the same way: to the gateway, to the one guest behind a port. A way is good
-//! for the burst at hand only.
+//! Packets of a burst mostly go few ways: to the gateway, to the guests behind a port. Ways are good for the burst at
+//! hand only.
 #![forbid(unsafe_code)]
 
 use super::deliver::flood;
@@ -13,14 +13,18 @@ use crate::packet::ethernet::HEADER_LEN;
 
 /// No neighbour's number.
 const NOWHERE: u32 = u32::MAX;
+/// Ways that are kept at once; a neighbour's number says which of them may be its.
+const WAYS: usize = 16;
 
 /// A way, and the frames that have taken it.
+#[derive(Clone, Copy)]
 pub(super) struct Way {
     adjacency: u32,
     stamp: u32,
     /// Destination and source of the next link.
     macs: [u8; 12],
-    /// Bytes of the longest frame that fits.
+    /// Bytes of the longest frame that fits; 0 if none may go the short way: to neighbours whose MAC address is not
+    /// known, and by interfaces that tag.
     longest: usize,
     /// Index of the interface.
     interface: u16,
@@ -31,32 +35,41 @@ pub(super) struct Way {
     frames: u64,
 }
 
-impl Default for Way {
+const NO_WAY: Way = Way {
+    adjacency: NOWHERE,
+    stamp: 0,
+    macs: [0; 12],
+    longest: 0,
+    interface: 0,
+    port: None,
+    clamps: false,
+    frames: 0,
+};
+
+/// The ways of a burst.
+pub(super) struct Ways {
+    ways: [Way; WAYS],
+    /// Which of them lead anywhere.
+    used: u16,
+}
+
+impl Default for Ways {
     fn default() -> Self {
-        Self {
-            adjacency: NOWHERE,
-            stamp: 0,
-            macs: [0; 12],
-            longest: 0,
-            interface: 0,
-            port: None,
-            clamps: false,
-            frames: 0,
-        }
+        Self { ways: [NO_WAY; WAYS], used: 0 }
     }
 }
 
 impl Way {
-    /// Whether it leads to this next hop, a half's kept one with this stamp.
+    /// Whether a frame of this length can take it.
     #[inline(always)]
-    pub(super) fn is_kept(&self, adjacency: u32, stamp: u32) -> bool {
-        self.adjacency == adjacency && self.stamp == stamp
+    pub(super) fn fits(&self, len: usize) -> bool {
+        len <= self.longest
     }
 
-    /// Whether a frame of this length can take it to this next hop. `syn`: it carries a SYN.
+    /// As [`Way::fits`] for a frame that may carry a SYN.
     #[inline(always)]
-    pub(super) fn takes(&self, hop: Hop, len: usize, syn: bool) -> bool {
-        self.adjacency == hop.adjacency && len <= self.longest && !(syn && self.clamps)
+    pub(super) fn takes(&self, len: usize, syn: bool) -> bool {
+        self.fits(len) && !(syn && self.clamps)
     }
 
     /// Sends frame `i`, with `head`, along.
@@ -69,53 +82,76 @@ impl Way {
     }
 
     fn leave(&mut self, at: &Arrival<'_>, verdict: &mut Verdict) {
-        let frames = std::mem::take(&mut self.frames);
-        match self.port {
-            _ if frames == 0 => {}
-            Some(port) => verdict.send(frames, port),
+        let way = std::mem::replace(self, NO_WAY);
+        match way.port {
+            _ if way.frames == 0 => {}
+            Some(port) => verdict.send(way.frames, port),
             None => {
-                if let Some(interface) = at.router.interface(self.interface) {
-                    flood(interface, frames, verdict);
+                if let Some(interface) = at.router.interface(way.interface) {
+                    flood(interface, way.frames, verdict);
                 }
             }
         }
     }
-}
 
-impl Stage {
-    /// Looks for the way to another next hop. Afterwards [`Way::takes`] tells whether there is a short one: not to
-    /// neighbours whose MAC address is not known, nor by interfaces that tag.
-    pub(super) fn turn_to(&mut self, hop: Hop, at: &Arrival<'_>) {
-        if hop.adjacency == self.way.adjacency {
-            return;
-        }
-        self.end_way(at);
-        let Some(slot) = at.router.neighbours.slot(hop.adjacency) else { return };
-        let version = slot.version();
+    /// The way to a neighbour.
+    fn find(adjacency: u32, at: &Arrival<'_>) -> Self {
+        let none = Self { adjacency, ..NO_WAY };
+        let Some(slot) = at.router.neighbours.slot(adjacency) else { return none };
+        let none = Self { stamp: at.router.stamp(slot.version()), ..none };
         let Some(interface) = at.router.interface(slot.interface()).filter(|interface| interface.vlan == 0)
         else {
-            return;
+            return none;
         };
-        let Some(mac) = slot.usable_mac(at.now) else { return };
+        let Some(mac) = slot.usable_mac(at.now) else { return none };
         let mut macs = [0; 12];
         macs[..6].copy_from_slice(&mac.0);
         macs[6..].copy_from_slice(&interface.mac.0);
-        self.way = Way {
-            adjacency: hop.adjacency,
-            stamp: at.router.stamp(version),
+        Self {
             macs,
             longest: usize::from(interface.mtu) + HEADER_LEN,
             interface: interface.index,
             port: interface.table.fdb.lookup(Key::new(mac.0, 0), at.now),
             clamps: interface.clamp_mss || at.interface.clamp_mss,
-            frames: 0,
-        };
+            ..none
+        }
+    }
+}
+
+impl Stage {
+    /// The way to a next hop.
+    #[inline(always)]
+    pub(super) fn way_to(&mut self, hop: Hop, at: &Arrival<'_>) -> &mut Way {
+        let place = hop.adjacency as usize % WAYS;
+        if self.ways.ways[place].adjacency != hop.adjacency {
+            self.turn_to(place, hop, at);
+        }
+        &mut self.ways.ways[place]
     }
 
-    /// Sends what took the way. To be called when a burst is done with.
+    /// The way to a half's kept next hop, if it is still the right one.
+    #[inline(always)]
+    pub(super) fn way_kept(&mut self, adjacency: u32, stamp: u32, at: &Arrival<'_>) -> Option<&mut Way> {
+        let way = self.way_to(Hop { adjacency }, at);
+        (way.stamp == stamp).then_some(way)
+    }
+
+    #[cold]
+    fn turn_to(&mut self, place: usize, hop: Hop, at: &Arrival<'_>) {
+        let way = &mut self.ways.ways[place];
+        way.leave(at, &mut self.verdict);
+        *way = Way::find(hop.adjacency, at);
+        self.ways.used |= 1 << place;
+    }
+
+    /// Sends what took ways, and forgets them. To be called when a burst is done with.
     #[inline]
-    pub(super) fn end_way(&mut self, at: &Arrival<'_>) {
-        self.way.leave(at, &mut self.verdict);
-        self.way.adjacency = NOWHERE;
+    pub(super) fn end_ways(&mut self, at: &Arrival<'_>) {
+        let mut used = std::mem::take(&mut self.ways.used);
+        while used != 0 {
+            let place = used.trailing_zeros() as usize % WAYS;
+            used &= used - 1;
+            self.ways.ways[place].leave(at, &mut self.verdict);
+        }
     }
 }

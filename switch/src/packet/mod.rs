@@ -13,6 +13,7 @@ pub mod headers;
 pub mod ip;
 mod mtu;
 pub mod offload;
+pub mod ordinary;
 pub mod rewrite;
 mod segment;
 #[cfg(test)]

@@ -15,7 +15,9 @@ use super::checksum::Sum;
 use super::ethernet::Mac;
 use super::headers::{Fragment, Headers, tcp_flags};
 use super::ip::{ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, UDP};
+use super::ordinary;
 use super::tuple::Tuple;
+use vhost_backend::frame::SNAPSHOT;
 use vhost_backend::net_header::{NEEDS_CSUM, NetHeader};
 
 /// Protocols whose checksum covers the addresses as well and lies in the fourth word: DCCP and UDP-Lite.
@@ -263,6 +265,34 @@ impl<A: Address> Rewrite<A> {
         self.apply::<false>(head, headers, partial);
     }
 
+    /// As [`Rewrite::forward`] for an ordinary packet ([`super::ordinary`]).
+    #[inline(always)]
+    pub fn forward_ordinary(&self, head: &mut [u8; SNAPSHOT], partial: bool) {
+        A::write::<true>(head, ordinary::NETWORK, self.source, self.destination, self.ip_delta);
+        let protocol = ordinary::protocol::<A>(head);
+        self.apply_tcp_or_udp(head, ordinary::transport::<A>(), protocol, partial);
+    }
+
+    /// Changes ports and checksum of a segment or datagram that begins at `at`.
+    #[inline(always)]
+    fn apply_tcp_or_udp(&self, head: &mut [u8], at: usize, protocol: u8, partial: bool) {
+        // A sum of the pseudo-header is no complement, and takes in the addresses alone.
+        let (mask, delta) = if partial { (0, self.ip_delta) } else { (0xffff, self.l4_delta) };
+        if protocol == TCP {
+            let Some(tcp) = chunk::<20>(head, at) else { return };
+            self.write_ports(tcp);
+            let sum = u32::from(load(tcp, 16) ^ mask) + u32::from(delta);
+            store(tcp, 16, fold(sum) ^ mask);
+        } else {
+            let Some(udp) = chunk::<8>(head, at) else { return };
+            self.write_ports(udp);
+            let old = load(udp, 6);
+            let new = fold(u32::from(old ^ mask) + u32::from(delta)) ^ mask;
+            let new = if new == 0 { 0xffff } else { new };
+            store(udp, 6, if old == 0 { 0 } else { new });
+        }
+    }
+
     #[inline(always)]
     fn apply<const TO_NEXT_HOP: bool>(&self, head: &mut [u8], headers: &Headers, partial: bool) {
         A::write::<TO_NEXT_HOP>(
@@ -276,26 +306,12 @@ impl<A: Address> Rewrite<A> {
             return;
         }
         let at = usize::from(headers.transport);
-        // A sum of the pseudo-header is no complement, and takes in the addresses alone.
-        let (mask, delta) = if partial { (0, self.ip_delta) } else { (0xffff, self.l4_delta) };
         match headers.protocol {
-            TCP => {
-                let Some(tcp) = chunk::<20>(head, at) else { return };
-                self.write_ports(tcp);
-                let sum = u32::from(load(tcp, 16) ^ mask) + u32::from(delta);
-                store(tcp, 16, fold(sum) ^ mask);
-            }
-            UDP => {
-                let Some(udp) = chunk::<8>(head, at) else { return };
-                self.write_ports(udp);
-                let old = load(udp, 6);
-                let new = fold(u32::from(old ^ mask) + u32::from(delta)) ^ mask;
-                let new = if new == 0 { 0xffff } else { new };
-                store(udp, 6, if old == 0 { 0 } else { new });
-            }
+            TCP | UDP => self.apply_tcp_or_udp(head, at, headers.protocol, partial),
             ICMP | ICMPV6 => self.apply_icmp(head, headers, partial),
             DCCP | UDP_LITE => {
                 let Some(field) = chunk::<2>(head, at + 6) else { return };
+                let (mask, delta) = if partial { (0, self.ip_delta) } else { (0xffff, self.l4_delta) };
                 let sum = u32::from(load(field, 0) ^ mask) + u32::from(delta);
                 store(field, 0, fold(sum) ^ mask);
             }
@@ -346,8 +362,18 @@ pub fn set_macs(head: &mut [u8], destination: Mac, source: Mac) {
 /// One hop less. The caller has seen that more than one is left.
 #[inline(always)]
 pub fn decrement_ttl(head: &mut [u8], headers: &Headers) {
-    let network = usize::from(headers.network);
-    if headers.v6 {
+    one_hop_less(head, usize::from(headers.network), headers.v6);
+}
+
+/// As [`decrement_ttl`] for an ordinary packet ([`super::ordinary`]).
+#[inline(always)]
+pub fn decrement_ttl_ordinary<A: Address>(head: &mut [u8; SNAPSHOT]) {
+    one_hop_less(head, ordinary::NETWORK, A::V6);
+}
+
+#[inline(always)]
+fn one_hop_less(head: &mut [u8], network: usize, v6: bool) {
+    if v6 {
         if let Some(ip) = chunk::<IPV6_LEN>(head, network) {
             ip[7] = ip[7].wrapping_sub(1);
         }

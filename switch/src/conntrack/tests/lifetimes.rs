@@ -20,10 +20,10 @@ fn a_conversation_becomes_a_stream_when_it_goes_on() {
     world.begin(0, there, &UDP).expect("room");
     world.packet(0, there.reversed(), &UDP);
     let half = world.find(there).expect("there");
-    assert!(!world.conntrack.v4.state(half).assured(), "one question, one answer");
+    assert!(!world.conntrack.v4.state(half, world.now).assured(), "one question, one answer");
     world.pass(3);
     world.packet(0, there.reversed(), &UDP);
-    let state = world.conntrack.v4.state(half);
+    let state = world.conntrack.v4.state(half, world.now);
     assert!(state.assured() && state.seen_reply());
     assert_eq!(state.phase(), Phase::UdpStream);
     // From here on packets touch their half alone, and that is enough.
@@ -118,7 +118,7 @@ fn queries_and_other_protocols_have_their_own_timeouts() {
     }
     assert_eq!(UDP.begin(&ping.reversed(), true, 0).map(|_| ()), None, "an answer without question");
     assert_eq!(UDP.begin(&Key4 { destination_port: 0, ..ping }, true, 0).map(|_| ()), None, "no query");
-    let state = |world: &World, key| world.conntrack.v4.state(world.find(key).expect("there"));
+    let state = |world: &World, key| world.conntrack.v4.state(world.find(key).expect("there"), world.now);
     assert!(state(&world, gre).assured() && !state(&world, ping).assured());
     assert!(state(&world, ping).seen_reply());
     world.pass(30);

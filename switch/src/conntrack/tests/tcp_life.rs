@@ -49,7 +49,7 @@ impl Talk {
     fn phase(&self) -> Option<Phase> {
         let table = &self.world.conntrack.v4;
         let half = self.world.find(self.there)?;
-        let state = table.state(half);
+        let state = table.state(half, self.world.now);
         let settled = state.phase() == Phase::Established && state.assured();
         for half in [half, half.other()] {
             assert_eq!(table.half(half).flags().settled(), settled);
@@ -200,9 +200,12 @@ fn a_connection_is_picked_up_in_its_midst_if_allowed() {
     world.begin(0, there, &segment(ACK, 1000, 5000)).expect("room");
     let mut talk = Talk { world, there };
     let half = talk.world.find(there).expect("there");
-    assert!(!talk.world.conntrack.v4.state(half).assured(), "who floods with ACKs gains nothing");
+    assert!(
+        !talk.world.conntrack.v4.state(half, talk.world.now).assured(),
+        "who floods with ACKs gains nothing"
+    );
     assert_eq!(talk.server(ACK, 5000, 1000), Fate::Accept);
-    assert!(talk.world.conntrack.v4.state(half).assured());
+    assert!(talk.world.conntrack.v4.state(half, talk.world.now).assured());
     assert_eq!(talk.phase(), Some(Phase::Established));
 }
 

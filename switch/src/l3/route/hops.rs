@@ -55,8 +55,8 @@ impl Hops {
 
     /// The number of the path that a flow takes.
     #[inline(always)]
-    pub(super) fn choose(&self, set: u32, hash: u32) -> u32 {
-        if set & SEVERAL == 0 { set } else { self.choose_of_several(set, hash) }
+    pub(super) fn choose(&self, set: u32, hash: impl FnOnce() -> u32) -> u32 {
+        if set & SEVERAL == 0 { set } else { self.choose_of_several(set, hash()) }
     }
 
     #[inline]
@@ -290,8 +290,8 @@ mod tests {
         let mut counts = [0u32; 3];
         for n in 0..30_000u32 {
             let hash = n.wrapping_mul(2_654_435_761);
-            let path = hops.path(hops.choose(set, hash));
-            assert_eq!(path, hops.path(hops.choose(set, hash)));
+            let path = hops.path(hops.choose(set, || hash));
+            assert_eq!(path, hops.path(hops.choose(set, || hash)));
             counts[paths.iter().position(|p| *p == path).unwrap()] += 1;
         }
         assert!(counts.iter().all(|count| (9_000..11_000).contains(count)), "{counts:?}");

@@ -27,7 +27,7 @@ pub use trie::Trie;
 use super::interface::Address;
 
 /// A set of next hops, as the FIB names it; valid until the change that replaced it has been reclaimed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NextHopSetId(u32);
 
 impl NextHopSetId {
@@ -39,6 +39,15 @@ impl NextHopSetId {
     pub fn is_none(self) -> bool {
         self == Self::NONE
     }
+}
+
+/// A path of a set, as long as the set is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathId(u32);
+
+impl PathId {
+    /// No path at all.
+    pub const NONE: Self = Self(0);
 }
 
 /// Where one path leads.
@@ -76,6 +85,14 @@ pub enum Path {
     Prohibit,
 }
 
+impl Path {
+    /// Whether all packets that take it go to the same neighbour.
+    #[inline]
+    pub fn is_via(self) -> bool {
+        matches!(self, Self::Via { .. })
+    }
+}
+
 /// The forwarding tables of both families. Shared by all workers; [`rib::Rib`] changes it.
 pub struct Fib {
     v4: Trie<u32>,
@@ -98,36 +115,36 @@ impl Fib {
     }
 
     /// As [`Self::lookup_v4`] for many addresses at once, whose cache misses overlap; `found` is as long as
-    /// `addresses`. What it holds goes to [`Self::path_of`].
+    /// `addresses`.
     #[inline]
-    pub fn lookup_many_v4(&self, addresses: &[u32], found: &mut [u32]) {
-        self.v4.lookup_many(addresses, found);
+    pub fn lookup_many_v4(&self, addresses: &[u32], found: &mut [NextHopSetId]) {
+        self.v4.lookup_many(addresses, found, NextHopSetId);
     }
 
     /// As [`Self::lookup_many_v4`] for IPv6.
     #[inline]
-    pub fn lookup_many_v6(&self, addresses: &[u128], found: &mut [u32]) {
-        self.v6.lookup_many(addresses, found);
+    pub fn lookup_many_v6(&self, addresses: &[u128], found: &mut [NextHopSetId]) {
+        self.v6.lookup_many(addresses, found, NextHopSetId);
     }
 
-    /// The path of a set that a flow takes; flows of one hash (32 bits, all of them random) take one path.
-    #[inline]
-    pub fn path(&self, set: NextHopSetId, hash: u32) -> Path {
-        self.hops.path(self.hops.choose(set.0, hash))
+    /// Which path of a set a flow takes; flows of one hash (32 bits, all of them random) take one path. Sets of one
+    /// path do not ask for the hash.
+    #[inline(always)]
+    pub fn choose(&self, set: NextHopSetId, hash: impl FnOnce() -> u32) -> PathId {
+        PathId(self.hops.choose(set.0, hash))
     }
 
-    /// As [`Self::path`] of one that [`Self::lookup_many_v4`] found.
+    /// Where a path leads.
     #[inline]
-    pub fn path_of(&self, found: u32, hash: u32) -> Path {
-        self.path(NextHopSetId(found), hash)
+    pub fn path(&self, path: PathId) -> Path {
+        self.hops.path(path.0)
     }
 
-    /// As [`Self::path`], with a word in which the caller may remember the adjacency of the path's gateway for all
-    /// who come after it (0 at first and whenever the path is another).
+    /// A word in which a path's user may remember the adjacency of its gateway for all who come after (0 at first and
+    /// whenever the path is another).
     #[inline]
-    pub fn path_and_hint(&self, set: NextHopSetId, hash: u32) -> (Path, &AtomicU64) {
-        let path = self.hops.choose(set.0, hash);
-        (self.hops.path(path), self.hops.hint(path))
+    pub fn hint(&self, path: PathId) -> &AtomicU64 {
+        self.hops.hint(path.0)
     }
 
     /// Counts changes of anything that decides where packets go; what was decided earlier must be decided again.

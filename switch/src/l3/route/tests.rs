@@ -44,7 +44,7 @@ fn path_at(rib: &Rib, address: IpAddr, hash: u32) -> Path {
         IpAddr::V4(v4) => fib.lookup_v4(v4.to_bits()),
         IpAddr::V6(v6) => fib.lookup_v6(v6.to_bits()),
     };
-    fib.path(set, hash)
+    fib.path(fib.choose(set, || hash))
 }
 
 fn gateway(interface: u16, text: &str) -> Path {

@@ -139,24 +139,24 @@ impl<K: Bits> Trie<K> {
     }
 
     /// As [`Self::lookup`] for several addresses at once: the waits for memory of different addresses overlap.
-    /// `found` is at least as long as `keys`.
+    /// `found` is at least as long as `keys`; `value` makes what is put into it.
     #[inline]
-    pub fn lookup_many(&self, keys: &[K], found: &mut [u32]) {
-        for (key, found) in keys.iter().zip(found.iter_mut()) {
-            *found = self.slot(self.root + key.first16());
+    pub fn lookup_many<V: Copy>(&self, keys: &[K], found: &mut [V], value: impl Fn(u32) -> V) {
+        for key in keys {
+            crate::memory::prefetch(&self.words[self.root + key.first16()]);
         }
-        // One level for all before the next for any: the loads of one pass do not wait for each other.
-        for (key, found) in keys.iter().zip(found.iter_mut()) {
-            if *found & (NODE | DIRECT) == NODE | DIRECT {
-                let next = self.slot((*found & PLACE) as usize + LINE + key.byte(16));
-                // The depth of the next node is lost unless it is the end; few paths are longer.
-                if !is_node(next) {
-                    *found = next;
-                }
+        for key in keys {
+            let slot = self.slot(self.root + key.first16());
+            if is_node(slot) {
+                let at = (slot & PLACE) as usize;
+                crate::memory::prefetch(&self.words[at]);
+                crate::memory::prefetch(
+                    &self.words[at + LINE + if slot & DIRECT != 0 { key.byte(16) } else { 0 }],
+                );
             }
         }
         for (key, found) in keys.iter().zip(found.iter_mut()) {
-            *found = if is_node(*found) { self.descend(*found, *key) } else { *found & VALUE };
+            *found = value(self.lookup(*key));
         }
     }
 

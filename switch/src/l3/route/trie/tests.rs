@@ -81,7 +81,7 @@ fn check<K: Bits>(history: Vec<Vec<((u128, u8), u32)>>, spacious: usize, to: imp
         builder.reclaim();
         let keys: Vec<K> = asked.iter().map(|&key| to(key)).collect();
         let mut found = vec![0; keys.len()];
-        trie.lookup_many(&keys, &mut found);
+        trie.lookup_many(&keys, &mut found, |value| value);
         for (key, found) in keys.into_iter().zip(found) {
             assert_eq!(trie.lookup(key), model.lookup(key), "{key:x?}");
             assert_eq!(found, model.lookup(key), "{key:x?} among many");
