@@ -117,6 +117,14 @@ fn info_message(index: u32, flags: u32, change: u32) -> [u8; INFO] {
     fixed
 }
 
+/// The MTU of the device `name` in the namespace of this thread, or `None` if there is no such device.
+///
+/// # Errors
+/// The kernel does not answer.
+pub fn mtu_of(name: &str) -> io::Result<Option<u32>> {
+    Ok(Netlink::open(0)?.link_by_name(name)?.map(|link| link.mtu))
+}
+
 /// A change of a device: any of its attributes at once.
 #[derive(Clone, Copy, Default)]
 pub(super) struct LinkChange {

@@ -56,6 +56,51 @@ fn a_message_is_laid_out_as_linux_lays_it_out() {
     assert_eq!(one(&connection()), expected.concat());
 }
 
+/// A message that a Linux 6.1 kernel sent: TCP translated, the same under a template of 10.0.1.0/24, IPv6, UDP routed and
+/// tunnelled, under a mark's template, under one for all ports, and SIP's.
+fn of_linux() -> Vec<u8> {
+    let digits: Vec<u8> =
+        include_str!("linux.hex").bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let digit = |byte: u8| (byte as char).to_digit(16).unwrap() as u8;
+    digits.chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+}
+
+#[test]
+fn what_linux_says_is_understood_and_said_alike() {
+    let bytes = of_linux();
+    let message = Message::parse(&bytes).unwrap();
+    assert_eq!((message.sync_id(), message.count()), (7, 20));
+    let heard: Vec<_> = message.connections().map(Result::unwrap).collect();
+    let tcp = SyncConnection {
+        client: "10.0.1.2:32964".parse().unwrap(),
+        server: "10.0.2.11:80".parse().unwrap(),
+        ..connection()
+    };
+    assert_eq!(heard[0], tcp);
+    let over = SyncConnection { flags: ConnectionFlags(0x100), state: 5, timeout: 120, ..tcp.clone() };
+    assert_eq!(heard[1], over);
+    let template = SyncConnection {
+        flags: ConnectionFlags(ConnectionFlags::TEMPLATE | ConnectionFlags::INACTIVE),
+        client: "10.0.1.0:0".parse().unwrap(),
+        service: "10.9.9.9:81".parse().unwrap(),
+        server: "10.0.2.12:80".parse().unwrap(),
+        timeout: 300,
+        ..tcp
+    };
+    assert_eq!(heard[3], template);
+    assert_eq!((heard[6].service, heard[6].state), ("[fd00:9::9]:80".parse().unwrap(), 1));
+    assert_eq!((heard[9].protocol, heard[9].flags.method()), (17, Some(Method::Route)));
+    assert!(heard[9].flags.any(ConnectionFlags::NO_OUTPUT));
+    assert_eq!(heard[10].flags.method(), Some(Method::Tunnel));
+    let marked = &heard[12];
+    assert_eq!((marked.protocol, marked.mark, marked.service), (0, 5, "0.0.0.5:0".parse().unwrap()));
+    let sip = heard[19].engine.as_deref().unwrap();
+    assert_eq!((&sip.name[..], &sip.data[..]), (&b"sip"[..], &b"a84b4c76e66710@client.example"[..]));
+    let mut encoder = Encoder::new(7, 1472);
+    assert!(heard.iter().all(|connection| encoder.push(connection)));
+    assert_eq!(encoder.message(), bytes);
+}
+
 #[test]
 fn messages_end_where_they_are_full() {
     let mut encoder = Encoder::new(0, 8 + 36 * 3 + 35);
