@@ -32,6 +32,10 @@ impl Flags {
     pub(super) const SETTLED: u8 = 0x10;
     /// A helper reads along.
     pub(super) const WATCHED: u8 = 0x20;
+    /// It has a record: see [`super::balance`].
+    pub(super) const BALANCED: u8 = 0x40;
+    /// Packets go through a tunnel.
+    pub(super) const TUNNELLED: u8 = 0x80;
 
     /// The source address changes.
     #[inline]
@@ -66,12 +70,27 @@ impl Flags {
     /// Ordinary packets need nothing but what the half holds: it is settled, and no other flag asks for more.
     #[inline(always)]
     pub fn is_enough(self) -> bool {
-        self.0 & 0xf0 == Self::SETTLED
+        self.0 & (Self::SETTLED | Self::WATCHED | Self::TUNNELLED) == Self::SETTLED
     }
     /// A helper wants to see the payload.
     #[inline]
     pub fn watched(self) -> bool {
         self.0 & Self::WATCHED != 0
+    }
+    /// The connection was given to a server: it has a record.
+    #[inline]
+    pub fn balanced(self) -> bool {
+        self.0 & Self::BALANCED != 0
+    }
+    /// Packets go through a tunnel.
+    #[inline]
+    pub fn tunnelled(self) -> bool {
+        self.0 & Self::TUNNELLED != 0
+    }
+    /// There is more to do with packets than to translate them.
+    #[inline]
+    pub fn special(self) -> bool {
+        self.0 & (Self::WATCHED | Self::TUNNELLED) != 0
     }
 }
 

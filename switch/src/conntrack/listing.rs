@@ -8,6 +8,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::Conntrack;
+use super::balance::{self, BalancedRecord};
 use super::key::Family;
 use super::record::{Filter, Record};
 use super::table::{Removed, Table};
@@ -123,6 +124,73 @@ impl Conntrack {
             }
         }
         flushed
+    }
+
+    /// A part of the balanced connections, as [`Conntrack::page`] has it of all.
+    pub fn balanced_page(
+        &self,
+        now: u32,
+        from: u64,
+        most: usize,
+        mut show: impl FnMut(BalancedRecord),
+    ) -> Option<u64> {
+        const V6: u64 = 1 << 32;
+        let mut shown = 0;
+        let mut count = |record: BalancedRecord| {
+            shown += 1;
+            show(record);
+            shown < most
+        };
+        if from < V6 {
+            let next = self.balanced_family(&self.v4, now, from as u32, &mut count);
+            return Some(next.map_or(V6, u64::from));
+        }
+        self.balanced_family(&self.v6, now, from as u32, &mut count).map(|next| V6 | u64::from(next))
+    }
+
+    fn balanced_family<F: Family>(
+        &self,
+        table: &Table<F>,
+        now: u32,
+        from: u32,
+        show: &mut impl FnMut(BalancedRecord) -> bool,
+    ) -> Option<u32> {
+        let (mut place, mut more) = (from, true);
+        for _ in 0..STEPS_PER_PAGE {
+            let next = self.seated(|| {
+                table.scan(place, STEP, |slot| {
+                    if let Some(record) = balance::listed(table, slot, now) {
+                        more &= show(record);
+                    }
+                })
+            });
+            place = next?;
+            if !more {
+                break;
+            }
+        }
+        Some(place)
+    }
+
+    /// Calls `each` for all balanced connections.
+    pub fn balanced(&self, now: u32, mut each: impl FnMut(BalancedRecord)) {
+        let mut from = Some(0);
+        while let Some(place) = from {
+            from = self.balanced_page(now, place, usize::MAX, &mut each);
+        }
+    }
+
+    /// Gives the connections of a scope the timeouts that are in force for it now.
+    pub fn retime(&self, scope: u16) {
+        self.retime_family(&self.v4, scope);
+        self.retime_family(&self.v6, scope);
+    }
+
+    fn retime_family<F: Family>(&self, table: &Table<F>, scope: u16) {
+        let mut from = Some(0);
+        while let Some(place) = from {
+            from = self.seated(|| table.scan(place, STEP, |slot| table.retime(slot, scope)));
+        }
     }
 
     fn control_seat(&self) -> usize {

@@ -8,6 +8,7 @@
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
 
+use super::balance::Balanced;
 use super::entry::Flags;
 use super::key::{Family, Key};
 use super::shared::Refused;
@@ -15,6 +16,7 @@ use super::state::{Phase, State};
 use super::table::{CHUNK, Chain, Holder, KEEP, Ref, Removed, Slot, Standing, Table};
 use super::track::Begun;
 use super::wheel::{END, Wheel};
+use crate::ipvs::states::SCTP;
 
 /// Fewest free connections that are given away together.
 pub(super) const BATCH: u32 = 64;
@@ -91,6 +93,8 @@ pub struct NewConnection<F: Family> {
     pub watched: bool,
     /// It was expected by another connection.
     pub related: bool,
+    /// The server that it was given to.
+    pub balanced: Option<Balanced>,
 }
 
 /// Which connections may be dropped for another.
@@ -256,10 +260,14 @@ impl<F: Family> Owner<F> {
             return Err(Refused::Exists);
         }
         let (first, second) = (table.first(slot), table.second(slot));
-        let flags = if new.watched { Flags::WATCHED } else { 0 };
-        // Until it is answered, packets change nothing, unless they are of TCP.
-        let settled = if new.begun.is_tcp() { 0 } else { Flags::SETTLED };
-        first.fill(&new.original, &new.reply.reversed(), new.next_hop, flags | settled, now);
+        let flags = if new.watched { Flags::WATCHED } else { 0 }
+            | if new.balanced.is_some() { Flags::BALANCED } else { 0 };
+        // Until it is answered, packets change nothing, unless they are of TCP, or of SCTP that is followed.
+        let followed = new.begun.is_tcp() || new.balanced.is_some() && new.original.protocol == SCTP;
+        let settled = if followed { 0 } else { Flags::SETTLED };
+        let tunnel = new.balanced.is_some_and(|balanced| balanced.tunnel);
+        let there = flags | settled | if tunnel { Flags::TUNNELLED } else { 0 };
+        first.fill(&new.original, &new.reply.reversed(), new.next_hop, there, now);
         second.fill(&new.reply, &new.original.reversed(), None, flags, now);
         let status = if new.related { State::RELATED } else { 0 } | new.begun.status;
         second.cold.store(State::new(new.begun.phase, status, new.begun.note).0, Ordering::Relaxed);
@@ -271,9 +279,14 @@ impl<F: Family> Owner<F> {
             table.index.remove(&stripes, hashes[1], slot.reply().0);
             return Err(Refused::Full);
         }
+        let mut timeout = table.shared.timeouts.get(new.begun.phase.timeout());
+        if let Some(balanced) = &new.balanced {
+            // Nobody can remove it yet.
+            table.begin_balanced(slot, balanced);
+            timeout = table.record(slot).timeout();
+        }
         table.set_holder(slot, Holder::new(new.port, self.worker, Standing::Live));
         drop(stripes);
-        let timeout = table.shared.timeouts.get(new.begun.phase.timeout());
         self.wheel.schedule(table, slot, timeout.min(FIRST_LOOK), now);
         self.held += 1;
         Ok(slot.original())

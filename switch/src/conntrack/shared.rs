@@ -1,11 +1,12 @@
 //! What the tables of both families share: limits, how much of them is used, timeouts and counters.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crossbeam_utils::CachePadded;
 
+use super::balance::Balancer;
 use super::timeouts::Timeouts;
 use crate::stats::Counter;
 use crate::worker::epoch::Epochs;
@@ -92,6 +93,7 @@ pub struct Shared {
     /// Whether a connection may be entered in its midst, as after a restart (`nf_conntrack_tcp_loose`).
     pub loose: AtomicBool,
     pub(super) epochs: Arc<Epochs>,
+    pub(super) balancer: OnceLock<Arc<dyn Balancer>>,
     pub(super) capacity: u32,
     entries: AtomicU32,
     per_port: AtomicU32,
@@ -109,6 +111,7 @@ impl Shared {
         Self {
             timeouts: Timeouts::default(),
             loose: AtomicBool::new(true),
+            balancer: OnceLock::new(),
             capacity,
             entries: AtomicU32::new(limits.entries),
             per_port: AtomicU32::new(limits.per_port),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam_utils::CachePadded;
 
+use super::balance;
 use super::entry::Half;
 use super::inbox::Inbox;
 use super::index::Index;
@@ -119,6 +120,8 @@ pub(super) enum Removed {
 /// The table.
 pub struct Table<F: Family> {
     halves: Pages<Half<F>>,
+    /// What balanced connections have beyond that.
+    pub(super) records: Pages<balance::Record>,
     pub(super) index: Index,
     secret: Secret,
     /// Chunks handed out.
@@ -141,6 +144,7 @@ impl<F: Family> Table<F> {
         let chunks = (capacity + spare).div_ceil(CHUNK);
         let table = Self {
             halves: Pages::new((chunks * CHUNK * 2) as usize),
+            records: Pages::new(balance::places((chunks * CHUNK * 2) as usize)),
             index: Index::new(capacity as usize * 2),
             secret: Secret::new(),
             handed: AtomicU32::new(0),
@@ -302,7 +306,11 @@ impl<F: Family> Table<F> {
     /// Seconds that the connection may go on without a packet; none if they are over.
     pub(super) fn remaining(&self, slot: Slot, now: u32) -> Option<u32> {
         let age = self.first(slot).age(now).min(self.second(slot).age(now));
-        let timeout = self.shared.timeouts.get(self.state(slot.original(), now).phase().timeout());
+        let timeout = if self.first(slot).flags().balanced() {
+            self.record(slot).timeout()
+        } else {
+            self.shared.timeouts.get(self.state(slot.original(), now).phase().timeout())
+        };
         timeout.checked_sub(age).filter(|&left| left > 0)
     }
 
@@ -328,6 +336,9 @@ impl<F: Family> Table<F> {
             self.shared.release_half_open();
         }
         self.shared.release(holder.port());
+        if first.flags().balanced() {
+            self.end_balanced(slot);
+        }
         Removed::Now(holder.owner())
     }
 

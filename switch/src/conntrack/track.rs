@@ -10,6 +10,7 @@ use super::owner::Owner;
 use super::state::{Phase, State};
 use super::table::{Ref, Slot, Table};
 use super::tcp::{self, Kind, Next, Segment};
+use crate::ipvs::states::{self, Way};
 use crate::packet::headers::tcp_flags::{ACK, FIN, RST, SYN};
 use crate::packet::headers::{Fragment, Headers};
 use crate::packet::ip::{ICMP, ICMPV6, TCP, UDP};
@@ -20,6 +21,11 @@ const SYN_DATA: u32 = 1460;
 /// The most that a helper's changes of text add up to, commonly.
 const SHIFT: u32 = 1024;
 
+/// Bytes of chunks that are looked at: the header of one, and of what may follow a short one.
+const CHUNKS: usize = 8;
+/// Bytes of SCTP's common header.
+const SCTP_HEADER: usize = 12;
+
 /// What tracking needs to know of a packet beyond its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
@@ -27,6 +33,8 @@ pub struct Packet {
     pub bytes: u32,
     /// The segment, if the packet is one of TCP and has its header.
     pub tcp: Option<Segment>,
+    /// The beginning of SCTP's chunks, if it is a packet of that.
+    pub sctp: Option<[u8; CHUNKS]>,
 }
 
 /// What happens to a packet of a connection.
@@ -53,8 +61,14 @@ impl Packet {
     /// Reads it from the head of a frame.
     #[inline]
     pub fn of(headers: &Headers, head: &[u8]) -> Self {
-        let tcp = headers.protocol == TCP && headers.fragment != Fragment::Later;
-        Self { bytes: headers.len, tcp: if tcp { segment(headers, head) } else { None } }
+        let has_transport = headers.fragment != Fragment::Later;
+        let tcp = headers.protocol == TCP && has_transport;
+        let sctp = headers.protocol == states::SCTP && has_transport;
+        Self {
+            bytes: headers.len,
+            tcp: if tcp { segment(headers, head) } else { None },
+            sctp: if sctp { chunks(headers, head) } else { None },
+        }
     }
 
     /// Whether it may change the state of a settled connection.
@@ -107,6 +121,17 @@ impl Begun {
             follow(segment, first, second);
         }
     }
+}
+
+/// The beginning of the first chunk, padded with zeros.
+fn chunks(headers: &Headers, head: &[u8]) -> Option<[u8; CHUNKS]> {
+    let from = usize::from(headers.transport) + SCTP_HEADER;
+    let to = (usize::from(headers.network) + headers.len as usize).min(head.len());
+    let bytes = head.get(from..to)?;
+    let mut chunks = [0; CHUNKS];
+    let len = bytes.len().min(CHUNKS);
+    chunks[..len].copy_from_slice(&bytes[..len]);
+    Some(chunks)
 }
 
 /// Reads a segment; none if its header lies.
@@ -178,12 +203,10 @@ impl<F: Family> Owner<F> {
     /// Follows and counts a packet of the connection of `half`, unless the half is settled and the packet is not
     /// special ([`Packet::is_special`]), when [`Half::touch`] or [`Half::touch_tcp`] do.
     pub fn update(&mut self, table: &Table<F>, half: Ref, packet: &Packet, now: u32) -> Fate {
-        let fate = match &packet.tcp {
-            Some(segment) => self.update_tcp(table, half, segment, now),
-            None => {
-                Self::update_other(table, half);
-                Fate::Accept
-            }
+        let fate = if table.half(half).flags().balanced() {
+            self.update_balanced(table, half, packet, now)
+        } else {
+            self.update_by_protocol(table, half, packet, now)
         };
         match fate {
             Fate::Accept => table.half(half).touch(now, packet.bytes),
@@ -191,6 +214,95 @@ impl<F: Family> Owner<F> {
             Fate::Renew => {}
         }
         fate
+    }
+
+    fn update_by_protocol(&mut self, table: &Table<F>, half: Ref, packet: &Packet, now: u32) -> Fate {
+        match &packet.tcp {
+            Some(segment) => self.update_tcp(table, half, segment, now),
+            None => {
+                Self::update_other(table, half);
+                Fate::Accept
+            }
+        }
+    }
+
+    /// A connection that was given to a server: it has the states of IPVS, too, and those alone while nobody has seen
+    /// an answer that need not come this way.
+    #[cold]
+    fn update_balanced(&mut self, table: &Table<F>, half: Ref, packet: &Packet, now: u32) -> Fate {
+        let slot = half.slot();
+        let call = packet.tcp.as_ref().is_some_and(|segment| segment.kind() == Some(Kind::Syn));
+        if call && !half.is_reply() && table.is_renewed(half) {
+            self.kill(table, half);
+            return Fate::Renew;
+        }
+        let record = table.record(slot);
+        let way = record.way(half.is_reply());
+        // Answers that come by although they need not tell too little to judge both sides.
+        let one_sided = way == Way::InOnly || !table.first(slot).flags().any();
+        let fate = match &packet.tcp {
+            _ if !one_sided => self.update_by_protocol(table, half, packet, now),
+            Some(segment) => self.update_one_sided(table, half, segment, way, now),
+            None => {
+                Self::update_one_sided_other(table, slot);
+                Fate::Accept
+            }
+        };
+        if fate != Fate::Accept {
+            return fate;
+        }
+        let old = record.state();
+        let settled = is_settled_tcp(table.noted(slot));
+        let state = match (&packet.tcp, &packet.sctp) {
+            (Some(_), _) if settled => states::tcp::ESTABLISHED,
+            (Some(segment), _) => states::tcp_next(old, way, segment.flags),
+            (None, Some(chunks)) => states::sctp_next(old, way, chunks),
+            // A later fragment, or a protocol of one state.
+            (None, None) => old,
+        };
+        if table.set_balanced(slot, state, half.is_reply()) {
+            self.shorten(table, slot, now);
+        }
+        Fate::Accept
+    }
+
+    /// A segment of a connection of which one side is seen: its phase follows the state that IPVS sees.
+    fn update_one_sided(
+        &mut self,
+        table: &Table<F>,
+        half: Ref,
+        segment: &Segment,
+        way: Way,
+        now: u32,
+    ) -> Fate {
+        use states::tcp;
+        let slot = half.slot();
+        let next = match states::tcp_next(table.record(slot).state(), way, segment.flags) {
+            tcp::SYN_RECV | tcp::SYN_SENT | tcp::NONE | tcp::LISTEN | tcp::SYNACK => Phase::SynSent,
+            tcp::ESTABLISHED => Phase::Established,
+            tcp::FIN_WAIT => Phase::FinWait,
+            tcp::CLOSE_WAIT => Phase::CloseWait,
+            tcp::LAST_ACK => Phase::LastAck,
+            tcp::TIME_WAIT => Phase::TimeWait,
+            _ => Phase::Close,
+        };
+        let changed = change_state(table, slot, |state| {
+            let assured = if next == Phase::Established { State::ASSURED } else { 0 };
+            let replied = if half.is_reply() { State::SEEN_REPLY } else { 0 };
+            State::new(next, state.status() | assured | replied, state.note())
+        });
+        if let Some((old, new)) = changed {
+            self.changed(table, slot, old, new, now);
+        }
+        Fate::Accept
+    }
+
+    /// A packet of another protocol whose answers go past the switch: there is nothing to wait for. Associations of SCTP
+    /// are followed packet by packet.
+    fn update_one_sided_other(table: &Table<F>, slot: Slot) {
+        if table.first(slot).key().protocol != states::SCTP && !table.first(slot).flags().settled() {
+            Self::settle(table, slot, true);
+        }
     }
 
     /// UDP, ICMP, and whatever has no states: all that packets can tell is that there are answers. A reply half is
@@ -204,7 +316,10 @@ impl<F: Family> Owner<F> {
             let assured = if state.phase() == Phase::Generic { State::ASSURED } else { 0 };
             State::new(state.phase(), state.status() | State::SEEN_REPLY | assured, state.note())
         });
-        if changed {
+        // Associations of SCTP that were given to a server are followed to their end.
+        let followed =
+            table.first(slot).flags().balanced() && table.first(slot).key().protocol == states::SCTP;
+        if changed.is_some() && !followed {
             Self::settle(table, slot, true);
         }
     }
@@ -231,6 +346,11 @@ impl<F: Family> Owner<F> {
             let mut anew = false;
             let next = match tcp::next(phase, half.is_reply(), kind) {
                 Next::Invalid => return Fate::Invalid,
+                Next::Renew if mine.flags().balanced() => {
+                    // It is to stay with its server.
+                    status &= !(State::ASSURED | State::SEEN_REPLY);
+                    Phase::SynSent
+                }
                 Next::Renew => {
                     self.kill(table, half);
                     return Fate::Renew;
@@ -289,7 +409,7 @@ impl<F: Family> Owner<F> {
             if kind != Kind::Syn || next.is_half_open() {
                 follow(segment, mine, others);
             }
-            if kind == Kind::Rst && !replied_before {
+            if kind == Kind::Rst && !replied_before && !mine.flags().balanced() {
                 // An answer that there is nobody: nothing to keep.
                 self.kill(table, half);
             }
@@ -299,9 +419,8 @@ impl<F: Family> Owner<F> {
 
     /// What follows from a change of a TCP connection's state.
     fn changed(&mut self, table: &Table<F>, slot: Slot, old: State, new: State, now: u32) {
-        let settled = |state: State| state.phase() == Phase::Established && state.assured();
-        if settled(old) != settled(new) {
-            Self::settle(table, slot, settled(new));
+        if is_settled_tcp(old) != is_settled_tcp(new) {
+            Self::settle(table, slot, is_settled_tcp(new));
         }
         match (old.phase().is_half_open(), new.phase().is_half_open()) {
             (true, false) => table.shared.release_half_open(),
@@ -316,17 +435,26 @@ impl<F: Family> Owner<F> {
     }
 }
 
-/// Changes the state word of a live connection; whether that made a difference.
-fn change_state<F: Family>(table: &Table<F>, slot: Slot, change: impl Fn(State) -> State) -> bool {
+/// Whether ordinary segments of a TCP connection change nothing.
+fn is_settled_tcp(state: State) -> bool {
+    state.phase() == Phase::Established && state.assured()
+}
+
+/// Changes the state word of a live connection; old and new, if they differ.
+fn change_state<F: Family>(
+    table: &Table<F>,
+    slot: Slot,
+    change: impl Fn(State) -> State,
+) -> Option<(State, State)> {
     let cell = &table.second(slot).cold;
     let mut old = State(cell.load(Ordering::Relaxed));
     loop {
         let new = change(old);
         if new == old || old.phase() == Phase::Gone {
-            return false;
+            return None;
         }
         match cell.compare_exchange_weak(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => return true,
+            Ok(_) => return Some((old, new)),
             Err(other) => old = State(other),
         }
     }

@@ -17,6 +17,7 @@ pub mod scope;
 pub mod service;
 pub mod settings;
 pub mod spec;
+pub mod states;
 pub mod sync;
 pub mod table;
 mod trash;

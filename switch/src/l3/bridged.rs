@@ -107,6 +107,7 @@ impl Stage {
             next_hop: None,
             watched: false,
             related: false,
+            balanced: None,
         };
         match self.local.owner::<F>().insert(table, &new, over.now) {
             Ok(half) => table.half(half).touch(over.now, headers.len),

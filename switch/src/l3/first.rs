@@ -98,6 +98,7 @@ impl Stage {
                 next_hop: Some((hop.adjacency, stamp)),
                 watched: helper::watches(&to),
                 related: expected.is_some(),
+                balanced: None,
             };
             match self.local.owner::<F>().insert(table, &new, at.now) {
                 Ok(half) => {

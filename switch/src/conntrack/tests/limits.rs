@@ -73,7 +73,8 @@ fn a_port_cannot_take_more_than_its_quota() {
 fn half_open_connections_make_way_for_each_other_only() {
     let mut world = World::new(1000, 1);
     world.conntrack.shared.set_limits(Limits { entries: 1000, per_port: 1000, half_open: 50 });
-    let syn = Packet { bytes: 60, tcp: Some(tcp::Segment { flags: 2, ..tcp::Segment::default() }) };
+    let syn =
+        Packet { bytes: 60, tcp: Some(tcp::Segment { flags: 2, ..tcp::Segment::default() }), sctp: None };
     for n in 0..20 {
         world.begin(0, key(17, n), &UDP).expect("room");
     }
@@ -91,7 +92,8 @@ fn half_open_connections_make_way_for_each_other_only() {
 fn refusing_stays_cheap() {
     let mut world = World::new(64, 1);
     world.conntrack.shared.set_limits(Limits { entries: 64, per_port: 64, half_open: 0 });
-    let syn = Packet { bytes: 60, tcp: Some(tcp::Segment { flags: 2, ..tcp::Segment::default() }) };
+    let syn =
+        Packet { bytes: 60, tcp: Some(tcp::Segment { flags: 2, ..tcp::Segment::default() }), sctp: None };
     for n in 0..100 {
         assert_eq!(world.begin(0, key(6, n), &syn), Err(Refused::HalfOpen));
     }

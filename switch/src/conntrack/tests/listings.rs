@@ -48,6 +48,7 @@ fn queries_are_shown_with_the_types_of_both_ways() {
         next_hop: None,
         watched: false,
         related: false,
+        balanced: None,
     };
     world.insert(0, &new).expect("room");
     let lines: Vec<_> = records(&world, &Filter::default()).iter().map(|r| format::line(r, false)).collect();

@@ -96,7 +96,7 @@ impl World {
     }
 }
 
-const UDP: Packet = Packet { bytes: 100, tcp: None };
+const UDP: Packet = Packet { bytes: 100, tcp: None, sctp: None };
 
 fn key(protocol: u8, n: u32) -> Key4 {
     let destination_port = if protocol == 1 { 8 } else { 80 };
@@ -118,5 +118,6 @@ fn plain(original: Key4, reply: Key4) -> NewConnection<V4> {
         next_hop: None,
         watched: false,
         related: false,
+        balanced: None,
     }
 }

@@ -18,6 +18,7 @@ fn segment(flags: u8, seq: u32, ack: u32) -> Packet {
     Packet {
         bytes: 40,
         tcp: Some(Segment { flags, seq, ack, len: 0, scale: (flags & SYN != 0).then_some(7) }),
+        sctp: None,
     }
 }
 
@@ -225,7 +226,7 @@ fn headers_are_read_as_they_are_on_the_wire() {
     let packet = Packet::of(&headers, &frame);
     assert!(Packet::is_special(&headers) && Packet::acknowledged(&headers, &frame).is_none());
     let expected = Segment { flags: SYN, seq: 0x0102_0304, ack: 0, len: 10, scale: Some(9) };
-    assert_eq!(packet, Packet { bytes: 62, tcp: Some(expected) });
+    assert_eq!(packet, Packet { bytes: 62, tcp: Some(expected), sctp: None });
     // Options that promise more than there is.
     for (at, byte) in [(54, 99), (55, 0), (58, 3)] {
         let mut lying = frame.clone();
