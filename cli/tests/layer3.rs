@@ -113,14 +113,14 @@ fn routes_come_and_go() {
     assert!(daemon.says(&["route", "get", "192.0.2.77"]).contains("longest prefix"));
 
     for (words, expected) in [
-        (&["route", "add", "default", "--via", "10.0.2.2"][..], "route add: route 0.0.0.0/0"),
+        (&["route", "add", "default", "--via", "10.0.2.2"][..], "route add: route default via 10.0.2.2 dev wan proto static exists already"),
         (
             &["route", "add", "10.1.0.0/16", "--via", "192.0.2.1"],
-            "route add: via 192.0.2.1 cannot be reached",
+            "route add: gateway 192.0.2.1 is on no network of any interface",
         ),
         (
             &["route", "add", "10.1.0.0/16", "--via", "10.0.2.15"],
-            "route add: via 10.0.2.15 is the switch's own",
+            "route add: gateway 10.0.2.15 is the switch's own address, of interface",
         ),
         (&["route", "add", "10.1.0.0/16", "--dev", "none"], "route add: interface \"none\" does not exist"),
         (
@@ -133,9 +133,9 @@ fn routes_come_and_go() {
         ),
         (
             &["route", "del", "10.0.2.0/24"],
-            "route del: route 10.0.2.0/24 comes with an address of interface \"wan\"",
+            "route del: route 10.0.2.0/24 dev wan proto kernel scope link src 10.0.2.15 comes with an address",
         ),
-        (&["route", "del", "10.7.0.0/16"], "route del: there is no such static route"),
+        (&["route", "del", "10.7.0.0/16"], "route del: no route to 10.7.0.0/16"),
         (&["route", "get", "0.0.0.0"], "route get: address 0.0.0.0 is not the address of a host"),
         (&["route", "flush", "--dev", "none"], "route flush: interface \"none\" does not exist"),
     ] {
@@ -175,7 +175,7 @@ fn a_long_list_of_routes_is_loaded_whole_or_not_at_all() {
     for (bad, why) in [
         ("12.0.0.0/8 via\n", "via lacks its value"),
         ("12.0.0.1/8 via 10.0.2.2\n", "write 12.0.0.0/8"),
-        ("12.0.0.0/8 via 192.0.2.1\n", "cannot be reached"),
+        ("12.0.0.0/8 via 192.0.2.1\n", "is on no network of any interface"),
         ("11.0.0.0/24 via 10.0.2.2 metric 5\n", "route 11.0.0.0/24"),
     ] {
         let message = failure(load(&list(bad), &[]), 1);

@@ -138,7 +138,8 @@ impl Router {
                     Ok(Route { gateway: Some(gateway), ..Route::to(prefix.into()) })
                 });
                 let all: Vec<Route> = all.collect::<Result<_>>()?;
-                rib.load(all).map_err(|(at, refusal)| anyhow::anyhow!("route {at}: {refusal}"))?;
+                rib.load(all.into_iter().map(Ok), false)
+                    .map_err(|(at, refusal)| anyhow::anyhow!("route {at}: {refusal}"))?;
             }
             Kind::Snat => {
                 let to: IpAddr = parse(TRANSLATED)?;

@@ -598,9 +598,7 @@ impl Switch {
         }
         // The last reference to what was removed is here, not at a worker.
         drop(old);
-        if let Some(live) = &mut self.live {
-            live.rib.reclaim();
-        }
+        self.router.rib.reclaim();
     }
 
     /// Brings what is in force at layer 3 up to what is configured.
@@ -624,7 +622,7 @@ impl Switch {
         let Some(mut live) = self.live.take() else { return };
         let up: BTreeSet<Name> =
             self.router.interfaces.keys().copied().filter(|name| self.is_up(*name)).collect();
-        if let Err(refusal) = live.follow(&self.router, &|interface| up.contains(&interface.name)) {
+        if let Err(refusal) = live.follow(&mut self.router, &|interface| up.contains(&interface.name)) {
             tracing::error!("layer 3 is not what is configured: {refusal}");
         }
         self.live = Some(live);

@@ -22,7 +22,7 @@ impl Switch {
             bridges: self.bridges.len(),
             poll: self.poll,
             interfaces: self.router.interfaces.len(),
-            routes: self.router.route_count(),
+            routes: self.router.rib.count(),
             host_commands: self.host_commands(),
         }
     }

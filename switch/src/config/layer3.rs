@@ -194,7 +194,7 @@ impl Layer3 {
         for (at, neighbour) in &self.neighbours {
             router.add_neighbour(*neighbour).map_err(|refusal| at.refuse(refusal))?;
         }
-        let routes = self.routes.iter().map(|(_, route)| *route).collect();
+        let routes = self.routes.iter().map(|(_, route)| *route);
         router.load_routes(routes, false).map_err(|(index, refusal)| self.route_at(index, &refusal))?;
         for (at, rule) in &self.nat {
             router.add_nat(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
@@ -382,7 +382,7 @@ mod tests {
             ("[[route]]\nprefix = \"default\"\n", "7:1: route default: route 0.0.0.0/0 leads nowhere"),
             (
                 "[[route]]\nprefix = \"10.9.0.0/16\"\ndev = \"gw\"\n[[route]]\nprefix = \"default\"\nvia = \"10.9.0.1\"\n",
-                "10:1: route 0.0.0.0/0: via 10.9.0.1 cannot be reached",
+                "10:1: route 0.0.0.0/0: gateway 10.9.0.1 is on no network of any interface",
             ),
             ("[[nat.masquerade]]\nsource = \"x\"\n", "8:10: masquerade x: source \"x\" is no network"),
             (

@@ -186,11 +186,7 @@ impl Switch {
     /// # Errors
     /// It is there, or its gateway cannot be reached.
     pub fn add_route(&mut self, spec: RouteSpec) -> Result<(), Refusal> {
-        let spec = self.router.add_route(spec)?;
-        if let Some(Err(refusal)) = self.live.as_mut().map(|live| live.add_route(&spec)) {
-            self.router.forget_route(&spec);
-            return Err(refusal);
-        }
+        self.router.add_route(&spec)?;
         self.publish_router();
         Ok(())
     }
@@ -202,16 +198,8 @@ impl Switch {
     /// The place in the list of the one that is refused, and why.
     pub fn load_routes(&mut self, specs: Vec<RouteSpec>, replace: bool) -> Result<u64, (usize, Refusal)> {
         let loaded = self.router.load_routes(specs, replace)?;
-        if let Some(live) = &mut self.live {
-            if replace {
-                live.clear_routes();
-            }
-            if let Err(refusal) = live.load_routes(loaded.added.iter()) {
-                tracing::error!("routes are not what is configured: {refusal}");
-            }
-        }
         self.publish_router();
-        Ok(loaded.removed)
+        Ok(loaded.removed as u64)
     }
 
     /// Removes static routes; returns how many.
@@ -220,11 +208,8 @@ impl Switch {
     /// There is none that is meant.
     pub fn del_routes(&mut self, meant: &RouteMatch) -> Result<u64, Refusal> {
         let removed = self.router.del_routes(meant)?;
-        if let Some(live) = &mut self.live {
-            live.del_routes(meant);
-        }
         self.publish_router();
-        Ok(removed)
+        Ok(removed as u64)
     }
 
     /// Removes all static routes, or those through an interface; returns how many.
@@ -233,29 +218,18 @@ impl Switch {
     /// No such interface.
     pub fn flush_routes(&mut self, dev: Option<&str>) -> Result<u64, Refusal> {
         let removed = self.router.flush_routes(dev)?;
-        self.reload_routes();
-        Ok(removed)
-    }
-
-    /// Has all static routes put in force anew.
-    fn reload_routes(&mut self) {
-        if let Some(live) = &mut self.live {
-            live.clear_routes();
-            if let Err(refusal) = live.load_routes(self.router.routes.values().flatten()) {
-                tracing::error!("routes are not what is configured: {refusal}");
-            }
-        }
         self.publish_router();
+        Ok(removed as u64)
     }
 
     /// All routes, by prefix and metric.
     pub fn routes(&self) -> Vec<api::Route> {
-        self.router.routes(&|name| self.is_up(name))
+        self.router.routes()
     }
 
     /// Which way a packet to an address goes, and why.
     pub fn route_to(&self, address: IpAddr) -> api::RouteChoice {
-        self.router.route_to(address, &|name| self.is_up(name))
+        self.router.route_to(address)
     }
 
     // ---- neighbours ---------------------------------------------------------------------------------------------

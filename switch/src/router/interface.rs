@@ -8,12 +8,15 @@ use ipnet::IpNet;
 use super::Router;
 use crate::config::spec::{InterfaceChange, InterfaceSpec, check_mtu};
 use crate::config::{Mac, Name};
+use crate::members::MAX_INTERFACES;
 use crate::policy::rule::Zone;
 use crate::refusal::Refusal;
 
 /// An interface as it is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
+    /// Its number, the same as long as it is there.
+    pub index: u16,
     /// Its name.
     pub name: Name,
     /// The bridge on which it is.
@@ -62,6 +65,10 @@ fn own_mac(name: &Name, bridge: &Name, vlan: u16) -> Mac {
     Mac([a & 0xfc | 0x02, b, c, d, e, f])
 }
 
+pub(super) fn unknown(name: &str) -> Refusal {
+    Refusal::new(format!("interface {name:?} does not exist: 'shuntctl interface list' shows those that do"))
+}
+
 /// Whether a network exists once on each link, as that of fe80::.
 fn is_per_link(network: &IpNet) -> bool {
     matches!(network.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local())
@@ -73,11 +80,7 @@ impl Router {
     /// # Errors
     /// There is none.
     pub fn find_interface(&self, name: &str) -> Result<&Interface, Refusal> {
-        self.interfaces.get(name).ok_or_else(|| {
-            Refusal::new(format!(
-                "interface {name:?} does not exist: 'shuntctl interface list' shows those that do"
-            ))
-        })
+        self.interfaces.get(name).ok_or_else(|| unknown(name))
     }
 
     /// Adds an interface to a bridge that exists.
@@ -93,7 +96,18 @@ impl Router {
         self.refuse_mac(name, spec.bridge, mac)?;
         self.refuse_overlaps(name, &spec.addresses)?;
         self.refuse_neighbours(name, &spec.addresses)?;
+        let taken = |index: &u16| self.interfaces.values().any(|other| other.index == *index);
+        let index = (0..MAX_INTERFACES as u16).find(|index| !taken(index)).ok_or_else(|| {
+            Refusal::new(format!("there are {MAX_INTERFACES} interfaces already, which is the limit"))
+        })?;
+        // It comes up when the switch has looked at its ports.
+        self.rib.add_interface(index, name, false)?;
+        if let Err(refusal) = self.readdress(index, &[], &spec.addresses) {
+            self.rib.del_interface(index)?;
+            return Err(refusal);
+        }
         let interface = Interface {
+            index,
             name,
             bridge: spec.bridge,
             addresses: spec.addresses,
@@ -104,6 +118,27 @@ impl Router {
             enabled: true,
         };
         self.interfaces.insert(name, interface);
+        Ok(())
+    }
+
+    /// Changes the addresses of an interface where routes are made of them.
+    fn readdress(&mut self, index: u16, old: &[IpNet], new: &[IpNet]) -> Result<(), Refusal> {
+        for gone in old.iter().filter(|address| !new.contains(address)) {
+            self.rib.del_address(index, *gone)?;
+        }
+        let mut added = Vec::new();
+        for address in new.iter().filter(|address| !old.contains(address)) {
+            if let Err(refusal) = self.rib.add_address(index, *address) {
+                for address in added {
+                    self.rib.del_address(index, address)?;
+                }
+                for gone in old.iter().filter(|address| !new.contains(address)) {
+                    self.rib.add_address(index, *gone)?;
+                }
+                return Err(refusal);
+            }
+            added.push(*address);
+        }
         Ok(())
     }
 
@@ -164,7 +199,7 @@ impl Router {
     /// # Errors
     /// No such interface, or a rule of translation or policy names it.
     pub fn del_interface(&mut self, name: &str) -> Result<(), Refusal> {
-        let name = self.find_interface(name)?.name;
+        let (name, index) = self.find_interface(name).map(|interface| (interface.name, interface.index))?;
         let policy = self.policy.naming(Zone::Interface(name));
         let user = match (self.nat.naming(name), policy) {
             (Some((id, rule)), _) => Some(format!("nat {} rule {id}", rule.kind())),
@@ -175,12 +210,9 @@ impl Router {
             let name = name.as_str();
             return Err(Refusal::new(format!("interface {name:?} is named by {user}: delete that first")));
         }
+        self.rib.del_interface(index)?;
         self.interfaces.remove(&name);
         self.neighbours.retain(|(interface, _), _| *interface != name);
-        for routes in self.routes.values_mut() {
-            routes.retain(|route| route.dev != Some(name));
-        }
-        self.routes.retain(|_, routes| !routes.is_empty());
         self.dhcp.remove(&name);
         Ok(())
     }
@@ -225,6 +257,8 @@ impl Router {
         if let Some(server) = self.dhcp.get(&changed.name) {
             server.check(&changed)?;
         }
+        let old = self.find_interface(name)?.addresses.clone();
+        self.readdress(changed.index, &old, &changed.addresses)?;
         self.interfaces.insert(changed.name, changed);
         Ok(())
     }

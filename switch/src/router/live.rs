@@ -1,7 +1,7 @@
 //! What is configured, as it is in force: the tables that workers ask, kept equal to the [`Router`]'s.
 //!
-//! Interfaces, addresses and rules are compared with what was there before, which costs little; routes, of which there
-//! may be a million, are told one by one or in bulk.
+//! Interfaces, addresses and rules are compared with what was there before, which costs little. Routes, of which there
+//! may be a million, are in force where the router keeps them, in its [`Rib`](crate::l3::route::rib::Rib).
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,7 +13,6 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::neighbour::Fixed;
 use super::{DhcpServer, Interface, Router};
-use crate::config::spec::{RouteKind, RouteMatch, RouteSpec};
 use crate::config::{Mac, Name};
 use crate::conntrack::Conntrack;
 use crate::l2::fdb::Key;
@@ -21,9 +20,9 @@ use crate::l3::fragment::Reassembly;
 use crate::l3::interface::{self as place, Parts};
 use crate::l3::neighbour::Neighbours;
 use crate::l3::own::Own;
-use crate::l3::route::rib::{Kind, Protocol, Rib, Route, Which};
+use crate::l3::route::rib::Rib;
 use crate::l3::table::RouterTable;
-use crate::members::{MAX_INTERFACES, MAX_PORTS, interface_number};
+use crate::members::{MAX_PORTS, interface_number};
 use crate::nat;
 use crate::policy;
 use crate::policy::log::Log;
@@ -57,7 +56,6 @@ pub(crate) struct Around<'a> {
 
 /// The tables.
 pub(crate) struct Live {
-    pub(crate) rib: Rib,
     pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) conntrack: Arc<Conntrack>,
     pub(crate) services: Services,
@@ -82,7 +80,6 @@ impl Live {
         notify: Box<dyn Fn(Notice) + Send + Sync>,
     ) -> Result<Self, Refusal> {
         Ok(Self {
-            rib: Rib::new(),
             neighbours: Arc::new(Neighbours::new(epochs.clone())),
             conntrack: Arc::new(Conntrack::new(capacity, workers, MAX_PORTS, epochs.clone())),
             services: Services::start(state, wake, notify)?,
@@ -121,63 +118,51 @@ impl Live {
     /// What cannot be in force, which the router should have refused.
     pub(crate) fn follow(
         &mut self,
-        router: &Router,
+        router: &mut Router,
         is_up: &dyn Fn(&Interface) -> bool,
     ) -> Result<(), Refusal> {
+        let kept = |name: &Name, placed: &Placed| {
+            router.interfaces.get(name).is_some_and(|interface| interface.index == placed.index)
+        };
         let gone: Vec<Name> =
-            self.placed.keys().filter(|name| !router.interfaces.contains_key(*name)).copied().collect();
+            self.placed.iter().filter(|(name, placed)| !kept(name, placed)).map(|(name, _)| *name).collect();
         for name in gone {
             if let Some(placed) = self.placed.remove(&name) {
                 self.services.remove(placed.index);
-                self.rib.del_interface(placed.index)?;
                 self.neighbours.flush(Some(placed.index), true);
             }
         }
         for interface in router.interfaces.values() {
-            self.follow_interface(interface, is_up(interface))?;
+            self.follow_interface(interface, is_up(interface), &mut router.rib)?;
             self.follow_services(interface, router.dhcp.get(&interface.name))?;
         }
         self.follow_neighbours(router);
-        self.rib.fib().bump();
+        router.rib.fib().bump();
         Ok(())
     }
 
-    fn follow_interface(&mut self, interface: &Interface, up: bool) -> Result<(), Refusal> {
-        if !self.placed.contains_key(&interface.name) {
-            let taken = |index: &u16| self.placed.values().any(|placed| placed.index == *index);
-            let index = (0..MAX_INTERFACES as u16).find(|index| !taken(index)).ok_or_else(|| {
-                Refusal::new(format!("there are {MAX_INTERFACES} interfaces already, which is the limit"))
-            })?;
-            self.rib.add_interface(index, interface.name, up)?;
-            let placed = Placed {
-                index,
-                bridge: interface.bridge,
-                mac: interface.mac,
-                vlan: interface.vlan,
-                addresses: Vec::new(),
-                up,
-                served: None,
-            };
-            self.placed.insert(interface.name, placed);
-        }
-        let Some(placed) = self.placed.get_mut(&interface.name) else { return Ok(()) };
+    fn follow_interface(&mut self, interface: &Interface, up: bool, rib: &mut Rib) -> Result<(), Refusal> {
+        let new = || Placed {
+            index: interface.index,
+            bridge: interface.bridge,
+            mac: interface.mac,
+            vlan: interface.vlan,
+            addresses: Vec::new(),
+            up: false,
+            served: None,
+        };
+        let placed = self.placed.entry(interface.name).or_insert_with(new);
         (placed.mac, placed.vlan) = (interface.mac, interface.vlan);
         if placed.up != up {
-            self.rib.interface_state(placed.index, up)?;
+            rib.interface_state(placed.index, up)?;
             placed.up = up;
             if !up {
                 // Who was there need not be when it comes back.
                 self.neighbours.flush(Some(placed.index), false);
             }
         }
-        for old in placed.addresses.iter().filter(|old| !interface.addresses.contains(old)) {
-            self.rib.del_address(placed.index, *old)?;
-        }
-        let mut new = Vec::new();
-        for address in interface.addresses.iter().filter(|address| !placed.addresses.contains(address)) {
-            self.rib.add_address(placed.index, *address)?;
-            new.push(address.addr());
-        }
+        let new = interface.addresses.iter().filter(|address| !placed.addresses.contains(address));
+        let new: Vec<_> = new.map(IpNet::addr).collect();
         placed.addresses.clone_from(&interface.addresses);
         if !new.is_empty() {
             self.services.announce(placed.index, interface.mac, new);
@@ -261,7 +246,7 @@ impl Live {
         Some(Arc::new(RouterTable {
             own: Own::new(&interfaces),
             interfaces,
-            fib: self.rib.fib(),
+            fib: router.rib.fib(),
             neighbours: self.neighbours.clone(),
             conntrack: self.conntrack.clone(),
             reassembly: self.reassembly.clone(),
@@ -272,56 +257,6 @@ impl Live {
             mailbox: self.services.mailbox(),
             inject: self.services.inject(),
         }))
-    }
-
-    // ---- routes -------------------------------------------------------------------------------------------------
-
-    fn route(&self, spec: &RouteSpec) -> Route {
-        Route {
-            kind: match spec.kind {
-                RouteKind::Unicast => Kind::Unicast,
-                RouteKind::Blackhole => Kind::Blackhole,
-                RouteKind::Unreachable => Kind::Unreachable,
-                RouteKind::Prohibit => Kind::Prohibit,
-            },
-            gateway: spec.via,
-            interface: spec.dev.and_then(|name| self.index(&name)),
-            metric: spec.metric,
-            onlink: spec.onlink,
-            ..Route::to(spec.prefix)
-        }
-    }
-
-    /// Adds a route.
-    ///
-    /// # Errors
-    /// It cannot be.
-    pub(crate) fn add_route(&mut self, spec: &RouteSpec) -> Result<(), Refusal> {
-        let route = self.route(spec);
-        self.rib.add(route).map(drop)
-    }
-
-    /// Adds many routes.
-    ///
-    /// # Errors
-    /// One cannot be; none is added then.
-    pub(crate) fn load_routes<'a>(
-        &mut self,
-        specs: impl Iterator<Item = &'a RouteSpec>,
-    ) -> Result<(), Refusal> {
-        let routes = specs.map(|spec| self.route(spec)).collect();
-        self.rib.load(routes).map(drop).map_err(|(_, refusal)| refusal)
-    }
-
-    /// Removes all static routes.
-    pub(crate) fn clear_routes(&mut self) {
-        for listed in self.rib.list(&Which::default()) {
-            if listed.route.protocol == Protocol::Static {
-                let which = Which { prefix: Some(listed.route.prefix), ..Which::default() };
-                // Gone already with another one of its prefix.
-                let _ = self.rib.del(&which);
-            }
-        }
     }
 
     /// Writes to the log what rules wanted to be written.
@@ -345,21 +280,6 @@ impl Live {
     /// Takes an address back; false if nobody has it.
     pub(crate) fn release(&self, interface: &str, address: Ipv4Addr) -> bool {
         self.index(interface).is_some_and(|index| self.services.release(index, address))
-    }
-
-    /// Removes routes.
-    pub(crate) fn del_routes(&mut self, meant: &RouteMatch) {
-        for prefix in &meant.prefixes {
-            let which = Which {
-                prefix: Some(*prefix),
-                gateway: meant.via,
-                interface: meant.dev.and_then(|name| self.index(&name)),
-                metric: meant.metric,
-                kind: None,
-            };
-            // The router has said that there are some, of one of these prefixes.
-            let _ = self.rib.del(&which);
-        }
     }
 }
 

@@ -21,11 +21,10 @@ mod uplink;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
-use crate::config::spec::{NeighbourSpec, RouteSpec};
+use crate::config::spec::NeighbourSpec;
 use crate::config::{Mac, Name};
 use crate::control::api;
+use crate::l3::route::rib::Rib;
 use crate::nat::RuleSet;
 use crate::policy::PolicySet;
 use crate::refusal::Refusal;
@@ -33,14 +32,13 @@ use crate::refusal::Refusal;
 pub use conntrack::{CONNECTIONS_DEFAULT, CONNECTIONS_MAX, CONNECTIONS_MIN, Tracking, timeout_kind};
 pub use dhcp::DhcpServer;
 pub use interface::Interface;
-pub use route::ROUTES_MAX;
 
 /// Everything of layer 3 that is configured.
 pub struct Router {
     /// Interfaces by name.
     pub(crate) interfaces: BTreeMap<Name, Interface>,
-    /// Static routes: per destination in the order of their metrics, none twice.
-    pub(crate) routes: BTreeMap<IpNet, Vec<RouteSpec>>,
+    /// Routes, those of addresses and static ones, and what workers ask of them.
+    pub(crate) rib: Rib,
     /// Permanent neighbours.
     pub(crate) neighbours: BTreeMap<(Name, IpAddr), Mac>,
     /// Rules of translation.
@@ -60,7 +58,7 @@ impl Router {
     pub fn new(workers: usize) -> Self {
         Self {
             interfaces: BTreeMap::new(),
-            routes: BTreeMap::new(),
+            rib: Rib::new(),
             neighbours: BTreeMap::new(),
             nat: RuleSet::new(workers),
             policy: PolicySet::new(workers),

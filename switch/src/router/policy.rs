@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use super::Router;
 use crate::config::Name;
-use crate::config::RouteKind;
 use crate::config::spec::{POLICY_ID_MAX, PolicyChange, PolicySpec, policy_view};
 use crate::control::api;
 use crate::policy::rule::Rule;
@@ -60,11 +59,7 @@ impl Router {
             self.policy.set_isolated(Vec::new());
             return;
         }
-        let routes = self.routes.values().flatten();
-        let ways_out: BTreeSet<Name> = routes
-            .filter(|r| r.kind == RouteKind::Unicast && r.via.is_some())
-            .filter_map(|r| r.dev)
-            .collect();
+        let ways_out: BTreeSet<Name> = self.gateways().map(|(interface, _)| interface.name).collect();
         let closed = self.interfaces.values().filter(|interface| !ways_out.contains(&interface.name));
         let bridges = closed.map(|interface| interface.bridge).collect();
         self.policy.set_isolated(bridges);
@@ -140,7 +135,7 @@ mod tests {
             router(&[("a", &["10.0.0.1/24"]), ("b", &["10.0.1.1/24"]), ("wan", &["192.0.2.2/24"])]);
         let asked =
             api::RouteAdd { prefix: "default".into(), via: Some("192.0.2.1".into()), ..Default::default() };
-        router.add_route((&asked).try_into().unwrap()).unwrap();
+        router.add_route(&(&asked).try_into().unwrap()).unwrap();
         router.isolate();
         assert!(router.policy.isolated().is_empty());
         router.set_policy(PolicyChange { forward: None, isolation: Some(true) });

@@ -5,7 +5,7 @@
 //! translated. What is missing is told as commands for the host's shell, or done when the daemon was asked to.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 
 use super::Router;
-use crate::config::spec::{Attachment, RouteKind};
+use crate::config::spec::Attachment;
 use crate::nat::rule::Rule;
 use crate::refusal::Refusal;
 use crate::switch::Switch;
@@ -137,11 +137,7 @@ impl Router {
                 steps.push(step);
             }
         };
-        // A million routes lead to a few gateways.
-        let unicast = self.routes.values().flatten().filter(|route| route.kind == RouteKind::Unicast);
-        let gateways: BTreeSet<_> = unicast.filter_map(|route| Some((route.dev?, route.via?))).collect();
-        for (dev, via) in gateways {
-            let Some(out) = self.interfaces.get(&dev) else { continue };
+        for (out, via) in self.gateways() {
             let Some(&device) = taps.get(out.bridge.as_str()) else { continue };
             let Some(network) = out.network_of(via) else { continue };
             let device = device.to_owned();
@@ -195,7 +191,7 @@ impl Switch {
                 taps.insert(name.as_str(), device.as_str());
             }
         }
-        match taps.is_empty() || self.router.routes.is_empty() {
+        match taps.is_empty() || self.router.gateways().next().is_none() {
             true => Vec::new(),
             false => self.router.missing(&taps, &Host::look()),
         }
@@ -224,7 +220,7 @@ mod tests {
         let mut router = router(&[("gw", &["10.0.3.1/24", "fd00::1/64"]), ("up", &["10.0.4.2/30"])]);
         for (prefix, via) in [("default", "10.0.4.1"), ("10.9.0.0/16", "10.0.3.9")] {
             let asked = api::RouteAdd { prefix: prefix.into(), via: Some(via.into()), ..Default::default() };
-            router.add_route((&asked).try_into().unwrap()).unwrap();
+            router.add_route(&(&asked).try_into().unwrap()).unwrap();
         }
         router
     }

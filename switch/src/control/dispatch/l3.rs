@@ -5,8 +5,8 @@ use super::super::api::{self, Done, Flushed};
 use super::super::rpc::{Error, ErrorData};
 use super::{At, Handle};
 use crate::config::spec::{self, InterfaceChange, InterfaceSpec, NeighbourSpec, RouteMatch, RouteSpec};
+use crate::l3::route::rib::MAX_ROUTES;
 use crate::refusal::Refusal;
-use crate::router::ROUTES_MAX;
 
 impl Handle for api::InterfaceAdd {
     fn handle(self, at: &mut At<'_>) -> Result<api::Interface, Error> {
@@ -77,9 +77,11 @@ impl Handle for api::RouteLoad {
     fn handle(self, at: &mut At<'_>) -> Result<api::RouteLoaded, Error> {
         let mut list = at.dispatcher.take_load(at.connection);
         let before = list.len();
-        if before + self.routes.len() + at.dispatcher.loading.get() > ROUTES_MAX {
-            let message =
-                format!("more than {ROUTES_MAX} routes are to be loaded at once, which is the limit");
+        if before + self.routes.len() + at.dispatcher.loading.get() > 2 * MAX_ROUTES {
+            let message = format!(
+                "more than {} routes are to be loaded at once: there may be {MAX_ROUTES} of each family",
+                2 * MAX_ROUTES
+            );
             return Err(Refusal::new(message).into());
         }
         list.reserve(self.routes.len());

@@ -24,8 +24,17 @@ use crate::config::Name;
 use crate::l3::interface::{MAX_INTERFACES, is_link_local_v6, unfit};
 use crate::refusal::Refusal;
 
-/// Most routes of a family.
+/// Most routes of a family, those that come with addresses among them.
 pub const MAX_ROUTES: usize = 2_000_000;
+
+/// What a list of routes did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// How many routes came.
+    pub added: usize,
+    /// How many static routes made room for them.
+    pub removed: usize,
+}
 
 /// What the table knows of an interface.
 pub(super) struct Link {
@@ -43,6 +52,10 @@ pub struct Rib {
     pub(super) v6: Table<u128>,
     hops: HopsWriter,
     pub(super) links: BTreeMap<u16, Link>,
+    /// Gateways of static routes, and how many lead through each.
+    gateways: BTreeMap<(u16, IpAddr), usize>,
+    /// How many routes listings show: all but those of own and broadcast addresses.
+    shown: usize,
 }
 
 /// A prefix as the table of its family has it.
@@ -83,6 +96,8 @@ impl Rib {
             v6: Table::new(v6.1),
             hops: HopsWriter::new(),
             links: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            shown: 0,
         }
     }
 
@@ -107,6 +122,16 @@ impl Rib {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many routes there are without those of own and of broadcast addresses.
+    pub fn count(&self) -> usize {
+        self.shown
+    }
+
+    /// The gateways of static routes, each once, with the number of its interface. A million routes have a few.
+    pub fn gateways(&self) -> impl Iterator<Item = (u16, IpAddr)> {
+        self.gateways.keys().copied()
     }
 
     /// Bytes of the forwarding tables.
@@ -139,18 +164,9 @@ impl Rib {
     /// No such interface.
     pub fn del_interface(&mut self, index: u16) -> Result<Vec<Route>, Refusal> {
         self.link(index)?;
-        let of_it = |record: &Record| record.interface == Some(index);
-        let mut gone = Vec::new();
-        let (v4, v6) = (self.v4.keys(of_it), self.v6.keys(of_it));
-        for &key in &v4 {
-            let records = self.v4.remove(key, of_it);
-            gone.extend(records.iter().map(|record| Route::of(net_v4(key), record)));
-        }
-        for &key in &v6 {
-            let records = self.v6.remove(key, of_it);
-            gone.extend(records.iter().map(|record| Route::of(net_v6(key), record)));
-        }
+        let mut gone = self.take(|record| record.interface == Some(index));
         self.links.remove(&index);
+        let (v4, v6) = split(&gone);
         self.settle_surely(&v4, &v6);
         gone.retain(|route| route.protocol == Protocol::Static);
         Ok(gone)
@@ -293,37 +309,57 @@ impl Rib {
         let route = self.check(route, None)?;
         self.refuse_conflict(&route)?;
         self.insert(&route);
-        self.enter(&[route])?;
+        self.enter(&[route], &[])?;
         Ok(route)
     }
 
-    /// Adds many static routes at once, which costs far less than one by one; all or none.
+    /// Adds many static routes at once, which costs far less than one by one, with `replace` in the place of those that
+    /// are there; all or none. Addresses that both lists lead anywhere are led somewhere all the time.
     ///
     /// # Errors
-    /// As [`Self::add`], with the place of a route that cannot be added.
-    pub fn load(&mut self, routes: Vec<Route>) -> Result<usize, (usize, Refusal)> {
+    /// As [`Self::add`], or what the list has in the place of a route, with the place of one that cannot be added.
+    pub fn load(
+        &mut self,
+        routes: impl IntoIterator<Item = Result<Route, Refusal>>,
+        replace: bool,
+    ) -> Result<Loaded, (usize, Refusal)> {
         let mut found = Gateways::new();
-        let mut checked = Vec::with_capacity(routes.len());
+        let mut checked = Vec::new();
         for (at, route) in routes.into_iter().enumerate() {
-            match self.check(route, Some(&mut found)) {
+            match route.and_then(|route| self.check(route, Some(&mut found))) {
                 Ok(route) => checked.push((place(route.prefix), at, route)),
                 Err(refusal) => return Err((at, refusal)),
             }
         }
         // In the order of the table, which is much faster than any other; equal prefixes in the order of the list.
         checked.sort_unstable_by_key(|(place, at, _)| (*place, *at));
+        let gone = match replace {
+            true => self.take(|record| record.protocol == Protocol::Static),
+            false => Vec::new(),
+        };
         let mut added = Vec::with_capacity(checked.len());
         for (_, at, route) in checked {
             if let Err(refusal) = self.refuse_conflict(&route) {
-                self.withdraw(&added);
+                self.withdraw(&added, &gone);
                 return Err((at, refusal));
             }
             self.insert(&route);
             added.push(route);
         }
         let last = added.len().saturating_sub(1);
-        self.enter(&added).map_err(|refusal| (last, refusal))?;
-        Ok(added.len())
+        self.enter(&added, &gone).map_err(|refusal| (last, refusal))?;
+        Ok(Loaded { added: added.len(), removed: gone.len() })
+    }
+
+    /// Removes all static routes, or those through one interface; returns how many.
+    pub fn flush(&mut self, interface: Option<u16>) -> usize {
+        let meant = |record: &Record| {
+            record.protocol == Protocol::Static && (interface.is_none() || record.interface == interface)
+        };
+        let gone = self.take(meant);
+        let (v4, v6) = split(&gone);
+        self.settle_surely(&v4, &v6);
+        gone.len()
     }
 
     /// Removes the static routes of a prefix that match, and returns them.
@@ -338,7 +374,7 @@ impl Rib {
             let kernel = self.records(prefix).iter().find(|record| which.names(record));
             return Err(match kernel {
                 Some(record) => Refusal::new(format!(
-                    "route {} came with an address and goes with it",
+                    "route {} comes with an address and goes with it: 'shuntctl interface set IF --del-address' removes both",
                     self.describe(&Route::of(prefix, record))
                 )),
                 None if self.records(prefix).is_empty() => {
@@ -365,9 +401,7 @@ impl Rib {
     }
 
     fn insert(&mut self, route: &Route) {
-        if let Some(link) = route.interface.and_then(|index| self.links.get_mut(&index)) {
-            link.routes += usize::from(route.protocol == Protocol::Static);
-        }
+        self.tally(&route.record(), true);
         match place(route.prefix) {
             Place::V4(key) => self.v4.insert(key, route.record()),
             Place::V6(key) => self.v6.insert(key, route.record()),
@@ -379,29 +413,55 @@ impl Rib {
             Place::V4(key) => self.v4.remove(key, which),
             Place::V6(key) => self.v6.remove(key, which),
         };
-        for record in gone.iter().filter(|record| record.protocol == Protocol::Static) {
-            if let Some(link) = record.interface.and_then(|index| self.links.get_mut(&index)) {
-                link.routes -= 1;
-            }
-        }
+        gone.iter().for_each(|record| self.tally(record, false));
         gone
     }
 
-    /// Puts new routes into effect; if there is no room, takes them out again.
-    fn enter(&mut self, routes: &[Route]) -> Result<(), Refusal> {
-        self.settle(routes, false).map_err(|Full| {
-            self.withdraw(routes);
+    /// Takes all records that are meant; to be settled by the caller.
+    fn take(&mut self, which: impl Fn(&Record) -> bool) -> Vec<Route> {
+        let mut gone = Vec::new();
+        self.v4.take(&which, |key, record| gone.push(Route::of(net_v4(key), &record)));
+        self.v6.take(&which, |key, record| gone.push(Route::of(net_v6(key), &record)));
+        gone.iter().for_each(|route| self.tally(&route.record(), false));
+        gone
+    }
+
+    /// Counts a record that comes or goes.
+    fn tally(&mut self, record: &Record, comes: bool) {
+        let count = |number: &mut usize| *number = if comes { *number + 1 } else { *number - 1 };
+        if !matches!(record.kind, Kind::Local | Kind::Broadcast) {
+            count(&mut self.shown);
+        }
+        let Some(index) = record.interface.filter(|_| record.protocol == Protocol::Static) else { return };
+        if let Some(link) = self.links.get_mut(&index) {
+            count(&mut link.routes);
+        }
+        if let Some(gateway) = record.gateway {
+            let through = self.gateways.entry((index, gateway)).or_default();
+            count(through);
+            if *through == 0 {
+                self.gateways.remove(&(index, gateway));
+            }
+        }
+    }
+
+    /// Puts new routes into effect, and that others are gone; if there is no room, all is as before.
+    fn enter(&mut self, added: &[Route], gone: &[Route]) -> Result<(), Refusal> {
+        let (v4, v6) = split_all(added, gone);
+        self.settle_keys(&v4, &v6, false).map_err(|Full| {
+            self.withdraw(added, gone);
             self.full()
         })
     }
 
-    /// Takes out routes that were noted and are not in effect.
-    fn withdraw(&mut self, routes: &[Route]) {
-        for route in routes {
+    /// Takes out routes that were noted and are not in effect, and brings those back that had gone for them.
+    fn withdraw(&mut self, added: &[Route], gone: &[Route]) {
+        for route in added {
             self.remove(route.prefix, |record| *record == route.record());
         }
+        gone.iter().for_each(|route| self.insert(route));
         // Of what did get into effect, nothing may stay; prefixes that had other routes keep those.
-        let (v4, v6) = split(routes);
+        let (v4, v6) = split_all(added, gone);
         self.settle_surely(&v4, &v6);
     }
 
@@ -430,7 +490,7 @@ impl Rib {
     }
 
     fn settle_keys(&mut self, v4: &[Key<u32>], v6: &[Key<u128>], urgent: bool) -> Result<(), Full> {
-        let Self { fib, links, hops: writer, v4: table_v4, v6: table_v6 } = self;
+        let Self { fib, links, hops: writer, v4: table_v4, v6: table_v6, .. } = self;
         let path = |record: &Record| path_of(links, record).ok();
         let mut scene = Scene { trie: &fib.v4, hops: &fib.hops, writer, path, urgent };
         let changed_v4 = table_v4.settle(v4, &mut scene)?;
@@ -501,8 +561,12 @@ fn own_routes(index: u16, net: IpNet) -> Vec<Route> {
 
 /// The prefixes of routes, sorted and each once, by family.
 fn split(routes: &[Route]) -> (Vec<Key<u32>>, Vec<Key<u128>>) {
+    split_all(routes, &[])
+}
+
+fn split_all(routes: &[Route], others: &[Route]) -> (Vec<Key<u32>>, Vec<Key<u128>>) {
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    for route in routes {
+    for route in routes.iter().chain(others) {
         match place(route.prefix) {
             Place::V4(key) => v4.push(key),
             Place::V6(key) => v6.push(key),

@@ -162,6 +162,25 @@ impl<K: Bits> Table<K> {
         gone
     }
 
+    /// Takes all records that `which` names, in order; [`Self::settle`] makes it count.
+    pub(super) fn take(&mut self, which: impl Fn(&Record) -> bool, mut taken: impl FnMut(Key<K>, Record)) {
+        let mut gone = 0;
+        for (&key, entry) in &mut self.prefixes {
+            if !entry.records.as_slice().iter().any(&which) {
+                continue;
+            }
+            entry.records.retain(|record| {
+                let goes = which(record);
+                if goes {
+                    gone += 1;
+                    taken(key, *record);
+                }
+                !goes
+            });
+        }
+        self.records -= gone;
+    }
+
     /// The prefixes with a record that `which` names, in order.
     pub(super) fn keys(&self, which: impl Fn(&Record) -> bool) -> Vec<Key<K>> {
         self.iter().filter(|(_, records)| records.iter().any(&which)).map(|(key, _)| key).collect()

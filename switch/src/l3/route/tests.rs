@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::Path;
-use super::rib::{Kind, Rib, Route, Which};
+use super::rib::{Kind, Loaded, Protocol, Rib, Route, Which};
 use super::view::Standing;
 use crate::l3::interface::Address;
 
@@ -293,7 +293,7 @@ fn what_cannot_be_deleted_is_told() {
     let which = |prefix: &str| Which { prefix: Some(net(prefix)), ..Which::default() };
     assert_eq!(
         rib.del(&which("10.0.3.0/24")).unwrap_err().as_str(),
-        "route 10.0.3.0/24 dev lan proto kernel scope link src 10.0.3.1 came with an address and goes with it"
+        "route 10.0.3.0/24 dev lan proto kernel scope link src 10.0.3.1 comes with an address and goes with it: 'shuntctl interface set IF --del-address' removes both"
     );
     assert_eq!(
         rib.del(&which("0.0.0.0/0")).unwrap_err().as_str(),
@@ -316,16 +316,40 @@ fn a_list_of_routes_is_loaded_whole_or_not_at_all() {
         let mut routes: Vec<Route> =
             (0..250).map(|n| via(&format!("10.{n}.0.0/16"), "10.0.3.3", 1 + n)).collect();
         routes.push(via("2001:db8::/32", if bad { "fd00:9::1" } else { "fd00:3::9" }, 0));
-        routes
+        routes.into_iter().map(Ok)
     };
-    let (at, refusal) = rib.load(many(true)).unwrap_err();
+    let (at, refusal) = rib.load(many(true), false).unwrap_err();
     assert_eq!(at, 250);
     assert!(refusal.as_str().starts_with("gateway fd00:9::1 is on no network"), "{refusal}");
     assert_eq!(rib.list(&Which::default()), before);
     assert_eq!(path(&rib, "10.8.0.1"), Path::NoRoute);
-    assert_eq!(rib.load(many(false)), Ok(251));
+    assert_eq!(rib.load(many(false), false), Ok(Loaded { added: 251, removed: 0 }));
     assert_eq!(path(&rib, "10.8.0.1"), gateway(1, "10.0.3.3"));
     assert_eq!(path(&rib, "10.7.0.1"), gateway(1, "10.0.3.2"), "of the lower metric");
+    let loaded = rib.list(&Which::default());
+    // In the place of those that are there; what is refused leaves them.
+    let twice = || ["10.7.0.0/16", "10.7.0.0/16"].map(|prefix| Ok(via(prefix, "10.0.3.4", 0)));
+    let (at, refusal) = rib.load(twice(), true).unwrap_err();
+    assert_eq!(
+        (at, refusal.as_str()),
+        (1, "route 10.7.0.0/16 via 10.0.3.4 dev lan proto static exists already")
+    );
+    let sorted = |mut list: Vec<super::view::Listed>| {
+        list.sort_by_key(|listed| (listed.route.prefix, listed.route.metric));
+        list
+    };
+    assert_eq!(sorted(rib.list(&Which::default())), sorted(loaded.clone()));
+    assert_eq!(path(&rib, "10.8.0.1"), gateway(1, "10.0.3.3"));
+    assert_eq!(rib.load(twice().into_iter().take(1), true), Ok(Loaded { added: 1, removed: 252 }));
+    assert_eq!((path(&rib, "10.7.0.1"), path(&rib, "10.8.0.1")), (gateway(1, "10.0.3.4"), Path::NoRoute));
+    assert_eq!((rib.gateways().count(), rib.count()), (1, 4));
+    assert_eq!((rib.flush(Some(2)), rib.flush(None), rib.gateways().count()), (0, 1, 0));
+    rib.load(
+        loaded.iter().map(|listed| listed.route).filter(|route| route.protocol == Protocol::Static).map(Ok),
+        false,
+    )
+    .unwrap();
+    assert_eq!((rib.gateways().count(), rib.count()), (3, 255));
     assert_eq!(path(&rib, "2001:db8::1"), gateway(1, "fd00:3::9"));
     assert_eq!(rib.del_interface(1).unwrap().len(), 252);
     assert_eq!(path(&rib, "10.8.0.1"), Path::NoRoute);

@@ -82,18 +82,23 @@ impl Rib {
     /// The routes that match, in order of their prefixes, IPv4 first.
     pub fn list(&self, which: &Which) -> Vec<Listed> {
         let mut listed = Vec::new();
+        self.each(which, |one| listed.push(one));
+        listed
+    }
+
+    /// Has `f` see the routes that match, in order of their prefixes, IPv4 first.
+    pub fn each(&self, which: &Which, mut f: impl FnMut(Listed)) {
         match which.prefix.map(|prefix| prefix.trunc()) {
-            Some(prefix) => self.judge(prefix, self.records(prefix), which, false, &mut listed),
+            Some(prefix) => self.judge(prefix, self.records(prefix), which, false, &mut f),
             None => {
                 self.v4.iter().for_each(|(key, records)| {
-                    self.judge(net_v4(key), records, which, false, &mut listed);
+                    self.judge(net_v4(key), records, which, false, &mut f);
                 });
                 self.v6.iter().for_each(|(key, records)| {
-                    self.judge(net_v6(key), records, which, false, &mut listed);
+                    self.judge(net_v6(key), records, which, false, &mut f);
                 });
             }
         }
-        listed
     }
 
     /// Which way a packet to `address` goes, and why no other.
@@ -102,7 +107,7 @@ impl Rib {
         let mut found = false;
         let mut judge = |prefix: IpNet, records: &[Record]| {
             let start = routes.len();
-            self.judge(prefix, records, &Which::default(), found, &mut routes);
+            self.judge(prefix, records, &Which::default(), found, |listed| routes.push(listed));
             found |= routes[start..].iter().any(|listed| listed.standing == Standing::Active);
         };
         match address {
@@ -116,14 +121,14 @@ impl Rib {
         Explanation { address, routes }
     }
 
-    /// Appends the records of one prefix that match, each with its standing.
+    /// Has `f` see the records of one prefix that match, each with its standing.
     fn judge(
         &self,
         prefix: IpNet,
         records: &[Record],
         which: &Which,
         shadowed: bool,
-        listed: &mut Vec<Listed>,
+        mut f: impl FnMut(Listed),
     ) {
         let usable = |record: &&Record| path_of(&self.links, record).is_ok();
         let best = records.iter().filter(usable).map(Record::rank).min();
@@ -135,7 +140,7 @@ impl Rib {
                 Ok(_) => Standing::Active,
             };
             let route = Route::of(prefix, record);
-            listed.push(Listed { route, standing, source: self.source(&route) });
+            f(Listed { route, standing, source: self.source(&route) });
         }
     }
 
