@@ -10,6 +10,7 @@ pub mod destination;
 mod difference;
 pub mod draft;
 pub mod error;
+pub mod health;
 mod list;
 mod registry;
 pub(crate) mod schedulers;
