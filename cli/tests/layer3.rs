@@ -113,7 +113,10 @@ fn routes_come_and_go() {
     assert!(daemon.says(&["route", "get", "192.0.2.77"]).contains("longest prefix"));
 
     for (words, expected) in [
-        (&["route", "add", "default", "--via", "10.0.2.2"][..], "route add: route default via 10.0.2.2 dev wan proto static exists already"),
+        (
+            &["route", "add", "default", "--via", "10.0.2.2"][..],
+            "route add: route default via 10.0.2.2 dev wan proto static exists already",
+        ),
         (
             &["route", "add", "10.1.0.0/16", "--via", "192.0.2.1"],
             "route add: gateway 192.0.2.1 is on no network of any interface",

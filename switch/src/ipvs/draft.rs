@@ -234,8 +234,14 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Error> {
         return Err(Error::Invalid { key: spec.key, why: "packets without a mark have the mark 0" });
     }
     if let Some(persistence) = spec.persistence {
-        let (least, most) = if is_v6(&spec.key) { (1, 128) } else { (0, 32) };
-        if !(least..=most).contains(&persistence.prefix) {
+        let fits = match persistence.mask {
+            IpAddr::V4(_) => !is_v6(&spec.key),
+            IpAddr::V6(mask) => {
+                let bits = mask.to_bits();
+                is_v6(&spec.key) && bits != 0 && bits.leading_ones() == bits.count_ones()
+            }
+        };
+        if !fits {
             return Err(Error::Invalid { key: spec.key, why: "the netmask does not fit the address family" });
         }
     }

@@ -87,8 +87,9 @@ impl SchedulerFlags {
 pub struct Persistence {
     /// Seconds that a template lives after its last connection.
     pub timeout: u32,
-    /// Bits of a client's address that count (`-M`): of IPv4 up to 32, of IPv6 up to 128.
-    pub prefix: u8,
+    /// Bits of a client's address that count (`-M`), as an address of the service's family. Linux takes any mask of
+    /// IPv4, also one with holes; of IPv6 it is a prefix of 1 to 128 bits.
+    pub mask: IpAddr,
     /// Whether the Call-ID of SIP tells clients apart (`--pe sip`).
     pub sip: bool,
 }

@@ -20,10 +20,12 @@ mod uplink;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::config::spec::NeighbourSpec;
 use crate::config::{Mac, Name};
 use crate::control::api;
+use crate::ipvs::Ipvs;
 use crate::l3::route::rib::Rib;
 use crate::nat::RuleSet;
 use crate::policy::PolicySet;
@@ -51,6 +53,8 @@ pub struct Router {
     pub(crate) dhcp: BTreeMap<Name, DhcpServer>,
     /// What holds for connections.
     pub(crate) tracking: Tracking,
+    /// Virtual services, of all scopes.
+    pub(crate) ipvs: Arc<Ipvs>,
 }
 
 impl Router {
@@ -65,6 +69,7 @@ impl Router {
             isolation: false,
             dhcp: BTreeMap::new(),
             tracking: Tracking::new(CONNECTIONS_DEFAULT),
+            ipvs: Arc::default(),
         }
     }
 

@@ -103,7 +103,7 @@ fn all_changes_of_a_transaction_are_made_or_none() {
 fn services_are_found_in_the_order_of_linux() {
     let ipvs = Ipvs::default();
     let scope = ipvs.global();
-    let persistence = Some(Persistence { timeout: 60, prefix: 32, sip: false });
+    let persistence = Some(Persistence { timeout: 60, mask: Ipv4Addr::BROADCAST.into(), sip: false });
     let mark = ServiceKey::Mark { mark: 7, v6: false };
     for spec in [service(key(80), Scheduler::Rr), service(mark, Scheduler::Rr)] {
         scope.add_service(spec).expect("added");
