@@ -39,7 +39,7 @@ pub struct Destination {
     port: u16,
     account: Arc<Account>,
     /// Where the service's scheduler has it.
-    pub(super) slot: AtomicU32,
+    slot: AtomicU32,
     flags: AtomicU32,
     weight: AtomicI32,
     /// The last weight that was not 0, or that it was added with.
@@ -125,6 +125,10 @@ impl Destination {
 
     pub(super) fn upper(&self) -> u32 {
         self.upper.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_slot(&self, slot: u32) {
+        self.slot.store(slot, Ordering::SeqCst);
     }
 
     pub(super) fn idle_since(&self) -> u32 {

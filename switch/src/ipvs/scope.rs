@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::account::{Account, Totals};
 use super::destination::Destination;
@@ -16,7 +16,7 @@ use super::registry::Registry;
 use super::schedulers::Edits;
 use super::service::{Service, View};
 use super::settings::{Settings, Timeouts};
-use super::spec::{DestinationSpec, ServiceKey, ServiceSpec};
+use super::spec::{DestinationSpec, Scheduler, ServiceKey, ServiceSpec};
 use super::table::ServiceTable;
 use super::trash::Trash;
 
@@ -70,6 +70,10 @@ struct Control {
     rules: usize,
     serial: u64,
     trash: Trash,
+    /// Services whose schedulers remember addresses, and some that were such.
+    local: Vec<Weak<Service>>,
+    /// When they were looked after.
+    looked: u32,
 }
 
 /// A table of services with its settings.
@@ -221,10 +225,22 @@ impl Scope {
             };
             let place = |item| self.place(&mut control.trash, &account, serial, item);
             let destinations = items.into_iter().filter_map(place).collect();
+            let local = matches!(spec.scheduler, Some(Scheduler::Lblc | Scheduler::Lblcr));
             let view = View::new(spec, destinations);
             match base {
-                Some(base) => base.change(view, &Edits { restarted, ..edits }),
-                None => new.push(Arc::new(Service::new(serial, account, view, &edits))),
+                Some(base) => {
+                    base.change(view, &Edits { restarted, ..edits });
+                    if local && restarted {
+                        control.local.push(Arc::downgrade(&base));
+                    }
+                }
+                None => {
+                    let service = Arc::new(Service::new(serial, account, view, &edits));
+                    if local {
+                        control.local.push(Arc::downgrade(&service));
+                    }
+                    new.push(service);
+                }
             }
             for server in dropped {
                 control.trash.bury(server, serial, &self.registry);
@@ -297,7 +313,18 @@ impl Scope {
 
     /// Forgets what lies in the trash for long; to be called about once a second. `now` is [`crate::clock::seconds`].
     pub fn tick(&self, now: u32) {
-        self.control().trash.tick(now, &self.registry);
+        let mut control = self.control();
+        control.trash.tick(now, &self.registry);
+        if now.wrapping_sub(control.looked) >= 60 {
+            control.looked = now;
+            control.local.retain(|service| match service.upgrade() {
+                Some(service) => {
+                    service.tick(now);
+                    true
+                }
+                None => false,
+            });
+        }
     }
 
     /// The deleted servers that have connections or may come back soon.

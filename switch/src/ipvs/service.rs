@@ -86,9 +86,8 @@ impl Service {
     /// The caller counts the connection ([`Destination::bind`]) before the next choice can know of it.
     pub fn schedule(&self, flow: &Flow, now: u32) -> Option<Arc<Destination>> {
         let view = self.view.load();
-        let scheduler = view.spec.scheduler?;
-        if !State::is_needed(scheduler) {
-            return view.table.choose(&view, flow).map(Arc::clone);
+        if let Ok(choice) = view.table.choose(&view, flow) {
+            return choice.map(Arc::clone);
         }
         for _ in 0..PATIENCE {
             match self.state.try_lock() {
@@ -110,11 +109,18 @@ impl Service {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Housekeeping of schedulers that remember addresses.
+    pub(super) fn tick(&self, now: u32) {
+        self.state().tick(&self.account, now);
+    }
+
     /// Replaces what workers see. Only the control thread.
     pub(super) fn change(&self, view: View, edits: &Edits) {
         let view = Arc::new(view);
-        self.state().change(&view, &self.account, edits);
+        // What the successor finds out about its servers is worked out beside the old one, which goes on choosing.
+        self.state().freeze();
+        let successor = State::new(&view, &self.account, edits);
+        self.state().succeed(successor, edits);
         self.view.store(view);
-        State::settle(&self.state, &self.account);
     }
 }

@@ -3,7 +3,6 @@
 //! Workers post without waiting for anybody; whoever schedules next takes the notes down and looks at those servers
 //! again. A service of few servers has no board: all of them are looked at each time.
 #![forbid(unsafe_code)]
-#![allow(dead_code)]
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

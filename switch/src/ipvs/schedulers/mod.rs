@@ -5,14 +5,34 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod board;
+mod cache;
+mod dh;
+mod fo;
+mod hashing;
+mod lblc;
+mod lblcr;
+mod lc;
+mod least;
+mod mh;
+mod nq;
+mod ovf;
 mod rr;
+mod sed;
+mod sh;
+#[cfg(test)]
+mod tests;
+mod twos;
+mod wlc;
+mod wrr;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::account::Account;
 use super::destination::Destination;
 use super::service::{Flow, View};
-use super::spec::Scheduler;
+use super::settings::Setting;
+use super::spec::{Scheduler, SchedulerFlags, ServiceKey, ServiceSpec};
+use least::{Least, SCANNED};
 
 /// What happened to the servers of a service, as far as schedulers that remember something need to know.
 #[derive(Debug, Default)]
@@ -38,26 +58,111 @@ pub(crate) struct Weights {
 /// Worked out when the servers change.
 #[derive(Debug)]
 pub(crate) enum Table {
-    /// Nothing.
-    None,
+    /// There is no scheduler.
+    Nobody,
+    /// The scheduler remembers something: its [`State`] is asked.
+    State,
+    /// So few servers that looking at each is cheapest.
+    Scan(fn(&[Arc<Destination>]) -> Option<&Arc<Destination>>),
+    Dh(dh::Table),
+    Sh(sh::Table),
+    Mh(mh::Table),
+    Twos(twos::Dice),
 }
 
 impl Table {
-    pub(crate) fn new(_scheduler: Option<Scheduler>, _destinations: &[Arc<Destination>]) -> Self {
-        Self::None
+    pub(crate) fn new(scheduler: Option<Scheduler>, servers: &[Arc<Destination>]) -> Self {
+        let Some(scheduler) = scheduler else {
+            return Self::Nobody;
+        };
+        let few = servers.len() <= SCANNED;
+        match scheduler {
+            Scheduler::Lc if few => Self::Scan(least::scan::<lc::Measure>),
+            Scheduler::Wlc if few => Self::Scan(least::scan::<wlc::Measure>),
+            Scheduler::Sed if few => Self::Scan(least::scan::<sed::Measure>),
+            Scheduler::Nq if few => Self::Scan(least::scan::<nq::Measure>),
+            Scheduler::Fo if few => Self::Scan(least::scan::<fo::Measure>),
+            Scheduler::Ovf if few => Self::Scan(least::scan::<ovf::Measure>),
+            Scheduler::Dh => Self::Dh(dh::Table::new(servers)),
+            Scheduler::Sh => Self::Sh(sh::Table::new(servers)),
+            Scheduler::Mh => Self::Mh(mh::Table::new(servers)),
+            Scheduler::Twos => Self::Twos(twos::Dice::default()),
+            _ => Self::State,
+        }
     }
 
-    /// The choice of a scheduler that remembers nothing.
-    pub(crate) fn choose<'a>(&self, _view: &'a View, _flow: &Flow) -> Option<&'a Arc<Destination>> {
-        None
+    /// The choice of a scheduler that remembers nothing; that of others is [`State::choose`]'s, and `Err` says so.
+    #[inline]
+    pub(crate) fn choose<'a>(
+        &self,
+        view: &'a View,
+        flow: &Flow,
+    ) -> Result<Option<&'a Arc<Destination>>, Remembers> {
+        let servers = &*view.destinations;
+        Ok(match self {
+            Self::Nobody => None,
+            Self::State => return Err(Remembers),
+            Self::Scan(scan) => scan(servers),
+            Self::Dh(table) => table.choose(servers, flow),
+            Self::Sh(table) => table.choose(servers, flow, view.spec.flags),
+            Self::Mh(table) => table.choose(servers, flow, view.spec.flags),
+            Self::Twos(dice) => dice.choose(servers),
+        })
     }
 }
+
+/// The scheduler remembers something.
+#[derive(Debug)]
+pub(crate) struct Remembers;
 
 /// What a scheduler remembers.
 #[derive(Debug)]
 enum Memory {
     None,
     Rr(rr::Position),
+    Wrr(wrr::Mark),
+    Lc(Least<lc::Measure>),
+    Wlc(Least<wlc::Measure>),
+    Sed(Least<sed::Measure>),
+    Nq(Least<nq::Measure>),
+    Fo(Least<fo::Measure>),
+    Ovf(Least<ovf::Measure>),
+    Lblc(lblc::Lblc),
+    Lblcr(lblcr::Lblcr),
+}
+
+impl Memory {
+    /// Of a scheduler that begins. The servers' slots have been given.
+    fn new(spec: &ServiceSpec, servers: &[Arc<Destination>], edits: &Edits) -> Self {
+        let few = servers.len() <= SCANNED;
+        // Packets to a service by address have one destination; those of a mark have many.
+        let many = matches!(spec.key, ServiceKey::Mark { .. });
+        match spec.scheduler {
+            Some(Scheduler::Rr) => Self::Rr(rr::Position::default()),
+            Some(Scheduler::Wrr) => Self::Wrr(wrr::Mark::new(&edits.weights)),
+            Some(Scheduler::Lc) if !few => Self::Lc(Least::new(servers)),
+            Some(Scheduler::Wlc) if !few => Self::Wlc(Least::new(servers)),
+            Some(Scheduler::Sed) if !few => Self::Sed(Least::new(servers)),
+            Some(Scheduler::Nq) if !few => Self::Nq(Least::new(servers)),
+            Some(Scheduler::Fo) if !few => Self::Fo(Least::new(servers)),
+            Some(Scheduler::Ovf) if !few => Self::Ovf(Least::new(servers)),
+            Some(Scheduler::Lblc) => Self::Lblc(lblc::Lblc::new(servers, many)),
+            Some(Scheduler::Lblcr) => Self::Lblcr(lblcr::Lblcr::new(servers, many)),
+            _ => Self::None,
+        }
+    }
+
+    /// Goes on from what the scheduler remembered before its servers changed.
+    fn inherit(&mut self, old: Self, edits: &Edits) {
+        match (self, old) {
+            (Self::Rr(new), Self::Rr(old)) => *new = old.changed(edits),
+            (Self::Wrr(new), Self::Wrr(old)) => *new = old.changed(&edits.weights),
+            (Self::Lblc(new), Self::Lblc(old)) => new.inherit(old),
+            (Self::Lblcr(new), Self::Lblcr(old)) => new.inherit(old),
+            // The others see in the servers all that they have to know.
+            _ => {}
+        }
+    }
 }
 
 /// A scheduler with what it remembers, and the servers as it last saw them.
@@ -65,34 +170,37 @@ enum Memory {
 pub(crate) struct State {
     view: Arc<View>,
     memory: Memory,
+    /// Its successor is being made: notes on the board are for that one.
+    frozen: bool,
 }
 
 impl State {
-    /// Whether the scheduler remembers something.
-    pub(crate) fn is_needed(_scheduler: Scheduler) -> bool {
-        true
+    /// A scheduler that begins, or one that is to inherit from that of the same service.
+    pub(crate) fn new(view: &Arc<View>, account: &Account, edits: &Edits) -> Self {
+        let servers = &*view.destinations;
+        let unmoved = matches!(view.spec.scheduler, Some(Scheduler::Rr | Scheduler::Wrr));
+        if matches!(view.table, Table::State) && !unmoved && servers.len() > SCANNED {
+            account.board.prepare(servers.len());
+            for (slot, server) in (0..).zip(servers) {
+                server.set_slot(slot);
+            }
+            // What was posted with the old slots is seen when the servers are looked at from here on.
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        }
+        Self { view: Arc::clone(view), memory: Memory::new(&view.spec, servers, edits), frozen: false }
     }
 
-    /// A scheduler that begins.
-    pub(crate) fn new(view: &Arc<View>, _account: &Account, _edits: &Edits) -> Self {
-        let memory = match view.spec.scheduler {
-            Some(_) => Memory::Rr(rr::Position::default()),
-            None => Memory::None,
-        };
-        Self { view: Arc::clone(view), memory }
+    /// Leaves notes on the board alone: a successor is made.
+    pub(crate) fn freeze(&mut self) {
+        self.frozen = true;
     }
 
-    /// Follows a change.
-    pub(crate) fn change(&mut self, view: &Arc<View>, account: &Account, edits: &Edits) {
-        if edits.restarted {
-            *self = Self::new(view, account, edits);
-            return;
+    /// Makes way for a successor that was made from [`Self::freeze`] on.
+    pub(crate) fn succeed(&mut self, mut successor: Self, edits: &Edits) {
+        if !edits.restarted {
+            successor.memory.inherit(std::mem::replace(&mut self.memory, Memory::None), edits);
         }
-        self.view = Arc::clone(view);
-        match &mut self.memory {
-            Memory::None => {}
-            Memory::Rr(position) => position.change(edits),
-        }
+        *self = successor;
     }
 
     /// Ends: its service was deleted.
@@ -100,14 +208,38 @@ impl State {
         self.memory = Memory::None;
     }
 
-    /// Looks again at servers that changed while [`Self::change`] moved them.
-    pub(crate) fn settle(_state: &Mutex<Self>, _account: &Account) {}
+    /// Provides for more addresses, and forgets servers of long ago. For the control thread, now and then.
+    pub(crate) fn tick(&mut self, account: &Account, now: u32) {
+        let settings = account.settings();
+        match &mut self.memory {
+            Memory::Lblc(lblc) => lblc.tick(now, settings.get(Setting::LblcExpiration)),
+            Memory::Lblcr(lblcr) => lblcr.tick(now, settings.get(Setting::LblcrExpiration)),
+            _ => {}
+        }
+    }
 
     /// The choice.
-    pub(crate) fn choose(&mut self, _account: &Account, _flow: &Flow, _now: u32) -> Option<Arc<Destination>> {
+    #[inline]
+    pub(crate) fn choose(&mut self, account: &Account, flow: &Flow, now: u32) -> Option<Arc<Destination>> {
+        let servers = &*self.view.destinations;
+        let board = (!self.frozen).then_some(&account.board);
         let chosen = match &mut self.memory {
             Memory::None => None,
-            Memory::Rr(position) => position.choose(&self.view.destinations),
+            Memory::Rr(position) => position.choose(servers),
+            Memory::Wrr(mark) => mark.choose(servers),
+            Memory::Lc(least) => least.choose(servers, board),
+            Memory::Wlc(least) => least.choose(servers, board),
+            Memory::Sed(least) => least.choose(servers, board),
+            Memory::Nq(least) => least.choose(servers, board),
+            Memory::Fo(least) => least.choose(servers, board),
+            Memory::Ovf(least) => least.choose(servers, board),
+            Memory::Lblc(lblc) => {
+                return lblc.choose(servers, board, flow.destination, now);
+            }
+            Memory::Lblcr(lblcr) => {
+                let expiration = account.settings().get(Setting::LblcrExpiration);
+                return lblcr.choose(servers, board, flow.destination, now, expiration);
+            }
         };
         chosen.map(Arc::clone)
     }
@@ -117,4 +249,8 @@ impl State {
 #[inline]
 fn usable(server: &Destination) -> bool {
     server.weight() > 0 && !server.is_overloaded()
+}
+
+fn has(flags: SchedulerFlags, flag: u8) -> bool {
+    flags.0 & flag != 0
 }

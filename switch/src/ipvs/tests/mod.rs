@@ -1,6 +1,8 @@
 //! Services as a whole: what is refused, what becomes of deleted servers, what transactions do.
 #![forbid(unsafe_code)]
 
+mod golden;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::Ipvs;
