@@ -165,6 +165,7 @@ impl Router {
             fib: rib.fib(),
             neighbours,
             conntrack,
+            ipvs: Arc::default(),
             tracked: !nat.is_empty(),
             nat: Arc::new(nat),
             policy: Arc::new(PolicySet::new(1).compile(&Numbers::default())),

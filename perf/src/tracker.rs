@@ -36,10 +36,18 @@ pub fn answer(original: &Key4) -> Key4 {
 /// Enters a connection, which came in by port 0.
 #[inline]
 pub fn enter(table: &Conntrack, local: &mut Local, original: Key4, now: u32) -> Option<Ref> {
-    let begun = Packet { bytes: BYTES, tcp: None }.begin::<V4>(&original, true, now)?;
+    let begun = Packet { bytes: BYTES, tcp: None, sctp: None }.begin::<V4>(&original, true, now)?;
     let reply = answer(&original);
-    let new =
-        NewConnection { original, reply, begun, port: 0, next_hop: None, watched: false, related: false };
+    let new = NewConnection {
+        original,
+        reply,
+        begun,
+        port: 0,
+        next_hop: None,
+        watched: false,
+        related: false,
+        balanced: None,
+    };
     local.owner::<V4>().insert(&table.v4, &new, now).ok()
 }
 

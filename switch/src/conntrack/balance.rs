@@ -2,8 +2,8 @@
 //! template that keeps its client with that server.
 //!
 //! The records lie in an array beside the table, by the connections' places; pages of it exist where there were such
-//! connections. Packets of settled connections never look there. Who balances is told of the beginning, the end and
-//! the changes of activity of a connection through [`Balancer`], per connection, not per packet.
+//! connections. Packets of settled connections never look there. Who balances is told of the end and the
+//! changes of activity of a connection through [`Balancer`], per connection, not per packet.
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
@@ -30,8 +30,6 @@ const ONE_WAY: u8 = 2;
 pub struct Balanced {
     /// The server's number.
     pub destination: u32,
-    /// Number of the scope that it belongs to.
-    pub scope: u16,
     /// Number of the template that it follows, 0 if none.
     pub template: u32,
     /// State after its first packet: see [`states`].
@@ -40,8 +38,6 @@ pub struct Balanced {
     pub one_way: bool,
     /// Whether packets to the server go through a tunnel.
     pub tunnel: bool,
-    /// Whether it counts as a connection of its service's: those that others announced do not.
-    pub counted: bool,
 }
 
 /// What a record says.
@@ -49,8 +45,6 @@ pub struct Balanced {
 pub struct View {
     /// The server's number.
     pub destination: u32,
-    /// Number of the scope.
-    pub scope: u16,
     /// Number of the template, 0 if none.
     pub template: u32,
     /// The state.
@@ -76,10 +70,8 @@ pub struct Ended {
 
 /// Who gives connections to servers, as the table of connections needs to know it. Called by workers: nothing blocks.
 pub trait Balancer: Send + Sync {
-    /// Seconds that connections of a scope live in a state.
-    fn timeout(&self, scope: u16, protocol: u8, state: u8) -> u32;
-    /// A connection begins. It will end.
-    fn began(&self, new: &Balanced, active: bool);
+    /// Seconds that connections of a server live in a state.
+    fn timeout(&self, destination: u32, protocol: u8, state: u8) -> u32;
     /// A connection counts as active from now on, or does not any more.
     fn activity(&self, destination: u32, active: bool);
     /// A connection that follows this template has been established.
@@ -97,7 +89,7 @@ pub(super) struct Record {
     destination: AtomicU32,
     template: AtomicU32,
     timeout: AtomicU32,
-    /// State (bits 0 to 7), flags (8 to 15), scope (16 to 31): one word, so that activity is counted exactly.
+    /// State (bits 0 to 7), flags (8 to 15): one word, so that activity is counted exactly.
     state: AtomicU32,
 }
 
@@ -105,17 +97,14 @@ pub(super) struct Record {
 struct Word(u32);
 
 impl Word {
-    fn new(state: u8, flags: u8, scope: u16) -> Self {
-        Self(u32::from(state) | u32::from(flags) << 8 | u32::from(scope) << 16)
+    fn new(state: u8, flags: u8) -> Self {
+        Self(u32::from(state) | u32::from(flags) << 8)
     }
     fn state(self) -> u8 {
         self.0 as u8
     }
     fn flags(self) -> u8 {
         (self.0 >> 8) as u8
-    }
-    fn scope(self) -> u16 {
-        (self.0 >> 16) as u16
     }
     fn is_active(self) -> bool {
         self.flags() & INACTIVE == 0
@@ -146,7 +135,6 @@ impl Record {
     fn view(&self, word: Word, protocol: u8) -> View {
         View {
             destination: self.destination.load(Ordering::Relaxed),
-            scope: word.scope(),
             template: self.template.load(Ordering::Relaxed),
             state: word.state(),
             protocol,
@@ -188,7 +176,7 @@ impl<F: Family> Table<F> {
         (word.state() != GONE).then(|| record.view(word, self.half(half).key().protocol))
     }
 
-    /// A connection with a server begins; nobody can see it yet.
+    /// A connection with a server begins; nobody can see it yet, and who balances has counted it.
     pub(super) fn begin_balanced(&self, slot: Slot, new: &Balanced) {
         let protocol = self.first(slot).key().protocol;
         let active = states::is_active(protocol, new.state);
@@ -196,11 +184,10 @@ impl<F: Family> Table<F> {
         let flags = if active { 0 } else { INACTIVE } | if new.one_way { ONE_WAY } else { 0 };
         record.destination.store(new.destination, Ordering::Relaxed);
         record.template.store(new.template, Ordering::Relaxed);
-        record.state.store(Word::new(new.state, flags, new.scope).0, Ordering::Relaxed);
+        record.state.store(Word::new(new.state, flags).0, Ordering::Relaxed);
         self.shared.balanced(|balancer| {
-            let timeout = balancer.timeout(new.scope, protocol, new.state);
+            let timeout = balancer.timeout(new.destination, protocol, new.state);
             record.timeout.store(timeout, Ordering::Relaxed);
-            balancer.began(new, active);
         });
     }
 
@@ -226,7 +213,7 @@ impl<F: Family> Table<F> {
         let record = self.record(slot);
         let active = states::is_active(protocol, state);
         let mut old = Word(record.state.load(Ordering::Relaxed));
-        let new = loop {
+        loop {
             if old.state() == GONE {
                 return false;
             }
@@ -234,21 +221,22 @@ impl<F: Family> Table<F> {
             if answered {
                 flags &= !ONE_WAY;
             }
-            let new = Word::new(state, flags, old.scope());
+            let new = Word::new(state, flags);
             if new == old {
-                break new;
+                break;
             }
             match record.state.compare_exchange_weak(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => break new,
+                Ok(_) => break,
                 Err(other) => old = Word(other),
             }
-        };
+        }
         let mut shorter = false;
         self.shared.balanced(|balancer| {
-            let timeout = balancer.timeout(new.scope(), protocol, state);
+            let destination = record.destination.load(Ordering::Relaxed);
+            let timeout = balancer.timeout(destination, protocol, state);
             shorter = timeout < record.timeout.swap(timeout, Ordering::Relaxed);
             if old.is_active() != active {
-                balancer.activity(record.destination.load(Ordering::Relaxed), active);
+                balancer.activity(destination, active);
             }
             let template = record.template.load(Ordering::Relaxed);
             let proves = if matches!(protocol, crate::packet::ip::TCP | states::SCTP) {
@@ -319,11 +307,11 @@ pub(super) fn listed<F: Family>(table: &Table<F>, slot: Slot, now: u32) -> Optio
 }
 
 impl<F: Family> Table<F> {
-    /// Gives all balanced connections of a scope the timeouts in force.
-    pub(super) fn retime(&self, slot: Slot, scope: u16) {
-        let Some(view) = self.balance(slot.original()).filter(|view| view.scope == scope) else { return };
+    /// Gives a balanced connection the timeout in force.
+    pub(super) fn retime(&self, slot: Slot) {
+        let Some(view) = self.balance(slot.original()) else { return };
         self.shared.balanced(|balancer| {
-            let timeout = balancer.timeout(scope, view.protocol, view.state);
+            let timeout = balancer.timeout(view.destination, view.protocol, view.state);
             self.record(slot).timeout.store(timeout, Ordering::Relaxed);
         });
     }

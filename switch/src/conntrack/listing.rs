@@ -180,16 +180,16 @@ impl Conntrack {
         }
     }
 
-    /// Gives the connections of a scope the timeouts that are in force for it now.
-    pub fn retime(&self, scope: u16) {
-        self.retime_family(&self.v4, scope);
-        self.retime_family(&self.v6, scope);
+    /// Gives all balanced connections the timeouts that are in force now.
+    pub fn retime(&self) {
+        self.retime_family(&self.v4);
+        self.retime_family(&self.v6);
     }
 
-    fn retime_family<F: Family>(&self, table: &Table<F>, scope: u16) {
+    fn retime_family<F: Family>(&self, table: &Table<F>) {
         let mut from = Some(0);
         while let Some(place) = from {
-            from = self.seated(|| table.scan(place, STEP, |slot| table.retime(slot, scope)));
+            from = self.seated(|| table.scan(place, STEP, |slot| table.retime(slot)));
         }
     }
 

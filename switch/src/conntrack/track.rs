@@ -231,7 +231,11 @@ impl<F: Family> Owner<F> {
     #[cold]
     fn update_balanced(&mut self, table: &Table<F>, half: Ref, packet: &Packet, now: u32) -> Fate {
         let slot = half.slot();
-        let call = packet.tcp.as_ref().is_some_and(|segment| segment.kind() == Some(Kind::Syn));
+        let call = match (&packet.tcp, &packet.sctp) {
+            (Some(segment), _) => segment.kind() == Some(Kind::Syn),
+            (None, Some(chunks)) => states::begins_sctp(chunks),
+            (None, None) => false,
+        };
         if call && !half.is_reply() && table.is_renewed(half) {
             self.kill(table, half);
             return Fate::Renew;

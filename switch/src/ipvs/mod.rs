@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod connection;
 pub mod destination;
 mod difference;
 pub mod draft;
 pub mod error;
 pub mod health;
 mod list;
+pub mod persistence;
 mod registry;
 pub(crate) mod schedulers;
 pub mod scope;
@@ -27,7 +29,7 @@ mod trash;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
@@ -53,13 +55,24 @@ pub struct Ipvs {
     global: Arc<Scope>,
     containers: Mutex<HashMap<String, Arc<Scope>>>,
     ports: ArcSwap<Ports>,
+    /// Which clients stay with which servers.
+    pub templates: persistence::Templates,
+    /// Whether there ever was a connection.
+    used: AtomicBool,
 }
 
 impl Default for Ipvs {
     fn default() -> Self {
         let registry = Arc::<Registry>::default();
         let global = Arc::new(Scope::new(None, GLOBAL_RULES, Arc::clone(&registry)));
-        Self { registry, global, containers: Mutex::default(), ports: ArcSwap::default() }
+        Self {
+            registry,
+            global,
+            containers: Mutex::default(),
+            ports: ArcSwap::default(),
+            templates: Default::default(),
+            used: AtomicBool::new(false),
+        }
     }
 }
 
@@ -130,6 +143,25 @@ impl Ipvs {
         self.registry.services.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether packets need to be looked up among connections: there are services, or were when connections began.
+    #[inline(always)]
+    pub fn is_used(&self) -> bool {
+        !self.is_idle() || self.used.load(Ordering::Relaxed)
+    }
+
+    /// A connection was given to a server.
+    pub(crate) fn note_use(&self) {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Says what is to be called when servers were deleted: what was resolved for their connections is void.
+    pub fn on_withdrawal(&self, act: Box<dyn Fn() + Send + Sync>) {
+        // Only the first one counts.
+        let _ = self.registry.withdrawn.set(registry::Act(act));
+    }
+
     /// The service that a packet which came in by `port` belongs to: one of its container's scope, or else one of the
     /// global scope.
     #[inline]
@@ -155,6 +187,7 @@ impl Ipvs {
 
     /// Housekeeping of all scopes; to be called about once a second. `now` is [`crate::clock::seconds`].
     pub fn tick(&self, now: u32) {
+        self.sweep(now);
         self.global.tick(now);
         let containers: Vec<_> = self.containers().values().map(Arc::clone).collect();
         containers.iter().for_each(|scope| scope.tick(now));

@@ -24,6 +24,17 @@ pub(super) struct Registry {
     numbers: Mutex<Numbers>,
     /// How many services all scopes have.
     pub(super) services: AtomicUsize,
+    /// To be called when servers were deleted.
+    pub(super) withdrawn: OnceLock<Act>,
+}
+
+/// Something to do.
+pub(super) struct Act(pub(super) Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Act {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Act")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +51,7 @@ impl Default for Registry {
             chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect(),
             numbers: Mutex::default(),
             services: AtomicUsize::new(0),
+            withdrawn: OnceLock::new(),
         }
     }
 }

@@ -199,6 +199,7 @@ impl Scope {
             control.trash.bury_service(service, &self.registry);
         }
         let mut new = Vec::new();
+        let mut withdrawn = !removed.is_empty();
         for (key, drafted) in services {
             let Some(Drafted { base, spec, list, edited, restarted }) = drafted else {
                 continue;
@@ -243,6 +244,7 @@ impl Scope {
                 }
             }
             for server in dropped {
+                withdrawn = true;
                 control.trash.bury(server, serial, &self.registry);
             }
         }
@@ -250,6 +252,9 @@ impl Scope {
         self.table.change(&removed, &new);
         self.registry.services.fetch_sub(removed.len(), Ordering::SeqCst);
         control.trash.retire(removed);
+        if let Some(act) = self.registry.withdrawn.get().filter(|_| withdrawn) {
+            (act.0)();
+        }
     }
 
     /// The server of an item of a finished list.

@@ -7,8 +7,7 @@
 //! in which states travel by these numbers.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
+use super::settings::Timeouts;
 use crate::packet::headers::tcp_flags::{ACK, FIN, RST, SYN};
 use crate::packet::ip::{TCP, UDP};
 
@@ -205,50 +204,14 @@ const SCTP_NEXT: [[[u8; 14]; SCTP_EVENTS]; 3] = {
     ]
 };
 
-/// Seconds that a UDP conversation lives.
-const UDP_SECONDS: u32 = 300;
-
-/// The timeouts of `ipvsadm --set`, which replace those of single states.
-#[derive(Debug)]
-pub struct Timeouts {
-    tcp: AtomicU32,
-    tcp_fin: AtomicU32,
-    udp: AtomicU32,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        let [tcp, tcp_fin, udp] =
-            [TCP_SECONDS[tcp::ESTABLISHED as usize], TCP_SECONDS[tcp::FIN_WAIT as usize], UDP_SECONDS]
-                .map(AtomicU32::new);
-        Self { tcp, tcp_fin, udp }
-    }
-}
-
-impl Timeouts {
-    /// Seconds for established connections of TCP, for those that one side has finished, for UDP.
-    pub fn get(&self) -> [u32; 3] {
-        [&self.tcp, &self.tcp_fin, &self.udp].map(|seconds| seconds.load(Ordering::Relaxed))
-    }
-
-    /// Changes those that are not 0.
-    pub fn set(&self, seconds: [u32; 3]) {
-        for (cell, seconds) in [&self.tcp, &self.tcp_fin, &self.udp].into_iter().zip(seconds) {
-            if seconds != 0 {
-                cell.store(seconds, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Seconds that a connection of a protocol lives in a state.
-    pub fn of(&self, protocol: u8, state: u8) -> u32 {
-        match (protocol, state) {
-            (TCP, tcp::ESTABLISHED) => self.tcp.load(Ordering::Relaxed),
-            (TCP, tcp::FIN_WAIT) => self.tcp_fin.load(Ordering::Relaxed),
-            (TCP, state) => TCP_SECONDS.get(usize::from(state)).copied().unwrap_or(2),
-            (SCTP, state) => SCTP_SECONDS.get(usize::from(state)).copied().unwrap_or(2),
-            _ => self.udp.load(Ordering::Relaxed),
-        }
+/// Seconds that a connection of a protocol lives in a state.
+pub fn timeout(protocol: u8, state: u8, set: &Timeouts) -> u32 {
+    match (protocol, state) {
+        (TCP, tcp::ESTABLISHED) => set.tcp,
+        (TCP, tcp::FIN_WAIT) => set.tcp_fin,
+        (TCP, state) => TCP_SECONDS.get(usize::from(state)).copied().unwrap_or(2),
+        (SCTP, state) => SCTP_SECONDS.get(usize::from(state)).copied().unwrap_or(2),
+        _ => set.udp,
     }
 }
 
@@ -380,17 +343,15 @@ mod tests {
 
     #[test]
     fn states_have_linux_numbers_and_seconds() {
-        let timeouts = Timeouts::default();
-        assert_eq!(timeouts.get(), [900, 120, 300]);
+        let mut set = Timeouts::default();
         assert_eq!(
-            (0..11).map(|state| timeouts.of(TCP, state)).collect::<Vec<_>>(),
+            (0..11).map(|state| timeout(TCP, state, &set)).collect::<Vec<_>>(),
             [2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120]
         );
-        timeouts.set([7, 0, 9]);
-        assert_eq!(timeouts.get(), [7, 120, 9]);
-        assert_eq!((timeouts.of(TCP, tcp::ESTABLISHED), timeouts.of(UDP, 0)), (7, 9));
-        assert_eq!(timeouts.of(SCTP, sctp::ESTABLISHED), 900);
-        assert_eq!((timeouts.of(TCP, 77), name(TCP, 77)), (2, "ERR!"), "no such state");
+        assert_eq!((timeout(UDP, 0, &set), timeout(SCTP, sctp::ESTABLISHED, &set)), (300, 900));
+        (set.tcp, set.udp) = (7, 9);
+        assert_eq!((timeout(TCP, tcp::ESTABLISHED, &set), timeout(UDP, 0, &set)), (7, 9));
+        assert_eq!((timeout(TCP, 77, &set), name(TCP, 77)), (2, "ERR!"), "no such state");
         assert!(is_active(TCP, tcp::SYN_RECV) && !is_active(TCP, tcp::TIME_WAIT) && !is_active(UDP, 0));
     }
 }

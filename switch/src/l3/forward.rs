@@ -57,6 +57,7 @@ impl Stage {
         let mut items = [const { None::<Item<F>> }; BURST];
         let mut count = 0;
         let table = at.router.conntrack.table::<F>();
+        let tracked = at.router.is_tracked();
         let mut left = frames;
         while left != 0 {
             let i = left.trailing_zeros() as usize;
@@ -64,7 +65,7 @@ impl Stage {
             match read::<F>(burst, i) {
                 Ok((headers, key)) => {
                     let hash = table.hash(&key);
-                    if at.router.tracked {
+                    if tracked {
                         table.prefetch(hash);
                     }
                     items[count] = Some(Item::new(i, headers, key, hash));
@@ -74,7 +75,7 @@ impl Stage {
             }
         }
         let items = &mut items[..count];
-        if at.router.tracked {
+        if tracked {
             for item in items.iter_mut().flatten() {
                 item.candidate = table.candidate(item.hash);
                 if let Some(candidate) = item.candidate {
@@ -83,8 +84,7 @@ impl Stage {
             }
         }
         for item in items.iter().flatten() {
-            let done =
-                if at.router.tracked { self.tracked(burst, item, at) } else { self.plain(burst, item, at) };
+            let done = if tracked { self.tracked(burst, item, at) } else { self.plain(burst, item, at) };
             if let Err(refusal) = done {
                 self.refuse(burst, item.i, &item.headers, refusal, at);
             }

@@ -67,7 +67,7 @@ impl Stage {
     /// Carries those of `frames` that are ordinary, of family `F`, and untagged to `at.interface`; the mask of all
     /// others. [`Stage::end_ways`] sends them.
     pub(super) fn ordinary<F: Routed>(&mut self, burst: &mut Burst, frames: u64, at: &Arrival<'_>) -> u64 {
-        match (at.interface.vlan, at.router.tracked) {
+        match (at.interface.vlan, at.router.is_tracked()) {
             (0, true) => self.ordinary_tracked::<F>(burst, frames, at),
             (0, false) => self.ordinary_plain::<F>(burst, frames, at),
             _ => frames,

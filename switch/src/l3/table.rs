@@ -9,6 +9,7 @@ use super::neighbour::Neighbours;
 use super::own::Own;
 use super::route::Fib;
 use crate::conntrack::Conntrack;
+use crate::ipvs::Ipvs;
 use crate::nat::Nat;
 use crate::policy::Policy;
 use crate::policy::log::Log;
@@ -26,9 +27,11 @@ pub struct RouterTable {
     pub neighbours: Arc<Neighbours>,
     /// Connections.
     pub conntrack: Arc<Conntrack>,
+    /// Services that are balanced over servers.
+    pub ipvs: Arc<Ipvs>,
     /// Packets in fragments.
     pub reassembly: Arc<Reassembly>,
-    /// Whether packets need connections at all: there is a rule that asks for them.
+    /// Whether there is a rule that asks for connections: see [`RouterTable::is_tracked`].
     pub tracked: bool,
     /// Translation rules.
     pub nat: Arc<Nat>,
@@ -47,6 +50,12 @@ impl RouterTable {
     #[inline]
     pub fn interface(&self, index: u16) -> Option<&Arc<Interface>> {
         self.interfaces.get(usize::from(index)).and_then(Option::as_ref)
+    }
+
+    /// Whether packets need connections at all.
+    #[inline]
+    pub fn is_tracked(&self) -> bool {
+        self.tracked || self.ipvs.is_used()
     }
 
     /// The stamp that a kept next hop must have to be valid, given its slot's version.

@@ -242,6 +242,9 @@ impl Live {
             bridges: around.bridges.iter().map(|(name, table)| (*name, table.number)).collect(),
             interfaces: self.placed.iter().map(|(name, placed)| (*name, placed.index)).collect(),
         };
+        self.conntrack.set_balancer(router.ipvs.clone());
+        let fib = router.rib.fib();
+        router.ipvs.on_withdrawal(Box::new(move || fib.bump()));
         let (nat, policy) = (router.nat.snapshot(named), router.policy.snapshot(&numbers));
         Some(Arc::new(RouterTable {
             own: Own::new(&interfaces),
@@ -249,6 +252,7 @@ impl Live {
             fib: router.rib.fib(),
             neighbours: self.neighbours.clone(),
             conntrack: self.conntrack.clone(),
+            ipvs: router.ipvs.clone(),
             reassembly: self.reassembly.clone(),
             tracked: !nat.is_empty() || !policy.is_empty(),
             nat,
