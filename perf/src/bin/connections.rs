@@ -14,7 +14,7 @@ use shunt_switch::conntrack::{Conntrack, Key, Key4, Limits, Local, NewConnection
 use shunt_switch::worker::epoch::Epochs;
 
 const BURST: usize = 64;
-const PACKET: Packet = Packet { bytes: 46, tcp: None };
+const PACKET: Packet = Packet { bytes: 46, tcp: None, sctp: None };
 
 fn key(n: u32) -> Key4 {
     let n = n.wrapping_mul(0x9e37_79b1);
@@ -44,6 +44,7 @@ fn new(n: u32, now: u32) -> NewConnection<shunt_switch::conntrack::V4> {
         next_hop: Some((1, 1)),
         watched: false,
         related: false,
+        balanced: None,
     }
 }
 
