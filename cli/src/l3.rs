@@ -125,7 +125,20 @@ impl Asker {
     pub(crate) fn dhcp(&mut self, command: &Dhcp) -> Result<String, Failure> {
         match command.clone() {
             Dhcp::Show { interface } => self.ask(&api::DhcpShow { interface }, show::dhcp),
-            Dhcp::Set { interface, range, lease, router, dns, domain, mtu, route, ra } => {
+            Dhcp::Set {
+                interface,
+                range,
+                lease,
+                router,
+                dns,
+                add_dns,
+                del_dns,
+                domain,
+                mtu,
+                route,
+                ra,
+                per_port,
+            } => {
                 let (dns, route) = (list(dns), list(route));
                 let request = api::DhcpSet {
                     interface,
@@ -133,10 +146,13 @@ impl Asker {
                     lease,
                     router,
                     dns,
+                    add_dns,
+                    del_dns,
                     domain,
                     mtu,
                     route,
                     ra,
+                    per_port,
                     ..api::DhcpSet::default()
                 };
                 self.ask(&request, silent)

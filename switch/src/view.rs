@@ -59,7 +59,7 @@ impl Switch {
 
     /// All ports, by name.
     pub fn ports(&self) -> Vec<api::Port> {
-        self.ports.values().map(port_view).collect()
+        self.ports.values().map(|member| self.port_view(member)).collect()
     }
 
     /// One port.
@@ -67,7 +67,13 @@ impl Switch {
     /// # Errors
     /// No such port.
     pub fn port(&self, name: &str) -> Result<api::Port, Refusal> {
-        Ok(port_view(self.find_port(name)?))
+        Ok(self.port_view(self.find_port(name)?))
+    }
+
+    fn port_view(&self, member: &Member) -> api::Port {
+        let mut view = port_view(member);
+        (view.guarded, view.leased_address) = self.guards.at(member.port.number());
+        view
     }
 
     /// The forwarding database of one bridge or of all, by bridge, VLAN and address.
@@ -145,6 +151,8 @@ fn port_view(member: &Member) -> api::Port {
         netns: None,
         persist: false,
         guard: spec.guard,
+        guarded: false,
+        leased_address: Vec::new(),
         allow_address: spec.allow.clone(),
     };
     match &spec.attachment {

@@ -190,7 +190,7 @@ pub(crate) enum Dhcp {
     },
     /// Serves DHCP or router advertisements on an interface, or changes how
     #[command(group(ArgGroup::new("change")
-        .args(["range", "lease", "router", "dns", "domain", "mtu", "route", "ra"]).required(true).multiple(true)))]
+        .args(["range", "lease", "router", "dns", "add_dns", "del_dns", "domain", "mtu", "route", "ra", "per_port"]).required(true).multiple(true)))]
     Set {
         /// The interface
         interface: String,
@@ -203,9 +203,16 @@ pub(crate) enum Dhcp {
         /// The gateway that guests are told, or none [default: the interface's address]
         #[arg(long, value_name = "ADDR|none")]
         router: Option<String>,
-        /// A name server that guests are told, IPv4 or IPv6; may be given several times; none for none
+        /// A name server that guests are told, IPv4 or IPv6, in the place of all before; may be given several times;
+        /// none for none
         #[arg(long, value_name = "ADDR|none")]
         dns: Vec<String>,
+        /// A name server that guests are told beside those of before; may be given several times
+        #[arg(long, value_name = "ADDR")]
+        add_dns: Vec<String>,
+        /// A name server that guests are told no longer; may be given several times
+        #[arg(long, value_name = "ADDR")]
+        del_dns: Vec<String>,
         /// The domain that guests are told, or an empty text
         #[arg(long, value_name = "NAME")]
         domain: Option<String>,
@@ -218,6 +225,9 @@ pub(crate) enum Dhcp {
         /// Advertise routers for the interface's IPv6 networks (SLAAC)
         #[arg(long, value_name = "on|off", value_parser = on_off)]
         ra: Option<bool>,
+        /// Most addresses that guests behind one port may have [default: 32]
+        #[arg(long, value_name = "N", allow_negative_numbers = true)]
+        per_port: Option<i64>,
     },
     /// Ends DHCP and router advertisements on an interface
     Del {

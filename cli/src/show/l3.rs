@@ -87,7 +87,7 @@ pub(crate) fn route_choice(choice: &api::RouteChoice) -> String {
     let mut list = vec![
         ("address", choice.address.to_string()),
         ("kind", kind),
-        ("route", choice.prefix.map(|prefix| prefix.to_string()).unwrap_or_default()),
+        ("route", choice.prefix.map_or_else(|| "none".to_owned(), |prefix| prefix.to_string())),
         ("metric", choice.metric.map(|metric| metric.to_string()).unwrap_or_default()),
     ];
     list.extend(ways.into_iter().map(|way| ("way", way)));
@@ -138,12 +138,32 @@ pub(crate) fn dhcp(dhcp: &api::Dhcp) -> String {
         ("mtu", dhcp.mtu.to_string()),
         ("routes", joined(&dhcp.route)),
         ("ra", if dhcp.ra { "on" } else { "off" }.to_owned()),
+        ("per-port", format!("{} addresses at most", dhcp.per_port)),
+        ("counted", counted(&dhcp.counters)),
     ];
     for one in &dhcp.reservations {
         let hostname = one.hostname.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
         list.push(("reserved", format!("{} {}{hostname}", one.address, one.mac)));
     }
     properties(&list)
+}
+
+/// What a DHCP server has counted; what never happened is left out.
+fn counted(counters: &api::DhcpCounters) -> String {
+    let all = [
+        (counters.requests, "requests"),
+        (counters.offers, "offers"),
+        (counters.acks, "acks"),
+        (counters.naks, "naks"),
+        (counters.conflicts, "conflicts"),
+        (counters.malformed, "malformed"),
+        (counters.refused, "refused"),
+        (counters.exhausted, "without an address left"),
+        (counters.port_limit, "above the share of a port"),
+    ];
+    let some: Vec<_> =
+        all.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    some.join(", ")
 }
 
 /// `dhcp leases`

@@ -151,10 +151,20 @@ fn guard(port: &api::Port) -> String {
     let state = match port.guard {
         Some(true) => "on",
         Some(false) => return "off".to_owned(),
+        None if port.guarded => "by lease",
         None => "",
     };
     let allowed = joined(&port.allow_address);
-    [state, allowed.as_str()].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(", ")
+    let leased = match port.guarded && !port.leased_address.is_empty() {
+        true => format!("leased {}", joined(&port.leased_address)),
+        false => String::new(),
+    };
+    [state, leased.as_str(), allowed.as_str()]
+        .iter()
+        .filter(|part| !part.is_empty())
+        .copied()
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// `port show`

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::forward::Refusal;
+use super::fragment::Quoted;
 use super::interface::{Address, Interface};
 use super::route::{Fib, NextHopSetId};
 use super::{Arrival, checks, compose};
@@ -28,6 +29,8 @@ pub(super) trait Routed: Family<Address: rewrite::Address + compose::Compose> {
     fn is_broadcast(interface: &Interface, address: Self::Address) -> bool;
     /// A number for the limiter of ICMP errors.
     fn number(address: Self::Address) -> u128;
+    /// A key that was kept for either family, if it is of this one.
+    fn quoted(key: Quoted) -> Option<Key<Self>>;
 }
 
 impl Routed for V4 {
@@ -67,6 +70,10 @@ impl Routed for V4 {
 
     fn number(address: u32) -> u128 {
         address.into()
+    }
+
+    fn quoted(key: Quoted) -> Option<Key<Self>> {
+        if let Quoted::V4(key) = key { Some(key) } else { None }
     }
 }
 
@@ -113,5 +120,9 @@ impl Routed for V6 {
 
     fn number(address: u128) -> u128 {
         address
+    }
+
+    fn quoted(key: Quoted) -> Option<Key<Self>> {
+        if let Quoted::V6(key) = key { Some(key) } else { None }
     }
 }

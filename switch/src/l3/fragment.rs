@@ -14,7 +14,9 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 use vhost_backend::net_header::NetHeader;
 
 use super::icmp;
+use crate::conntrack;
 use crate::drops::DropReason;
+use crate::packet::embedded::Embedded;
 use crate::packet::headers::Headers;
 use crate::packet::ip::{IPV4_LEN, IPV6_LEN};
 
@@ -116,6 +118,31 @@ pub struct First {
     pub protocol: u8,
     /// The type of an ICMP message.
     pub icmp: Option<u8>,
+    /// The key of packets that go the way of an ICMP error, made of the packet that it quotes.
+    pub quoted: Option<Quoted>,
+}
+
+/// A key of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quoted {
+    /// In IPv4.
+    V4(conntrack::Key4),
+    /// In IPv6.
+    V6(conntrack::Key6),
+}
+
+impl Quoted {
+    /// What the error that `headers` were read from quotes, if it is one and can be read.
+    fn of(head: &[u8], headers: &Headers) -> Option<Self> {
+        let embedded = Embedded::parse(head, headers)?;
+        if !embedded.checksum_good || embedded.headers.icmp_error {
+            return None;
+        }
+        Some(match headers.v6 {
+            true => Self::V6(conntrack::Key6::of(&embedded.headers, head).reversed()),
+            false => Self::V4(conntrack::Key4::of(&embedded.headers, head).reversed()),
+        })
+    }
 }
 
 impl First {
@@ -126,6 +153,7 @@ impl First {
             destination_port: headers.destination_port,
             protocol: headers.protocol,
             icmp: icmp::kind(head, headers),
+            quoted: Quoted::of(head, headers),
         }
     }
 

@@ -2,6 +2,8 @@
 //! clients that look for a server. They are flooded as well, so nothing here changes them.
 #![forbid(unsafe_code)]
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use vhost_backend::frame::Burst;
 use vhost_backend::net_header::NetHeader;
 
@@ -117,7 +119,11 @@ impl Stage {
             return at.counted.drop(DropReason::ArpInvalid, 1);
         };
         let interface = at.interface;
-        let verdict = arp.verdict(interface.mac, |address| interface.owns_v4(address));
+        let verdict = arp.verdict(interface.mac, |address| {
+            interface.owns_v4(address)
+                || interface.may_stand_for_v4(address)
+                    && at.router.nat.speaks_for(Ipv4Addr::from_bits(address).into())
+        });
         self.learn(Address::v4(arp.sender), Some(arp.sender_mac), verdict.learn, at);
         if verdict.conflict {
             at.counted.drop(DropReason::AddressConflict, 1);
@@ -136,7 +142,11 @@ impl Stage {
         };
         let interface = at.interface;
         let own = crate::packet::ethernet::source(head) == interface.mac;
-        let verdict = message.verdict(own, |address| interface.owns_v6(address));
+        let verdict = message.verdict(own, |address| {
+            interface.owns_v6(address)
+                || interface.may_stand_for_v6(address)
+                    && at.router.nat.speaks_for(Ipv6Addr::from_bits(address).into())
+        });
         let (sender, mac) = message.sender();
         // Who is asked at his own MAC address need not tell it (RFC 4861, sections 4.4 and 7.2.5).
         let sent_from = || known(Address::v6(sender), ethernet::source(head), at);

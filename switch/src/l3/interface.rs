@@ -176,6 +176,21 @@ impl Interface {
         is_link_local_v6(address) || self.v6.iter().any(|own| own.covers(address))
     }
 
+    /// Whether `address` is that of a station in one of its networks, for which it may answer ARP.
+    pub fn may_stand_for_v4(&self, address: u32) -> bool {
+        let edge = |own: &&Own<u32>| {
+            own.prefix <= 30
+                && (own.broadcast() == Some(address) || own.address & !(u32::MAX >> own.prefix) == address)
+        };
+        let mut around = self.v4.iter().filter(|own| own.covers(address)).peekable();
+        around.peek().is_some() && !around.any(|own| edge(&own))
+    }
+
+    /// Whether `address` is in one of its networks, and not link-local, so that it may answer neighbour discovery for it.
+    pub fn may_stand_for_v6(&self, address: u128) -> bool {
+        !is_link_local_v6(address) && self.v6.iter().any(|own| own.covers(address))
+    }
+
     /// Whether `group` is the solicited-node multicast address of one of its addresses (RFC 4291, 2.7.1).
     #[inline]
     pub fn solicited(&self, group: u128) -> bool {
@@ -355,6 +370,25 @@ mod tests {
 
     fn v6(text: &str) -> u128 {
         text.parse::<Ipv6Addr>().unwrap().to_bits()
+    }
+
+    #[test]
+    fn it_stands_for_stations_only() {
+        let lan = interface(&["10.0.3.1/24", "10.0.2.1/31", "10.0.3.129/25", "fd00::1/64"]);
+        for (address, may) in [
+            ("10.0.3.77", true),
+            ("10.0.3.0", false),
+            ("10.0.3.255", false),
+            ("10.0.3.128", false),
+            ("10.0.2.0", true),
+            ("10.0.4.1", false),
+            ("255.255.255.255", false),
+        ] {
+            assert_eq!(lan.may_stand_for_v4(v4(address)), may, "{address}");
+        }
+        for (address, may) in [("fd00::9", true), ("fd01::9", false), ("fe80::9", false)] {
+            assert_eq!(lan.may_stand_for_v6(v6(address)), may, "{address}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use vhost_backend::frame::SNAPSHOT;
 use vhost_backend::net_header::NetHeader;
 
 use crate::packet::ethernet::Mac;
+use crate::rules::NONE;
 
 /// Bytes of all frames together: those of a burst of jumbo frames.
 const BYTES: usize = 1024 * 1024;
@@ -20,7 +21,7 @@ const LETTERS: usize = 512;
 pub(super) struct Letter {
     /// Index of the interface that it leaves by, or came to.
     pub(super) interface: u16,
-    /// Number of the port that it came from; of no meaning for the switch's own.
+    /// Number of the port that it came from, or by which it is to leave; [`NONE`] where the bridge is to find out.
     pub(super) port: u16,
     /// Offload metadata.
     pub(super) header: NetHeader,
@@ -57,10 +58,10 @@ impl Outbox {
         room: usize,
         write: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) -> bool {
-        self.put_from(interface, 0, header, room, write)
+        self.put_from(interface, NONE, header, room, write)
     }
 
-    /// As [`Outbox::put`], for a frame that came to `interface` by `port`.
+    /// As [`Outbox::put`], for a frame that came to `interface` by `port`, or is to leave by it.
     pub(super) fn put_from(
         &mut self,
         interface: u16,
@@ -83,6 +84,14 @@ impl Outbox {
     /// Puts a copy of a frame.
     pub(super) fn put_whole(&mut self, interface: u16, header: NetHeader, frame: &[u8]) -> bool {
         self.put(interface, header, frame.len(), |space| {
+            space.copy_from_slice(frame);
+            Some(frame.len())
+        })
+    }
+
+    /// Puts a copy of a frame that is for a station behind a port, if that is known.
+    pub(super) fn put_behind(&mut self, interface: u16, port: Option<u16>, frame: &[u8]) -> bool {
+        self.put_from(interface, port.unwrap_or(NONE), NetHeader::default(), frame.len(), |space| {
             space.copy_from_slice(frame);
             Some(frame.len())
         })

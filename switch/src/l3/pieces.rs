@@ -10,16 +10,17 @@ use super::family::Routed;
 use super::forward::{Item, Refusal};
 use super::fragment::{Fate, First, Piece};
 use super::icmp::{self, ECHO_V4, ECHO_V6};
-use super::next_hop::path_to;
+use super::next_hop::{next_hop, path_to};
 use super::outbox::Outbox;
 use super::route::Path;
 use super::table::RouterTable;
 use super::{Arrival, Stage};
 use crate::conntrack::{Key, V4, V6};
 use crate::drops::DropReason;
+use crate::packet::embedded::Embedded;
 use crate::packet::ethernet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::packet::headers::{Fragment, Headers};
-use crate::packet::rewrite::is_partial;
+use crate::packet::rewrite::{decrement_ttl, is_partial};
 use crate::stats::Direction;
 
 /// Seconds for which a worker that has seen a fragment looks after those that wait: longer than any waits.
@@ -54,6 +55,7 @@ impl Stage {
                 table.half(half).touch(at.now, headers.len);
                 self.carry(burst, &item, half, at)
             }
+            (Fragment::Later, None) if first.quoted.is_some() => self.piece_of_error(burst, &item, first, at),
             // To the switch itself, or of a packet that was refused.
             (Fragment::Later, None) => F::admit(&item.key, at).and_then(|()| {
                 match path_to::<F>(at, item.key.destination, item.hash) {
@@ -69,6 +71,26 @@ impl Stage {
             Err(Refusal::Local) => self.piece_for_us::<F>(burst, item.i, &headers, first, at),
             done => done,
         }
+    }
+
+    /// A later fragment of an ICMP error goes where the first one went.
+    fn piece_of_error<F: Routed>(
+        &mut self,
+        burst: &mut Burst,
+        item: &Item<F>,
+        first: First,
+        at: &Arrival<'_>,
+    ) -> Result<(), Refusal> {
+        F::admit(&item.key, at)?;
+        let table = at.router.conntrack.table::<F>();
+        let key = first.quoted.and_then(F::quoted).ok_or(DropReason::CtInvalid)?;
+        let half = table.find(&key, table.hash(&key)).map(|found| table.half(found));
+        let rewrite = half.ok_or(DropReason::CtInvalid)?.rewrite();
+        let hop = next_hop::<F>(at, rewrite.destination, item.hash)?;
+        self.send_on(burst, item, hop, at, |head, headers, _| {
+            Embedded::translate_later(head, headers, key.source, &rewrite);
+            decrement_ttl(head, headers);
+        })
     }
 
     /// What the first fragment of a fragment's packet says; `None` if this one waits for it.

@@ -21,6 +21,7 @@ use super::{Arrival, Stage, nd};
 use crate::drops::DropReason;
 use crate::packet::fits;
 use crate::packet::rewrite::set_macs;
+use crate::rules::NONE;
 use crate::stats::Direction;
 
 /// Frames of the service thread that are sent in one turn.
@@ -129,9 +130,8 @@ impl Stage {
         }
         let outbox = &mut self.outbox;
         router.inject.drain(INJECTED, |letter| {
-            let frame = letter.frame();
             // What does not fit is lost, as on a wire; its client asks again.
-            outbox.put_whole(letter.interface(), NetHeader::default(), frame);
+            outbox.put_behind(letter.interface(), letter.port(), letter.frame());
         });
     }
 
@@ -168,7 +168,13 @@ impl Stage {
                 |burst| {
                     for (i, (letter, head, _)) in outbox.letters(from).enumerate().take(BURST) {
                         let Some(interface) = router.interface(letter.interface) else { continue };
-                        if interface.vlan == 0 || burst.insert_tag(i, tag(interface.vlan)) {
+                        if interface.vlan != 0 && !burst.insert_tag(i, tag(interface.vlan)) {
+                            continue;
+                        }
+                        // Where a station was heard it is, whatever the bridge believes, unless the port has gone.
+                        if letter.port != NONE && interface.table.members.contains(&letter.port) {
+                            verdict.send(1 << i, letter.port);
+                        } else {
                             emit(interface, Outbox::destination(head), 1 << i, now, verdict);
                         }
                     }

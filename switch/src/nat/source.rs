@@ -90,6 +90,8 @@ pub(super) struct Sources {
     inside: Option<Inside>,
     mappings: Arc<Mappings>,
     scarce: Arc<Scarce>,
+    /// The pools, sorted; none touches another.
+    pools: Box<[AddressRange]>,
     /// Whether a destination may be translated, so that two connections may come to the same tuple.
     clashes: bool,
 }
@@ -99,6 +101,19 @@ struct Inside {
     prefixes: Prefixes,
     /// By the numbers of the prefixes.
     outside: Vec<(OneToOneNets, OutIndex, u32)>,
+}
+
+/// The same addresses in ranges that are sorted and apart.
+fn united(mut ranges: Vec<AddressRange>) -> Box<[AddressRange]> {
+    ranges.sort_unstable_by_key(|range| (range.first, range.last));
+    let mut united: Vec<AddressRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match united.last_mut() {
+            Some(last) if range.first <= last.last => last.last = last.last.max(range.last),
+            _ => united.push(range),
+        }
+    }
+    united.into()
 }
 
 impl Sources {
@@ -128,7 +143,8 @@ impl Sources {
             outside.sort_unstable_by_key(|(nets, ..)| prefixes.number(nets.from));
             Inside { prefixes, outside }
         });
-        Self { prefixes, nodes, outbound, inside, mappings, scarce, clashes }
+        let pools = united(outbound.iter().filter_map(|rule| rule.to).collect());
+        Self { prefixes, nodes, outbound, inside, mappings, scarce, pools, clashes }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -136,7 +152,8 @@ impl Sources {
     }
 
     pub(super) fn speaks_for(&self, address: IpAddr) -> bool {
-        self.outbound.iter().any(|rule| rule.to.is_some_and(|to| to.contains(address)))
+        let after = self.pools.partition_point(|pool| pool.first <= address);
+        self.pools[..after].last().is_some_and(|pool| pool.contains(address))
     }
 
     /// The rule for a packet, if there is one; `None` for an excepted destination, too.

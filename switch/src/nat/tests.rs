@@ -191,6 +191,21 @@ fn one_address_for_one_in_both_directions() {
 }
 
 #[test]
+fn pools_are_spoken_for() {
+    let nat = nat(&[
+        snat("172.18.2.0/24", "198.51.100.9", "198.51.100.12"),
+        snat("172.18.1.0/24", "198.51.100.4", "198.51.100.9"),
+        snat("172.18.3.0/24", "198.51.100.5", "198.51.100.5"),
+        snat("fd00:1::/64", "2001:db8::5", "2001:db8::6"),
+        snat("172.18.4.0/24", "10.0.2.15", "10.0.2.16"),
+    ]);
+    let spoken: Vec<u8> = (0..=20).filter(|&n| nat.speaks_for([198, 51, 100, n].into())).collect();
+    assert_eq!(spoken, (4..=12).collect::<Vec<u8>>());
+    assert!(nat.speaks_for(ip("2001:db8::6")) && !nat.speaks_for(ip("2001:db8::7")));
+    assert!(nat.speaks_for(ip("10.0.2.16")) && !nat.speaks_for(ip("10.0.2.15")), "an interface has that one");
+}
+
+#[test]
 fn exceptions_are_final_and_the_longest_prefix_counts() {
     let mut special = selector("10.1.0.0/16", Out::Any);
     special.except = vec![cidr("192.168.0.0/16"), cidr("10.0.0.0/8")];

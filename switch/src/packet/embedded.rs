@@ -161,6 +161,19 @@ impl Embedded {
         store(icmp, 2, field);
     }
 
+    /// Translates a later fragment of an error, which has nothing but its outer header to change. `quoted` is the
+    /// destination of the quoted packet; for the rest see [`Embedded::translate`].
+    pub fn translate_later<A: Address>(head: &mut [u8], outer: &Headers, quoted: A, rewrite: &Rewrite<A>) {
+        if outer.v6 != A::V6 {
+            return;
+        }
+        let (source, destination) = A::read(head, usize::from(outer.network));
+        let ends = |source, destination| Ends { source, destination, source_port: 0, destination_port: 0 };
+        let to = ends(if quoted == rewrite.source { source } else { rewrite.source }, rewrite.destination);
+        let change = Rewrite::new(outer.protocol, &ends(source, destination), &to);
+        A::write::<false>(head, usize::from(outer.network), to.source, to.destination, change.ip_delta);
+    }
+
     /// The ends swapped: what the error's way changes at the source is the quoted packet's destination.
     fn translate_transport<A: Address>(&self, quoted: &mut [u8], rewrite: &Rewrite<A>) {
         if self.headers.fragment == Fragment::Later || quoted.len() < 8 {

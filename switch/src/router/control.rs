@@ -373,6 +373,9 @@ impl Switch {
         let mut dhcp = self.router.dhcp(interface)?;
         dhcp.leases =
             self.leases(Some(interface))?.iter().filter(|lease| lease.state == "bound").count() as u64;
+        if let Some(live) = &self.live {
+            dhcp.counters = live.dhcp_counters(interface).into();
+        }
         Ok(dhcp)
     }
 

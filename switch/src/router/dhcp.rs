@@ -6,11 +6,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{Interface, Router};
-use crate::config::spec::DhcpChange;
+use crate::config::spec::{DNS_MAX, DhcpChange};
 use crate::config::{ClasslessRoute, Mac, Name};
 use crate::control::api;
 use crate::refusal::Refusal;
-use crate::services::dhcp::{Config, LEASE_DEFAULT, Reservation};
+use crate::services::dhcp::{Config, LEASE_DEFAULT, PER_PORT, Reservation};
 
 /// How an interface serves guests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub struct DhcpServer {
     pub routes: Vec<ClasslessRoute>,
     /// Whether routers are advertised.
     pub ra: bool,
+    /// Most addresses that guests behind one port may have.
+    pub per_port: u32,
     /// Addresses that belong to guests, by address.
     pub reservations: Vec<Reservation>,
 }
@@ -57,6 +59,7 @@ impl DhcpServer {
             mtu: None,
             routes: Vec::new(),
             ra: false,
+            per_port: PER_PORT,
             reservations: Vec::new(),
         }
     }
@@ -75,6 +78,7 @@ impl DhcpServer {
         })?;
         let mut config = Config::new(server, self.range);
         config.lease = self.lease;
+        config.per_port = self.per_port;
         config.router = self.router.unwrap_or(config.router);
         config.dns = self
             .dns
@@ -171,6 +175,8 @@ impl DhcpServer {
             reservations: self.reservations.iter().map(reservation).collect(),
             capacity: config.map_or(0, |config| config.capacity()),
             leases: 0,
+            per_port: self.per_port,
+            counters: api::DhcpCounters::default(),
         }
     }
 }
@@ -197,6 +203,28 @@ impl Router {
         server.lease = change.lease.unwrap_or(server.lease);
         server.router = change.router.or(server.router);
         server.dns = change.dns.unwrap_or(server.dns);
+        for gone in &change.del_dns {
+            let before = server.dns.len();
+            server.dns.retain(|one| one != gone);
+            if server.dns.len() == before {
+                let name = interface.name.as_str();
+                return Err(Refusal::new(format!(
+                    "guests of interface {name:?} are not told of name server {gone}"
+                )));
+            }
+        }
+        for new in change.add_dns {
+            if !server.dns.contains(&new) {
+                server.dns.push(new);
+            }
+        }
+        if server.dns.len() > DNS_MAX {
+            let count = server.dns.len();
+            return Err(Refusal::new(format!(
+                "{count} name servers are too many: guests are told of at most {DNS_MAX}"
+            )));
+        }
+        server.per_port = change.per_port.unwrap_or(server.per_port);
         server.domain = change.domain.unwrap_or(server.domain);
         server.mtu = change.mtu.or(server.mtu);
         server.routes = change.routes.unwrap_or(server.routes);
@@ -296,6 +324,33 @@ mod tests {
         assert_eq!((dhcp.router, dhcp.ra, dhcp.capacity), (None, true, 253));
         router.del_dhcp("gw").unwrap();
         assert!(router.dhcp("gw").unwrap_err().to_string().contains("has no DHCP"));
+    }
+
+    #[test]
+    fn name_servers_come_and_go_one_by_one() {
+        let mut router = served();
+        let list = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        let dns = |router: &Router| {
+            let told = router.dhcp("gw").unwrap().dns;
+            told.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        set(&mut router, |d| d.dns = Some(list(&["10.0.3.1", "10.0.3.2"]))).unwrap();
+        set(&mut router, |d| {
+            d.del_dns = list(&["10.0.3.1"]);
+            d.add_dns = list(&["fd00::1", "10.0.3.2"]);
+        })
+        .unwrap();
+        assert_eq!(dns(&router), ["10.0.3.2", "fd00::1"]);
+        let refusal = set(&mut router, |d| d.del_dns = list(&["10.0.3.1"])).unwrap_err();
+        assert_eq!(refusal, "guests of interface \"gw\" are not told of name server 10.0.3.1");
+        let many: Vec<_> = (10..17).map(|n| format!("10.0.3.{n}")).collect();
+        let refusal = set(&mut router, |d| d.add_dns = many).unwrap_err();
+        assert_eq!(refusal, "9 name servers are too many: guests are told of at most 8");
+        assert_eq!(dns(&router), ["10.0.3.2", "fd00::1"]);
+        set(&mut router, |d| d.per_port = Some(200)).unwrap();
+        let server = &router.dhcp["gw"];
+        let config = server.config(&router.interfaces["gw"]).unwrap().unwrap();
+        assert_eq!((router.dhcp("gw").unwrap().per_port, config.per_port), (200, 200));
     }
 
     #[test]

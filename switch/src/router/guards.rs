@@ -54,6 +54,14 @@ impl Guards {
         }
     }
 
+    /// Whether a port is guarded now, and which addresses were assigned behind it.
+    pub(crate) fn at(&self, port: u16) -> (bool, Vec<Ipv4Addr>) {
+        let state = self.lock();
+        let active = state.guards.get(&port).is_some_and(|(_, guard)| guard.is_active());
+        let leases = state.leases.get(&port).into_iter().flatten();
+        (active, leases.map(|(_, address)| *address).collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
     /// Nobody has this number any more.
     pub(crate) fn forget(&self, port: u16) {
         let mut state = self.lock();
@@ -168,8 +176,10 @@ mod tests {
         let spec = spec(|_| {});
         let guard = guards.of(3, &spec, [].iter()).expect("a guard that waits");
         assert!(!guard.is_active());
+        assert_eq!(guards.at(3), (false, Vec::new()));
         guards.hear(&bound(3));
         assert!(guard.is_active());
+        assert_eq!(guards.at(3), (true, vec![[10, 0, 0, 7].into()]));
         assert!(guard.allows(&from([10, 0, 0, 7], MAC)).is_ok());
         assert!(guard.allows(&from([10, 0, 0, 8], MAC)).is_err());
         assert!(guard.allows(&from([10, 0, 0, 7], Mac([2; 6]))).is_err());

@@ -281,6 +281,11 @@ impl Live {
         self.index(interface).map(|index| self.services.leases(index)).unwrap_or_default()
     }
 
+    /// What the DHCP server of an interface has counted.
+    pub(crate) fn dhcp_counters(&self, interface: &str) -> dhcp::Counters {
+        self.index(interface).map(|index| self.services.counters(index)).unwrap_or_default()
+    }
+
     /// Takes an address back; false if nobody has it.
     pub(crate) fn release(&self, interface: &str, address: Ipv4Addr) -> bool {
         self.index(interface).is_some_and(|index| self.services.release(index, address))

@@ -16,6 +16,9 @@ use crate::services::dhcp::{LEASES_MAX, Reservation};
 /// Most addresses of a range: as many as the server keeps account of.
 pub const RANGE_MAX: u64 = LEASES_MAX as u64;
 
+/// Most name servers that guests are told.
+pub const DNS_MAX: usize = 8;
+
 /// A route that guests are told (RFC 3442), written `PREFIX=GATEWAY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClasslessRoute {
@@ -54,8 +57,12 @@ pub struct DhcpChange {
     pub lease: Option<u32>,
     /// The gateway that guests are told; `Some(None)` for none.
     pub router: Option<Option<Ipv4Addr>>,
-    /// Name servers that guests are told; at most 8.
+    /// Name servers that guests are told; at most [`DNS_MAX`].
     pub dns: Option<Vec<IpAddr>>,
+    /// Name servers to tell beside those of before.
+    pub add_dns: Vec<IpAddr>,
+    /// Name servers to tell no longer.
+    pub del_dns: Vec<IpAddr>,
     /// The domain that guests are told; `Some(None)` for none.
     pub domain: Option<Option<String>>,
     /// The MTU that guests are told.
@@ -64,6 +71,8 @@ pub struct DhcpChange {
     pub routes: Option<Vec<ClasslessRoute>>,
     /// Whether routers are advertised.
     pub ra: Option<bool>,
+    /// Most addresses that guests behind one port may have.
+    pub per_port: Option<u32>,
     /// Reservations to add: no MAC address and no address twice.
     pub reserve: Vec<Reservation>,
 }
@@ -141,7 +150,9 @@ impl TryFrom<&api::DhcpSet> for DhcpChange {
             Some("none") => Some(None),
             Some(text) => Some(Some(v4("router", text)?)),
         };
-        let dns = asked.dns.as_ref().map(|list| list.iter().map(|text| host("dns", text)).collect());
+        let servers = |field: &'static str, list: &[String]| -> Result<Vec<IpAddr>, Invalid> {
+            at_most(field, list.iter().map(|text| host(field, text)).collect::<Result<_, _>>()?, DNS_MAX)
+        };
         let routes = asked.route.as_ref().map(|list| list.iter().map(|text| classless(text)).collect());
         let mut reserve: Vec<Reservation> = Vec::new();
         for one in &asked.reserve {
@@ -158,7 +169,9 @@ impl TryFrom<&api::DhcpSet> for DhcpChange {
             range,
             lease: asked.lease.map(|value| number("lease", value, 60, u32::MAX - 1)).transpose()?,
             router,
-            dns: dns.transpose()?.map(|list| at_most("dns", list, 8)).transpose()?,
+            dns: asked.dns.as_ref().map(|list| servers("dns", list)).transpose()?,
+            add_dns: servers("add_dns", &asked.add_dns)?,
+            del_dns: servers("del_dns", &asked.del_dns)?,
             domain: match asked.domain.as_deref() {
                 None => None,
                 Some("") => Some(None),
@@ -170,6 +183,10 @@ impl TryFrom<&api::DhcpSet> for DhcpChange {
                 .transpose()?,
             routes: routes.transpose()?.map(|list| at_most("route", list, 16)).transpose()?,
             ra: asked.ra,
+            per_port: asked
+                .per_port
+                .map(|value| number("per_port", value, 1, RANGE_MAX as u32))
+                .transpose()?,
             reserve,
         })
     }
@@ -241,6 +258,9 @@ mod tests {
             (dhcp(|d| d.router = Some("fd00::1".into())), "router", "an IPv6 address"),
             (dhcp(|d| d.dns = texts(&["x"])), "dns", "no IP address"),
             (dhcp(|d| d.dns = texts(&["10.0.0.1"; 9])), "dns", "9 are too many"),
+            (dhcp(|d| d.add_dns = texts(&["x"]).unwrap()), "add_dns", "no IP address"),
+            (dhcp(|d| d.del_dns = texts(&["0.0.0.0"]).unwrap()), "del_dns", "not the address of a host"),
+            (dhcp(|d| d.per_port = Some(0)), "per_port", "it must be 1 to 65536"),
             (dhcp(|d| d.domain = Some("a..b".into())), "domain", "no name of hosts"),
             (dhcp(|d| d.mtu = Some(67)), "mtu", "it must be 68 to 9600"),
             (dhcp(|d| d.route = texts(&["10.0.0.0/8"])), "route", "PREFIX=GATEWAY"),

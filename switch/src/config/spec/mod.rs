@@ -28,7 +28,7 @@ pub use address::{
 };
 pub use bridge::{BridgeChange, BridgeSpec};
 pub use conntrack::LimitChange;
-pub use dhcp::{ClasslessRoute, DhcpChange, RANGE_MAX, reservation, v4};
+pub use dhcp::{ClasslessRoute, DNS_MAX, DhcpChange, RANGE_MAX, reservation, v4};
 pub use interface::{ADDRESSES_MAX, InterfaceChange, InterfaceSpec, check_mtu};
 pub use nat::{nat_kind, nat_view};
 pub use neighbour::NeighbourSpec;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ClasslessRoute, Mac, Name};
+use crate::services::dhcp::Counters;
 
 parameters! {
     /// Serves DHCP or router advertisements on an interface, or changes how; what is not given stays, or has its default
@@ -21,6 +22,12 @@ parameters! {
         pub router: Option<String>,
         /// Name servers that guests are told, IPv4 (DHCP) and IPv6 (router advertisements); an empty list for none.
         pub dns: Option<Vec<String>>,
+        /// Name servers that guests are told from now on, too, beside those of before.
+        #[serde(default)]
+        pub add_dns: Vec<String>,
+        /// Name servers that guests are told no longer.
+        #[serde(default)]
+        pub del_dns: Vec<String>,
         /// The domain that guests are told; an empty text for none.
         pub domain: Option<String>,
         /// The MTU that guests are told, 68 to 9600; the interface's own if not given.
@@ -29,6 +36,8 @@ parameters! {
         pub route: Option<Vec<String>>,
         /// Whether routers are advertised for the interface's IPv6 networks (SLAAC).
         pub ra: Option<bool>,
+        /// Most addresses that guests behind one port may have, 1 to 65,536; 32 if not given.
+        pub per_port: Option<i64>,
         /// Addresses that belong to certain guests, beside those that were reserved before.
         #[serde(default)]
         pub reserve: Vec<ReserveAdd>,
@@ -118,6 +127,41 @@ pub struct Dhcp {
     pub capacity: u64,
     /// Addresses that are given away now.
     pub leases: u64,
+    /// Most addresses that guests behind one port may have.
+    pub per_port: u32,
+    /// How often what happened since the server was started.
+    pub counters: DhcpCounters,
+}
+
+/// How often what happened at a DHCP server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DhcpCounters {
+    /// Requests read, of any kind.
+    pub requests: u64,
+    /// Addresses offered.
+    pub offers: u64,
+    /// Requests granted.
+    pub acks: u64,
+    /// Requests refused.
+    pub naks: u64,
+    /// Addresses that turned out to be in use, found out here or by the guest.
+    pub conflicts: u64,
+    /// Messages that are none.
+    pub malformed: u64,
+    /// Messages through a relay, or in another station's name.
+    pub refused: u64,
+    /// Requests unanswered because no address was left.
+    pub exhausted: u64,
+    /// Requests unanswered because the port has its share.
+    pub port_limit: u64,
+}
+
+impl From<Counters> for DhcpCounters {
+    fn from(counters: Counters) -> Self {
+        let Counters { requests, offers, acks, naks, conflicts, malformed, refused, exhausted, port_limit } =
+            counters;
+        Self { requests, offers, acks, naks, conflicts, malformed, refused, exhausted, port_limit }
+    }
 }
 
 /// A reserved address.

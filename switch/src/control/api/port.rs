@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -238,6 +239,10 @@ pub struct Port {
     pub persist: bool,
     /// Whether the port may send only from its own addresses: as it was asked, or `null` where nobody asked.
     pub guard: Option<bool>,
+    /// Whether it is guarded now: because somebody asked, or because shunt assigned it an address.
+    pub guarded: bool,
+    /// Addresses that shunt has assigned behind it, as long as the guard lets them through.
+    pub leased_address: Vec<Ipv4Addr>,
     /// IP addresses and networks that it was allowed to send from, beside those that shunt assigned.
     pub allow_address: Vec<IpNet>,
 }

@@ -64,7 +64,12 @@ fn the_sender_finds_its_packet<A: Address>(
         };
         frame[at..at + 2].copy_from_slice(&pseudo);
     }
+    let mut later = frame.clone();
+    let (_, asked) = A::read(&frame, usize::from(embedded.headers.network));
+    Embedded::translate_later(&mut later, &outer, asked, &rewrite);
     embedded.translate(&mut frame, &outer, partial, &rewrite);
+    let header = ..usize::from(outer.transport);
+    prop_assert_eq!(&later[header], &frame[header], "fragments of an error have the same ends");
     if partial {
         let checksum = Sum::of(&frame[usize::from(outer.transport)..]).checksum();
         let at = usize::from(outer.transport) + 2;

@@ -126,7 +126,7 @@ pub struct Effects {
 }
 
 /// How often what happened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Requests read, of any kind.
     pub requests: u64,
