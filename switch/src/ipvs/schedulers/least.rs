@@ -126,9 +126,9 @@ impl<M: Measure> Least<M> {
         }
         if let Some(board) = board {
             board.take(|slots| {
-                for at in slots.start.min(servers.len())..slots.end.min(servers.len()) {
-                    self.look(at, &servers[at]);
-                }
+                let first = slots.start.min(servers.len());
+                let changed = &servers[first..slots.end.min(servers.len())];
+                changed.iter().zip(first..).for_each(|(server, at)| self.look(at, server));
             });
         }
         let winner = self.winner(1);

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::super::Ipvs;
@@ -79,8 +79,11 @@ fn play(case: &str) -> String {
     let mut options = options.split(' ').filter(|word| !word.is_empty());
     while let Some(option) = options.next() {
         let value = options.next().expect("a value");
-        let mut persistence =
-            spec.persistence.unwrap_or(Persistence { timeout: 300, prefix: 32, sip: false });
+        let mut persistence = spec.persistence.unwrap_or(Persistence {
+            timeout: 300,
+            mask: Ipv4Addr::BROADCAST.into(),
+            sip: false,
+        });
         match option {
             "-b" => {
                 for flag in value.split(',') {
@@ -93,10 +96,7 @@ fn play(case: &str) -> String {
                 continue;
             }
             "-p" => persistence.timeout = value.parse().expect("seconds"),
-            "-M" => {
-                let mask: Ipv4Addr = value.parse().expect("a mask");
-                persistence.prefix = mask.to_bits().leading_ones() as u8;
-            }
+            "-M" => persistence.mask = value.parse().expect("a mask"),
             other => panic!("option {other}"),
         }
         spec.persistence = Some(persistence);
@@ -120,8 +120,8 @@ fn play(case: &str) -> String {
         let port = number("sport=") + connection;
         let chosen = match persistence {
             None => lab.schedule(client, port as u16),
-            Some(Persistence { prefix, .. }) => {
-                let masked = client.to_bits() >> (32 - prefix);
+            Some(Persistence { mask: IpAddr::V4(mask), .. }) => {
+                let masked = client.to_bits() & mask.to_bits();
                 if let Some(server) = templates.get(&masked) {
                     assert!(server.bind(Counted::Inactive));
                     Some(Arc::clone(server))
@@ -131,6 +131,7 @@ fn play(case: &str) -> String {
                     server
                 }
             }
+            Some(_) => panic!("a mask of IPv6"),
         };
         if let Some(server) = &chosen {
             server.activate();
