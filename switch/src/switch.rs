@@ -28,6 +28,7 @@ use crate::port::tap::{Tap, TapConfig};
 use crate::port::{Attachment, Port};
 use crate::refusal::Refusal;
 use crate::router::Router;
+use crate::router::directors::Directors;
 use crate::router::guards::Guards;
 use crate::router::live::{Around, Live};
 use crate::services::Notice;
@@ -86,6 +87,7 @@ pub struct Switch {
     pub(crate) router: Router,
     /// The router as it is in force, once there is an interface.
     pub(crate) live: Option<Live>,
+    pub(crate) directors: Directors,
     pub(crate) started: Instant,
     pub(crate) poll: Poll,
     state: Option<PathBuf>,
@@ -115,6 +117,10 @@ impl Switch {
             busy: options.poll == Poll::Busy,
         });
         clock::cycles_per_us();
+        let router = Router::new(cores.len());
+        let changes = Arc::<Notify>::default();
+        let checked = changes.clone();
+        let directors = Directors::new(router.ipvs.clone(), move || checked.notify_one());
         let mut switch = Self {
             shared,
             workers: Vec::new(),
@@ -122,13 +128,14 @@ impl Switch {
             threads: Vec::new(),
             bridges: BTreeMap::new(),
             ports: BTreeMap::new(),
-            router: Router::new(cores.len()),
+            router,
             live: None,
+            directors,
             started: Instant::now(),
             poll: options.poll,
             state: options.state,
             guards: Guards::default(),
-            changes: Arc::default(),
+            changes,
         };
         for (id, &core) in cores.iter().enumerate() {
             // If one does not start, dropping the switch ends the others.
@@ -187,9 +194,11 @@ impl Switch {
             member.port.follow_device();
         }
         self.tick_router();
+        self.tick_directors();
     }
 
-    /// Tells when a port came up or went down: [`Switch::follow_ports`] is to be called then.
+    /// Tells when a port came up or went down, or a checked server's health changed: [`Switch::follow_ports`] is to be
+    /// called then.
     pub fn changes(&self) -> Arc<Notify> {
         self.changes.clone()
     }
@@ -614,6 +623,8 @@ impl Switch {
             match Live::new(self.workers.len(), capacity, &self.shared.epochs, state, wake, notify) {
                 Ok(live) => {
                     self.router.tracking.apply(&live.conntrack.shared);
+                    let first = self.workers.first().cloned();
+                    self.directors.attach(&live, move || first.iter().for_each(|worker| worker.wake()));
                     self.live = Some(live);
                 }
                 Err(refusal) => tracing::error!("no layer 3: {refusal}"),
@@ -632,6 +643,7 @@ impl Switch {
 impl Drop for Switch {
     /// Ends the services, whose last words workers send, then the workers, then closes the ports.
     fn drop(&mut self) {
+        self.directors.close();
         if let Some(live) = &mut self.live {
             live.services.close();
         }

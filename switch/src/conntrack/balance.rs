@@ -267,8 +267,10 @@ pub struct BalancedRecord {
     pub view: View,
     /// The client's packets as they come in.
     pub original: Tuple,
-    /// Whom they reach: the server, and the address that the client seems to have.
+    /// Whom they reach, as answers have it.
     pub server: (IpAddr, u16),
+    /// The client as the server sees it.
+    pub client: (IpAddr, u16),
     /// Seconds that are left.
     pub remaining: u32,
     /// Seconds that its state gives it.
@@ -298,6 +300,7 @@ pub(super) fn listed<F: Family>(table: &Table<F>, slot: Slot, now: u32) -> Optio
         view,
         original: first.key().tuple(),
         server: (F::to_ip(back.source), back.tuple().source_port),
+        client: (F::to_ip(back.destination), back.tuple().destination_port),
         remaining: table.remaining(slot, now).unwrap_or(0),
         timeout: table.record(slot).timeout(),
         packets: [first.packets(), second.packets()],

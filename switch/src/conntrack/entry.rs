@@ -268,6 +268,19 @@ impl<F: Family> Half<F> {
         self.seen.store(seen.wrapping_add(1 << 24) | u64::from(now) & SECONDS_MASK, Ordering::Relaxed);
     }
 
+    /// Notes that the connection lives, by another way than a packet.
+    pub(super) fn renew(&self, now: u32) {
+        let now = u64::from(now) & SECONDS_MASK;
+        let seen = self.seen.load(Ordering::Relaxed);
+        // If its worker counts a packet at the same time, that is as good.
+        let _ = self.seen.compare_exchange(
+            seen,
+            seen & !SECONDS_MASK | now,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+    }
+
     /// As [`Half::touch`], for a TCP segment with ACK of a settled connection: notes what it acknowledges, too.
     #[inline(always)]
     pub fn touch_tcp(&self, now: u32, bytes: u32, ack: u32) {

@@ -8,6 +8,7 @@
 //! Workers share the tables. Nothing here blocks, allocates or calls the system per packet or per connection.
 #![forbid(unsafe_code)]
 
+pub mod adopt;
 pub mod balance;
 pub mod entry;
 pub mod expect;

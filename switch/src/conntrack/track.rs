@@ -106,6 +106,11 @@ impl Packet {
 }
 
 impl Begun {
+    /// A connection that is in its midst, of which no packet is at hand.
+    pub(super) fn midway(phase: Phase, status: u8) -> Self {
+        Self { phase, status, note: 0, segment: None }
+    }
+
     /// Whether it is one of TCP.
     pub(super) fn is_tcp(&self) -> bool {
         self.segment.is_some()
@@ -418,6 +423,14 @@ impl<F: Family> Owner<F> {
                 self.kill(table, half);
             }
             return Fate::Accept;
+        }
+    }
+
+    /// A TCP connection is in this phase, as somebody else knows.
+    pub(super) fn move_to(&mut self, table: &Table<F>, slot: Slot, phase: Phase, now: u32) {
+        let changed = change_state(table, slot, |state| State::new(phase, state.status(), state.note()));
+        if let Some((old, new)) = changed {
+            self.changed(table, slot, old, new, now);
         }
     }
 

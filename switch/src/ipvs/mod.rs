@@ -57,6 +57,8 @@ pub struct Ipvs {
     ports: ArcSwap<Ports>,
     /// Which clients stay with which servers.
     pub templates: persistence::Templates,
+    /// Connections that another director told of, for a worker to enter.
+    pub announced: sync::Announcements,
     /// Whether there ever was a connection.
     used: AtomicBool,
 }
@@ -71,6 +73,7 @@ impl Default for Ipvs {
             containers: Mutex::default(),
             ports: ArcSwap::default(),
             templates: Default::default(),
+            announced: Default::default(),
             used: AtomicBool::new(false),
         }
     }

@@ -6,6 +6,7 @@
 //! [`local`] and [`group`], what it says of its own accord in [`answer`].
 #![forbid(unsafe_code)]
 
+mod announced;
 mod answer;
 pub mod arp;
 pub mod bridged;

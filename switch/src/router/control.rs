@@ -42,6 +42,7 @@ impl Switch {
 
     /// Has interfaces follow their ports, and routes their interfaces.
     pub fn follow_ports(&mut self) {
+        self.tick_directors();
         let Some(live) = &self.live else { return };
         let changed = self.router.interfaces.keys().any(|name| live.is_up(name) != Some(self.is_up(*name)));
         if changed {

@@ -9,6 +9,7 @@ mod configured;
 mod conntrack;
 mod control;
 mod dhcp;
+pub mod directors;
 pub(crate) mod guards;
 mod interface;
 pub(crate) mod live;

@@ -210,13 +210,15 @@ impl Worker {
         let Some(router) = &self.tables.router else { return false };
         let (stage, id) = (&mut self.stage, self.handle.id);
         stage.age(router, now);
+        let mut worked = false;
         if id == 0 {
             stage.take_injected(router);
+            worked = stage.take_announced(router, now);
         }
         if !stage.is_pending() {
-            return false;
+            return worked;
         }
-        flush(stage, &self.tables, &mut self.burst, now, id, &mut self.scratch.finisher)
+        worked | flush(stage, &self.tables, &mut self.burst, now, id, &mut self.scratch.finisher)
     }
 
     /// Takes over the newest snapshot: queues that stay keep their state.

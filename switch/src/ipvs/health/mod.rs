@@ -110,6 +110,12 @@ impl Health {
         })
     }
 
+    /// Ends everything; weights stay as they are.
+    pub fn close(&mut self) {
+        self.checks.clear();
+        self.monitor = None;
+    }
+
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.checks.is_empty()

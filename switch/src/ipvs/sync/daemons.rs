@@ -3,7 +3,7 @@
 //! They stand between the network and [`Connections`], which the tables of balanced connections implement.
 #![forbid(unsafe_code)]
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -33,6 +33,9 @@ pub trait Connections: Send + Sync {
     /// Shows all connections and templates.
     /// `show` must be quick; `rest` is called every some hundred of them, and after the last, with nothing held.
     fn walk(&self, show: &mut Show<'_>, rest: &mut dyn FnMut());
+
+    /// When connections are to be told of.
+    fn settings(&self) -> SyncSettings;
 
     /// Takes what another director told: from now on its packets go where they went there.
     fn adopt(&self, connection: SyncConnection) -> Adopted;
@@ -72,22 +75,6 @@ impl Counters {
     }
 }
 
-/// Settings that may be changed while daemons run.
-#[derive(Debug, Default)]
-pub struct Settings(Mutex<SyncSettings>);
-
-impl Settings {
-    /// Those in force.
-    pub fn get(&self) -> SyncSettings {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Others, in force from the next look on.
-    pub fn set(&self, settings: SyncSettings) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = settings;
-    }
-}
-
 struct Daemon {
     config: DaemonConfig,
     counters: Arc<Counters>,
@@ -109,19 +96,13 @@ impl Drop for Daemon {
 /// The daemons. They end when this is dropped.
 pub struct Daemons {
     connections: Arc<dyn Connections>,
-    settings: Arc<Settings>,
     running: Vec<Daemon>,
 }
 
 impl Daemons {
     /// None yet.
     pub fn new(connections: Arc<dyn Connections>) -> Self {
-        Self { connections, settings: Arc::default(), running: Vec::new() }
-    }
-
-    /// When connections are told of.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+        Self { connections, running: Vec::new() }
     }
 
     /// Starts a daemon. Its socket belongs to the network namespace of the calling thread.
@@ -145,10 +126,9 @@ impl Daemons {
             .map_err(|errno| failed("make an event descriptor")(errno.into()))?;
         let (stop, counters) = (Arc::new(stop), Arc::new(Counters::default()));
         let (connections, count, end) = (self.connections.clone(), counters.clone(), stop.clone());
-        let settings = self.settings.clone();
         let thread = match spec.role {
             Role::Master => {
-                let sender = Sender::new(&config, socket, connections, settings, count, end);
+                let sender = Sender::new(&config, socket, connections, count, end);
                 spawn("ipvs-master", move || sender.run())
             }
             Role::Backup => {

@@ -7,7 +7,9 @@
 //! about connections: messages are neither signed nor encrypted, as in Linux, and belong on a network of their own.
 #![forbid(unsafe_code)]
 
+pub mod announced;
 pub mod daemons;
+pub mod live;
 pub mod message;
 mod receiver;
 mod sender;
@@ -17,5 +19,7 @@ pub mod spec;
 mod tests;
 pub mod timing;
 
+pub use announced::Announcements;
 pub use daemons::{Adopted, Connections, Daemons};
+pub use live::LiveConnections;
 pub use spec::{DaemonConfig, DaemonError, DaemonSpec, Role, SyncSettings};

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
-use super::daemons::{Connections, Counters, Settings};
+use super::daemons::{Connections, Counters};
 use super::message::{Encoder, SyncConnection};
 use super::spec::DaemonConfig;
 use super::timing::Told;
@@ -25,7 +25,6 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct Sender {
     socket: UdpSocket,
     connections: Arc<dyn Connections>,
-    settings: Arc<Settings>,
     counters: Arc<Counters>,
     stop: Arc<EventFd>,
     encoder: Encoder,
@@ -38,12 +37,11 @@ impl Sender {
         config: &DaemonConfig,
         socket: UdpSocket,
         connections: Arc<dyn Connections>,
-        settings: Arc<Settings>,
         counters: Arc<Counters>,
         stop: Arc<EventFd>,
     ) -> Self {
         let encoder = Encoder::new(config.sync_id, usize::from(config.max_length));
-        Self { socket, connections, settings, counters, stop, encoder, told: HashMap::new(), round: 0 }
+        Self { socket, connections, counters, stop, encoder, told: HashMap::new(), round: 0 }
     }
 
     /// Until it is stopped.
@@ -60,7 +58,7 @@ impl Sender {
     /// Tells of all that is due.
     fn look(&mut self) {
         self.round = self.round.wrapping_add(1);
-        let (settings, now) = (self.settings.get(), crate::clock::seconds());
+        let (settings, now) = (self.connections.settings(), crate::clock::seconds());
         let Self { socket, encoder, told, counters, stop, round, .. } = self;
         let mut outlet = Outlet { socket, encoder, counters, stop };
         // Nobody waits for the network with a place in the tables held.

@@ -26,6 +26,10 @@ impl Connections for Fake {
         }
     }
 
+    fn settings(&self) -> SyncSettings {
+        SyncSettings::default()
+    }
+
     fn adopt(&self, connection: SyncConnection) -> Adopted {
         let refused = connection.mark == 99;
         self.heard.lock().unwrap().push(connection);

@@ -21,7 +21,7 @@ const SCTP_TOLD: u16 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13;
 /// A connection or template as the master sees it at a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// What it is known by, as long as it lives, and nothing else before or after it.
+    /// What it is known by; another one that takes its place later has had fewer packets.
     pub id: u64,
     /// Its protocol.
     pub protocol: u8,
@@ -67,6 +67,10 @@ fn thresholds(settings: &SyncSettings, packets: u64) -> u64 {
 impl Told {
     /// Whether the connection is to be told of now (seconds); if so, it is taken for told.
     pub fn is_due(&mut self, settings: &SyncSettings, look: &Look, now: u32) -> bool {
+        if look.packets < self.seen {
+            // Another one in its place.
+            *self = Self { round: self.round, ..Self::default() };
+        }
         let before = std::mem::replace(&mut self.seen, look.packets);
         let changed = look.state != self.state;
         let mut retries = 0;
@@ -182,6 +186,14 @@ mod tests {
         assert!(!sctp.is_due(&settings, &Look { protocol: SCTP, ..look(7, 3) }, 0));
         assert!(sctp.is_due(&settings, &Look { protocol: SCTP, ..look(9, 3) }, 0));
         assert!(!Told::default().is_due(&settings, &Look { protocol: 47, ..look(0, 3) }, 0));
+    }
+
+    #[test]
+    fn another_connection_in_its_place_is_told_of_anew() {
+        let mut told = Told::default();
+        let mut due = |state, packets| told.is_due(&SyncSettings::default(), &look(state, packets), 100);
+        assert!(due(1, 3) && due(5, 9) && !due(5, 9));
+        assert!(!due(1, 2) && due(1, 3) && due(5, 4));
     }
 
     #[test]
