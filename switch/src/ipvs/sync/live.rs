@@ -343,3 +343,6 @@ fn describe_template(template: &Template, server: &Destination) -> Option<SyncCo
         source: None,
     })
 }
+
+#[cfg(test)]
+mod tests;
