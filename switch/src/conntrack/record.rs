@@ -227,6 +227,12 @@ pub struct Filter {
     /// Destination of answers: whom the first packet seemed to come from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_dest: Option<IpNet>,
+    /// Source port of answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply_sport: Option<u16>,
+    /// Destination port of answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply_dport: Option<u16>,
     /// State of TCP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
@@ -256,6 +262,8 @@ impl Filter {
             && self.dport.is_none_or(|port| record.original.dport == Some(port))
             && within(&self.reply_source, record.reply.source)
             && within(&self.reply_dest, record.reply.dest)
+            && self.reply_sport.is_none_or(|port| record.reply.sport == Some(port))
+            && self.reply_dport.is_none_or(|port| record.reply.dport == Some(port))
             && self.state.as_ref().is_none_or(|state| record.state.as_ref() == Some(state))
             && is(self.ingress, record.ingress)
             && (!self.src_nat || source_translated)

@@ -64,6 +64,9 @@ pub struct ErrorData {
     /// Which element of it, where it is a list, counted from 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
+    /// What kind of failure it is, where the method's description lists kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
 }
 
 impl Error {
@@ -81,7 +84,7 @@ impl From<Refusal> for Error {
 
 impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {
-        let data = Some(ErrorData { field: invalid.field.to_owned(), index: None });
+        let data = Some(ErrorData { field: invalid.field.to_owned(), index: None, kind: None });
         Self { code: INVALID_PARAMS, message: invalid.to_string(), data }
     }
 }
@@ -196,7 +199,7 @@ pub fn params<P: DeserializeOwned>(head: &Head, line: &[u8]) -> Result<P, Error>
         match culprit::<P>(line) {
             Some(field) => {
                 let message = Error::new(INVALID_PARAMS, format!("{method}: {field}: {why}"));
-                Error { data: Some(ErrorData { field, index: None }), ..message }
+                Error { data: Some(ErrorData { field, index: None, kind: None }), ..message }
             }
             None => Error::new(INVALID_PARAMS, format!("{method}: {why}")),
         }

@@ -12,6 +12,7 @@ mod dhcp;
 pub mod directors;
 pub(crate) mod guards;
 mod interface;
+pub mod ipvs;
 pub(crate) mod live;
 mod nat;
 mod neighbour;
@@ -27,6 +28,7 @@ use crate::config::spec::NeighbourSpec;
 use crate::config::{Mac, Name};
 use crate::control::api;
 use crate::ipvs::Ipvs;
+use crate::ipvs::sync::Daemons;
 use crate::l3::route::rib::Rib;
 use crate::nat::RuleSet;
 use crate::policy::PolicySet;
@@ -56,6 +58,8 @@ pub struct Router {
     pub(crate) tracking: Tracking,
     /// Virtual services, of all scopes.
     pub(crate) ipvs: Arc<Ipvs>,
+    /// The daemons that tell other directors of connections, where there can be such connections.
+    pub(crate) sync: Option<Daemons>,
 }
 
 impl Router {
@@ -71,6 +75,7 @@ impl Router {
             dhcp: BTreeMap::new(),
             tracking: Tracking::new(CONNECTIONS_DEFAULT),
             ipvs: Arc::default(),
+            sync: None,
         }
     }
 

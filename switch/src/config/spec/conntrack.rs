@@ -51,6 +51,8 @@ impl Filter {
             dest: network("dest", &asked.dest)?,
             sport: port("sport", asked.sport)?,
             dport: port("dport", asked.dport)?,
+            reply_sport: port("reply_sport", asked.reply_sport)?,
+            reply_dport: port("reply_dport", asked.reply_dport)?,
             reply_source: network("reply_source", &asked.reply_source)?,
             reply_dest: network("reply_dest", &asked.reply_dest)?,
             state: asked.state.clone(),

@@ -10,6 +10,7 @@ mod bridge;
 mod conntrack;
 mod dhcp;
 mod interface;
+mod ipvs;
 mod nat;
 mod neighbour;
 mod policy;
@@ -30,6 +31,9 @@ pub use bridge::{BridgeChange, BridgeSpec};
 pub use conntrack::LimitChange;
 pub use dhcp::{ClasslessRoute, DNS_MAX, DhcpChange, RANGE_MAX, reservation, v4};
 pub use interface::{ADDRESSES_MAX, InterfaceChange, InterfaceSpec, check_mtu};
+pub use ipvs::{
+    ENGINE, SCHEDULER, daemon_view, ipvs_setting, server_view, service_key, service_name, service_view, sync_role,
+};
 pub use nat::{nat_kind, nat_view};
 pub use neighbour::NeighbourSpec;
 pub use policy::{POLICY_ID_MAX, Place, PolicyChange, PolicySpec, policy_id, policy_view};

@@ -26,6 +26,10 @@ parameters! {
         pub sport: Option<i64>,
         /// Destination port of the first packet.
         pub dport: Option<i64>,
+        /// Source port of the answers.
+        pub reply_sport: Option<i64>,
+        /// Destination port of the answers.
+        pub reply_dport: Option<i64>,
         /// State of TCP, such as `ESTABLISHED`.
         pub state: Option<String>,
         /// The port by which the first packet came in.

@@ -31,6 +31,7 @@ mod conntrack;
 mod dhcp;
 mod fdb;
 mod interface;
+mod ipvs;
 mod nat;
 mod neighbour;
 mod policy;
@@ -44,6 +45,7 @@ pub use conntrack::*;
 pub use dhcp::*;
 pub use fdb::*;
 pub use interface::*;
+pub use ipvs::*;
 pub use nat::*;
 pub use neighbour::*;
 pub use policy::*;
@@ -114,6 +116,18 @@ macro_rules! each_method {
             DhcpUnreserve = "dhcp.unreserve" -> Dhcp;
             DhcpLeases = "dhcp.leases" -> Vec<Lease>;
             DhcpRelease = "dhcp.release" -> Flushed;
+            IpvsApply = "ipvs.apply" -> IpvsApplied;
+            IpvsList = "ipvs.list" -> IpvsPage;
+            IpvsZero = "ipvs.zero" -> Done;
+            IpvsShowTimeouts = "ipvs.timeouts" -> IpvsTimeouts;
+            IpvsSettings = "ipvs.settings" -> IpvsSettingsList;
+            IpvsSet = "ipvs.set" -> IpvsSettingsList;
+            IpvsScopes = "ipvs.scopes" -> Vec<IpvsScope>;
+            IpvsConnections = "ipvs.connections" -> IpvsConnectionPage;
+            IpvsCleanup = "ipvs.cleanup" -> Flushed;
+            IpvsDaemons = "ipvs.daemons" -> Vec<IpvsDaemon>;
+            IpvsDaemonStart = "ipvs.start-daemon" -> Done;
+            IpvsDaemonStop = "ipvs.stop-daemon" -> Done;
         }
     };
 }

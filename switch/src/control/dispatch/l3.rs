@@ -108,7 +108,7 @@ impl Handle for api::RouteLoad {
 /// Says which route of a list, counted from 0 over all its parts, is refused.
 fn in_list(index: usize, error: Error) -> Error {
     let message = format!("routes: number {}: {}", index + 1, error.message);
-    let data = Some(ErrorData { field: "routes".into(), index: Some(index as u64) });
+    let data = Some(ErrorData { field: "routes".into(), index: Some(index as u64), kind: None });
     Error { data, ..Error::new(error.code, message) }
 }
 

@@ -1,6 +1,7 @@
 //! From a line to its answer: which method, its checks, what the switch does. A file per part of the switch.
 #![forbid(unsafe_code)]
 
+mod ipvs;
 mod l2;
 mod l3;
 mod listing;
@@ -25,6 +26,7 @@ pub struct Dispatcher {
     loads: RefCell<HashMap<u64, Vec<RouteSpec>>>,
     /// Number of routes in them.
     loading: Cell<usize>,
+    transactions: ipvs::Transactions,
 }
 
 /// What a method works on.
@@ -44,7 +46,13 @@ trait Handle: Method {
 impl Dispatcher {
     /// Answers from `switch`, which nobody else may borrow while a request is answered.
     pub fn new(switch: Rc<RefCell<Switch>>) -> Self {
-        Self { switch, listings: Listings::default(), loads: RefCell::default(), loading: Cell::new(0) }
+        Self {
+            switch,
+            listings: Listings::default(),
+            loads: RefCell::default(),
+            loading: Cell::new(0),
+            transactions: ipvs::Transactions::default(),
+        }
     }
 
     /// Does what a line from `connection` asks. The answer has its line feed; a notification has none.
@@ -65,6 +73,7 @@ impl Dispatcher {
     pub fn forget(&self, connection: u64) {
         self.listings.forget(connection);
         self.take_load(connection);
+        self.transactions.take(connection);
     }
 
     fn call(&self, connection: u64, head: &Head, line: &[u8]) -> Result<Vec<u8>, Error> {
