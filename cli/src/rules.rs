@@ -160,5 +160,6 @@ fn asked(filter: Filter) -> api::ConntrackFilter {
         port,
         src_nat,
         dst_nat,
+        ..api::ConntrackFilter::default()
     }
 }

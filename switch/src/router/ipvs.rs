@@ -75,7 +75,9 @@ fn culprit(changes: &[Change], error: &Error) -> usize {
         (Change::AddDestination(_, spec), Error::Range { address, port, .. }) => {
             (spec.address, spec.port) == (*address, *port) && (spec.lower > spec.upper || spec.weight < 0)
         }
-        (Change::AddService(spec), Error::Invalid { key, .. } | Error::ServiceExists(key)) => spec.key == *key,
+        (Change::AddService(spec), Error::Invalid { key, .. } | Error::ServiceExists(key)) => {
+            spec.key == *key
+        }
         _ => false,
     };
     changes.iter().position(about).unwrap_or(0)
@@ -113,9 +115,10 @@ impl Switch {
     /// The container has none.
     pub fn ipvs_scope(&self, container: Option<&str>) -> Result<Arc<Scope>, Refusal> {
         let Some(name) = container else { return Ok(Arc::clone(self.router.ipvs.global())) };
-        self.router.ipvs.container(name).ok_or_else(|| {
-            Refusal::new(format!("container {name:?} has no table of virtual services"))
-        })
+        self.router
+            .ipvs
+            .container(name)
+            .ok_or_else(|| Refusal::new(format!("container {name:?} has no table of virtual services")))
     }
 
     /// The same; a container that has none gets one.
@@ -161,9 +164,10 @@ impl Switch {
             });
         };
         let ipvs = &self.router.ipvs;
-        let next = self.live.as_ref().and_then(|live| {
-            ipvs.connections(&live.conntrack, scope, self.now(), next, CONNECTIONS, show)
-        });
+        let next = self
+            .live
+            .as_ref()
+            .and_then(|live| ipvs.connections(&live.conntrack, scope, self.now(), next, CONNECTIONS, show));
         api::IpvsConnectionPage { entries, next }
     }
 
@@ -236,7 +240,9 @@ mod tests {
     fn a_table_becomes_what_is_described_by_the_difference() {
         let ipvs = Ipvs::default();
         let scope = ipvs.global();
-        scope.apply([service(80), server(80, 1, 1), server(80, 2, 1), service(81), server(81, 1, 1)]).unwrap();
+        scope
+            .apply([service(80), server(80, 1, 1), server(80, 2, 1), service(81), server(81, 1, 1)])
+            .unwrap();
         let wanted = [service(80), server(80, 1, 5), server(80, 3, 1), service(82), server(82, 1, 1)];
         let replaced = replace(scope, &wanted).unwrap();
         assert_eq!((replaced.added, replaced.edited, replaced.deleted), (3, 1, 3));

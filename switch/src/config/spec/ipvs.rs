@@ -130,9 +130,10 @@ fn flags(names: &[String], scheduler: Option<Scheduler>) -> Result<SchedulerFlag
     let mut flags = 0;
     for name in names {
         let own = flag_names(scheduler);
-        let bit = own.iter().position(|own| own == name).or_else(|| {
-            flag_names(None).iter().position(|plain| plain == name)
-        });
+        let bit = own
+            .iter()
+            .position(|own| own == name)
+            .or_else(|| flag_names(None).iter().position(|plain| plain == name));
         let bit = bit.ok_or_else(|| {
             let (known, of) = (own.join(", "), scheduler_name(scheduler));
             Invalid::new("flags", format!("flags {name:?} is none of scheduler {of}: there are {known}"))
@@ -248,7 +249,10 @@ impl TryFrom<&api::IpvsServer> for DestinationSpec {
         let forward = match asked.forward.as_deref() {
             Some("tunnel") => Forward::Tunnel(tunnel(asked)?),
             Some("masquerade" | "route" | "full-nat") | None if tunnelled => {
-                return Err(Invalid::new("tunnel", "tunnel and what belongs to it go with forward \"tunnel\" only"));
+                return Err(Invalid::new(
+                    "tunnel",
+                    "tunnel and what belongs to it go with forward \"tunnel\" only",
+                ));
             }
             Some("full-nat") => pool(asked.pool.as_deref())?,
             Some("masquerade" | "route") | None if asked.pool.is_some() => {
@@ -343,8 +347,7 @@ impl TryFrom<&api::IpvsDaemonStart> for DaemonSpec {
 
     fn try_from(asked: &api::IpvsDaemonStart) -> Result<Self, Invalid> {
         let group = asked.group.as_deref().map(|text| {
-            text.parse::<IpAddr>()
-                .map_err(|_| Invalid::new("group", format!("group {text:?} is no address")))
+            text.parse::<IpAddr>().map_err(|_| Invalid::new("group", format!("group {text:?} is no address")))
         });
         Ok(Self {
             role: sync_role(&asked.role)?,
@@ -454,11 +457,24 @@ mod tests {
 
     #[test]
     fn services_are_named_as_they_are_read() {
-        for name in ["tcp:10.0.0.1:80", "udp:[2001:db8::1]:53", "sctp:10.0.0.1:0", "mark:5", "mark6:4294967295"] {
+        for name in
+            ["tcp:10.0.0.1:80", "udp:[2001:db8::1]:53", "sctp:10.0.0.1:0", "mark:5", "mark6:4294967295"]
+        {
             assert_eq!(service_name(&service_key(name).unwrap()), name);
         }
-        for name in ["", "tcp", "tcp:", "tcp:10.0.0.1", "icmp:10.0.0.1:80", "mark:0", "mark:-1", "mark:4294967296",
-            "udp:[fe80::1%1]:80", "tcp:host:80", "tcp:10.0.0.1:65536"] {
+        for name in [
+            "",
+            "tcp",
+            "tcp:",
+            "tcp:10.0.0.1",
+            "icmp:10.0.0.1:80",
+            "mark:0",
+            "mark:-1",
+            "mark:4294967296",
+            "udp:[fe80::1%1]:80",
+            "tcp:host:80",
+            "tcp:10.0.0.1:65536",
+        ] {
             assert_eq!(service_key(name).unwrap_err().field, "service", "{name}");
         }
     }

@@ -32,7 +32,8 @@ pub use conntrack::LimitChange;
 pub use dhcp::{ClasslessRoute, DNS_MAX, DhcpChange, RANGE_MAX, reservation, v4};
 pub use interface::{ADDRESSES_MAX, InterfaceChange, InterfaceSpec, check_mtu};
 pub use ipvs::{
-    ENGINE, SCHEDULER, daemon_view, ipvs_setting, server_view, service_key, service_name, service_view, sync_role,
+    ENGINE, SCHEDULER, daemon_view, ipvs_setting, server_view, service_key, service_name, service_view,
+    sync_role,
 };
 pub use nat::{nat_kind, nat_view};
 pub use neighbour::NeighbourSpec;

@@ -130,7 +130,8 @@ impl Handle for api::IpvsApply {
             let replaced = replace(&scope, &changes).map_err(|refusal| match refusal {
                 NotReplaced::Failed(refusal) => failed(&refusal),
                 NotReplaced::NoDescription(index) => {
-                    let text = "only services and servers to be added describe a table that is to replace another";
+                    let text =
+                        "only services and servers to be added describe a table that is to replace another";
                     in_list(index, Refusal::new(text).into())
                 }
             })?;
@@ -260,7 +261,9 @@ impl Handle for api::IpvsDaemonStart {
     fn handle(self, at: &mut At<'_>) -> Result<Done, Error> {
         let asked = DaemonSpec::try_from(&self).map_err(|wrong| of_kind("value", wrong))?;
         let Some(daemons) = at.switch.sync_daemons_mut() else {
-            return Err(Refusal::new("this switch has no connections to tell of: give it an interface").into());
+            return Err(
+                Refusal::new("this switch has no connections to tell of: give it an interface").into()
+            );
         };
         let config = daemons.start(&asked).map_err(|wrong| daemon(&wrong))?;
         tracing::info!("{} sync daemon started on {}", config.role, config.interface);
