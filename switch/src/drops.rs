@@ -125,6 +125,14 @@ reasons! {
     DirectedBroadcast = "directed_broadcast",
     /// To route: no room for another neighbour, or none left in its port's share.
     NeighbourTableFull = "neighbour_table_full",
+    /// To a virtual service: none of its servers may get a connection.
+    BalanceNoServer = "ipvs_no_server",
+    /// To a virtual service: the connection's server was deleted.
+    BalanceServerGone = "ipvs_server_gone",
+    /// To a virtual service that is persistent: no room to remember another client.
+    BalanceTemplates = "ipvs_templates_full",
+    /// To a virtual service that tells clients apart by SIP's Call-ID: there is none.
+    BalanceNoCall = "ipvs_no_call",
     /// To route: no room to wait for the neighbour's answer.
     NeighbourQueueFull = "neighbour_queue_full",
     /// To route: the neighbour does not answer.

@@ -33,6 +33,7 @@ impl Stage {
     ) {
         match refusal {
             Refusal::Drop(reason) => at.counted.drop(reason, 1),
+            Refusal::Renew => at.counted.drop(DropReason::BalanceServerGone, 1),
             Refusal::Tell(reason, error) => {
                 at.counted.drop(reason, 1);
                 self.report(burst, i, headers, error, at);

@@ -10,7 +10,7 @@ use super::icmp::Error;
 use super::interface::Interface;
 use super::next_hop::Hop;
 use super::outbox::Outbox;
-use super::split::{self, Split};
+use super::split::{self, Piece, Split};
 use super::{Arrival, Stage};
 use crate::drops::DropReason;
 use crate::l2::fdb::Key as FdbKey;
@@ -61,7 +61,7 @@ impl Stage {
         let slot = at.router.neighbours.slot(hop.adjacency).ok_or(DropReason::NoRoute)?;
         let interface = at.router.interface(slot.interface()).ok_or(DropReason::NoRoute)?;
         let whole = burst.frame_len(i) <= usize::from(interface.mtu) + ethernet::HEADER_LEN
-            || shorten(burst, item, interface)?;
+            || shorten(burst, item, interface.mtu)?;
         let change = |burst: &mut Burst| {
             let partial = is_partial(burst.header(i), &item.headers);
             change(burst.head_mut(i), &item.headers, partial);
@@ -111,12 +111,25 @@ pub(super) fn put_pieces(
     headers: &Headers,
     metadata: &NetHeader,
 ) -> Result<(), DropReason> {
-    let pieces =
-        Split::new(frame, headers, metadata, interface.mtu).ok_or(DropReason::FragmentationNeeded)?;
+    put_each(outbox, frame, headers, metadata, interface.mtu, |outbox, piece| {
+        let room = piece.head().len() + piece.payload.len();
+        outbox.put(interface.index, NetHeader::default(), room, |space| piece.write(space))
+    })
+}
+
+/// Cuts a whole frame into pieces for a link of this MTU and has `put` put each into the box: all of them or none.
+pub(super) fn put_each(
+    outbox: &mut Outbox,
+    frame: &mut [u8],
+    headers: &Headers,
+    metadata: &NetHeader,
+    mtu: u16,
+    put: impl Fn(&mut Outbox, &Piece<'_>) -> bool,
+) -> Result<(), DropReason> {
+    let pieces = Split::new(frame, headers, metadata, mtu).ok_or(DropReason::FragmentationNeeded)?;
     let before = outbox.len();
     for piece in pieces {
-        let room = piece.head().len() + piece.payload.len();
-        if !outbox.put(interface.index, NetHeader::default(), room, |space| piece.write(space)) {
+        if !put(outbox, &piece) {
             outbox.truncate(before);
             return Err(DropReason::FragmentNoRoom);
         }
@@ -127,19 +140,19 @@ pub(super) fn put_pieces(
 /// Whether a long frame may go as it is, made to fit if that is in its metadata alone. False if it has to be cut, which
 /// its sender allows; where that is forbidden, the sender is told.
 #[cold]
-fn shorten<F: Routed>(burst: &mut Burst, item: &Item<F>, interface: &Interface) -> Result<bool, Refusal> {
+pub(super) fn shorten<F: Routed>(burst: &mut Burst, item: &Item<F>, mtu: u16) -> Result<bool, Refusal> {
     let i = item.i;
     let (len, metadata) = (burst.frame_len(i), *burst.header(i));
-    if fits(burst.head(i), len, &metadata, interface.mtu) {
+    if fits(burst.head(i), len, &metadata, mtu) {
         return Ok(true);
     }
-    let told = Refusal::Tell(DropReason::FragmentationNeeded, Error::TooBig { mtu: interface.mtu.into() });
+    let told = Refusal::Tell(DropReason::FragmentationNeeded, Error::TooBig { mtu: mtu.into() });
     if !split::may(burst.head(i), &item.headers) {
         return Err(told);
     }
     if metadata.is_gso() {
         // Segments that are made by the switch need not be cut again: they are made smaller.
-        let smaller = smaller_segments(&metadata, len, &item.headers, interface.mtu).ok_or(told)?;
+        let smaller = smaller_segments(&metadata, len, &item.headers, mtu).ok_or(told)?;
         burst.set_header(i, smaller);
     }
     Ok(metadata.is_gso())

@@ -21,7 +21,7 @@ use crate::policy::{NewFlow, Place, Verdict};
 use crate::rules::NONE;
 
 /// How often a connection is tried anew when another worker was faster.
-const TRIES: usize = 4;
+pub(super) const TRIES: usize = 4;
 
 impl Stage {
     /// Begins a connection with a packet, and sends it.
@@ -43,6 +43,13 @@ impl Stage {
             Some(_) => None,
             None => at.router.nat.destination(&tuple, at.interface.index),
         };
+        if expected.is_none()
+            && redirected.is_none()
+            && !at.router.ipvs.is_idle()
+            && let Some(chosen) = self.choose(burst, item, &tuple, at)?
+        {
+            return self.first_to(burst, item, &tuple, &chosen, at);
+        }
         let new_destination = expected.map(|e| e.to).or(redirected.map(|to| (to.address, to.port)));
         let to = new_destination.map_or(tuple, |(destination, destination_port)| Tuple {
             destination,
@@ -152,7 +159,7 @@ impl Stage {
         })
     }
 
-    fn translate_source<F: Routed>(
+    pub(super) fn translate_source<F: Routed>(
         &mut self,
         leaving: &Leaving,
         at: &Arrival<'_>,
@@ -173,7 +180,7 @@ impl Stage {
 }
 
 /// Where a packet to a neighbour leaves. The port is known if the neighbour's MAC address is.
-fn place_of(at: &Arrival<'_>, egress: u16, slot: &Slot) -> Place {
+pub(super) fn place_of(at: &Arrival<'_>, egress: u16, slot: &Slot) -> Place {
     let Some(interface) = at.router.interface(egress) else {
         return Place { port: NONE, bridge: NONE, interface: egress };
     };

@@ -43,6 +43,8 @@ pub(super) enum Refusal {
     Reject(DropReason),
     /// It is for the switch itself.
     Local,
+    /// Its connection's server is gone, and the connection with it: it begins another one, if it may.
+    Renew,
 }
 
 impl From<DropReason> for Refusal {
@@ -149,10 +151,27 @@ impl Stage {
                 Fate::Renew => return self.first(burst, item, at),
             }
         }
-        if flags.watched() {
-            return self.watched(burst, item, of, at);
+        match self.carry_any(burst, item, of, at) {
+            Err(Refusal::Renew) => self.first(burst, item, at),
+            done => done,
         }
-        self.carry(burst, item, of, at)
+    }
+
+    /// A packet of any connection that has been counted.
+    #[inline]
+    pub(super) fn carry_any<F: Routed>(
+        &mut self,
+        burst: &mut Burst,
+        item: &Item<F>,
+        of: Ref,
+        at: &Arrival<'_>,
+    ) -> Result<(), Refusal> {
+        let flags = at.router.conntrack.table::<F>().half(of).flags();
+        match (flags.watched(), flags.tunnelled()) {
+            (false, false) => self.carry(burst, item, of, at),
+            (_, true) => self.carry_through(burst, item, of, at),
+            (true, _) => self.watched(burst, item, of, at),
+        }
     }
 
     /// A packet of a connection that has been counted.
@@ -165,7 +184,7 @@ impl Stage {
         at: &Arrival<'_>,
     ) -> Result<(), Refusal> {
         let half = at.router.conntrack.table::<F>().half(of);
-        let hop = self.hop_of(half, item.hash, at)?;
+        let hop = self.hop_of::<F>(of, item.hash, at)?;
         if half.flags().any() {
             let rewrite = half.rewrite();
             self.send_on(burst, item, hop, at, |head, headers, partial| {
@@ -178,15 +197,10 @@ impl Stage {
 
     /// The next hop of a half's packets.
     #[inline]
-    pub(super) fn hop_of<F: Routed>(
-        &mut self,
-        half: &Half<F>,
-        hash: u64,
-        at: &Arrival<'_>,
-    ) -> Result<Hop, Refusal> {
-        match Self::kept_hop(half, at) {
+    pub(super) fn hop_of<F: Routed>(&mut self, of: Ref, hash: u64, at: &Arrival<'_>) -> Result<Hop, Refusal> {
+        match Self::kept_hop(at.router.conntrack.table::<F>().half(of), at) {
             Some(hop) => Ok(hop),
-            None => self.find_hop(half, hash, at),
+            None => self.find_hop::<F>(of, hash, at),
         }
     }
 
@@ -200,10 +214,15 @@ impl Stage {
 
     /// Looks for the next hop of a half's packets and keeps it.
     #[cold]
-    fn find_hop<F: Routed>(&mut self, half: &Half<F>, hash: u64, at: &Arrival<'_>) -> Result<Hop, Refusal> {
+    fn find_hop<F: Routed>(&mut self, of: Ref, hash: u64, at: &Arrival<'_>) -> Result<Hop, Refusal> {
+        let half = at.router.conntrack.table::<F>().half(of);
         // Before the lookup: what changes meanwhile makes the stamp void.
         let generation = at.router.fib.generation();
-        let hop = next_hop::<F>(at, half.translated().destination, hash)?;
+        let hop = if half.flags().balanced() && !of.is_reply() {
+            self.hop_to_server::<F>(of, hash, at)?
+        } else {
+            next_hop::<F>(at, half.translated().destination, hash)?
+        };
         if let Some(slot) = at.router.neighbours.slot(hop.adjacency) {
             half.set_next_hop(hop.adjacency, generation.wrapping_add(slot.version()));
         }

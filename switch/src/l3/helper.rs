@@ -113,7 +113,7 @@ impl Stage {
         match edited {
             Some((edited, ..)) => self.send_edited(item, of, edited, &shifts, at),
             None => {
-                let hop = self.hop_of(mine, item.hash, at)?;
+                let hop = self.hop_of::<F>(of, item.hash, at)?;
                 let rewrite = mine.rewrite();
                 self.send_on(burst, item, hop, at, |head, headers, partial| {
                     sequence::adjust(head, headers, partial, &shifts[0], &shifts[1]);
@@ -136,7 +136,7 @@ impl Stage {
             return Err(Refusal::Tell(DropReason::TtlExceeded, Error::TimeExceeded));
         }
         let half = at.router.conntrack.table::<F>().half(of);
-        let hop = self.hop_of(half, item.hash, at)?;
+        let hop = self.hop_of::<F>(of, item.hash, at)?;
         let slot = at.router.neighbours.slot(hop.adjacency).ok_or(DropReason::NoRoute)?;
         let interface = at.router.interface(slot.interface()).ok_or(DropReason::NoRoute)?;
         // A neighbour that does not answer at the moment: the segment will be sent again.

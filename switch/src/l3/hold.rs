@@ -99,6 +99,17 @@ impl Hold {
         original: &[u8; SNAPSHOT],
         waiting: Waiting,
     ) -> bool {
+        self.keep_frame(*burst.header(i), original, waiting, |space| burst.linearise(i, space))
+    }
+
+    /// Keeps the frame that `fill` writes, as [`Hold::keep`] does.
+    pub(super) fn keep_frame(
+        &mut self,
+        header: NetHeader,
+        original: &[u8; SNAPSHOT],
+        waiting: Waiting,
+        fill: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> bool {
         let same = |place: &&Place| {
             place.waiting.adjacency == waiting.adjacency && place.waiting.version == waiting.version
         };
@@ -106,10 +117,10 @@ impl Hold {
             return false;
         }
         let Some(free) = self.places.iter().position(Option::is_none) else { return false };
-        let Some(len) = burst.linearise(i, &mut self.bytes[free * LONGEST..(free + 1) * LONGEST]) else {
+        let Some(len) = fill(&mut self.bytes[free * LONGEST..(free + 1) * LONGEST]) else {
             return false;
         };
-        self.places[free] = Some(Place { waiting, header: *burst.header(i), len, original: *original });
+        self.places[free] = Some(Place { waiting, header, len, original: *original });
         self.count += 1;
         true
     }

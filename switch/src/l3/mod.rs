@@ -9,10 +9,12 @@
 mod announced;
 mod answer;
 pub mod arp;
+mod balance;
 pub mod bridged;
 pub mod checks;
 pub mod compose;
 mod deliver;
+mod encapsulate;
 mod family;
 mod first;
 mod forward;
@@ -48,6 +50,7 @@ use crate::conntrack::{Local, V4, V6};
 use crate::drops::DropReason;
 use crate::members::Verdict;
 use crate::packet::ethernet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, TAG_LEN};
+use crate::packet::offload::Finisher;
 use crate::services;
 use crate::stats::Direction;
 use hold::Hold;
@@ -92,6 +95,8 @@ pub struct Stage {
     scratch: Box<[u8]>,
     local: Local,
     limiter: Limiter,
+    /// Cuts segments for tunnels.
+    finisher: Finisher,
     random: u64,
 }
 
@@ -109,6 +114,7 @@ impl Stage {
             lost: Lost::default(),
             scratch: vec![0; MAX_FRAME].into_boxed_slice(),
             local: Local::new(worker),
+            finisher: Finisher::new(),
             limiter: Limiter::new(Limits::default()),
             random: RandomState::new().hash_one(worker) | 1,
         }

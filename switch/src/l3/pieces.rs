@@ -53,7 +53,7 @@ impl Stage {
         let done = match (headers.fragment, found) {
             (Fragment::Later, Some(half)) => {
                 table.half(half).touch(at.now, headers.len);
-                self.carry(burst, &item, half, at)
+                self.carry_any(burst, &item, half, at)
             }
             (Fragment::Later, None) if first.quoted.is_some() => self.piece_of_error(burst, &item, first, at),
             // To the switch itself, or of a packet that was refused.

@@ -45,7 +45,7 @@ impl Stage {
         let table = at.router.conntrack.table::<F>();
         // What goes the error's way: answers to the quoted packet.
         let key = Key::<F>::of(&embedded.headers, head).reversed();
-        let Some(half) = table.find(&key, table.hash(&key)).map(|found| table.half(found)) else {
+        let Some(found) = table.find(&key, table.hash(&key)) else {
             // Perhaps about something that the switch said itself.
             let hop = next_hop::<F>(at, item.key.destination, item.hash);
             return Err(hop
@@ -53,8 +53,16 @@ impl Stage {
                 .filter(|refusal| *refusal == Refusal::Local)
                 .unwrap_or(DropReason::CtInvalid.into()));
         };
+        let half = table.half(found);
         let rewrite = half.rewrite();
-        let hop = next_hop::<F>(at, rewrite.destination, item.hash)?;
+        if half.flags().tunnelled() {
+            return self.carry_through(burst, item, found, at);
+        }
+        let hop = if half.flags().balanced() {
+            self.hop_of::<F>(found, item.hash, at)?
+        } else {
+            next_hop::<F>(at, rewrite.destination, item.hash)?
+        };
         let translated = half.flags().any();
         self.send_on(burst, item, hop, at, |head, headers, partial| {
             if translated {

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 pub use self::set::{HitsOf, RuleSet};
+pub(crate) use self::source::from_pool;
 use crate::config::name::Name;
 use crate::drops::DropReason;
 use crate::packet::tuple::Tuple;

@@ -305,6 +305,20 @@ fn is_taken(table: &Table, answer: &Tuple) -> bool {
     table.is_taken(sent.protocol, sent.source, sent.source_port)
 }
 
+/// An address and port of a pool from which packets can be sent to where `tuple` goes, so that `is_free` holds for
+/// their answers.
+pub(crate) fn from_pool(
+    tuple: &Tuple,
+    (first, last): (IpAddr, IpAddr),
+    random: u64,
+    mut is_free: impl FnMut(&Tuple) -> bool,
+) -> Option<(IpAddr, u16)> {
+    let mut addresses = candidates(AddressRange { first, last }, tuple.source);
+    addresses.find_map(|address| {
+        ports::find(tuple, address, None, true, random, &mut is_free).map(|port| (address, port))
+    })
+}
+
 /// The addresses of a pool in the order in which a client tries them. The same in every run.
 fn candidates(pool: AddressRange, client: IpAddr) -> impl Iterator<Item = IpAddr> {
     let (first, size) = match (pool.first, pool.last) {

@@ -18,6 +18,7 @@ pub mod rewrite;
 mod segment;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod tunnel;
 pub mod tuple;
 mod validate;
 
