@@ -10,7 +10,7 @@ use super::Ipvs;
 use super::account::Totals;
 use super::destination::{Counted, Destination};
 use super::scope::{Live, Scope};
-use super::settings::{Setting, Settings, Timeouts};
+use super::settings::{Setting, Settings};
 use super::spec::ServiceKey;
 use super::states::{self, SCTP};
 use crate::conntrack::Conntrack;
@@ -155,7 +155,7 @@ pub(crate) fn counted(active: bool) -> Counted {
 impl Balancer for Ipvs {
     fn timeout(&self, destination: u32, protocol: u8, state: u8) -> u32 {
         let set = self.with(destination, |server| server.account().settings().timeouts());
-        states::timeout(protocol, state, &set.unwrap_or_else(Timeouts::default))
+        states::timeout(protocol, state, &set.unwrap_or_default())
     }
 
     fn activity(&self, destination: u32, active: bool) {

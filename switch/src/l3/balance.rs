@@ -257,7 +257,7 @@ impl Stage {
         for _ in 0..TRIES {
             let mut translation = None;
             let source = match forward {
-                Forward::FullNat { first, last } => Some(self.from_pool::<F>(&to, (first, last), at)?),
+                Forward::FullNat { first, last } => Some(self.pool_source::<F>(&to, (first, last), at)?),
                 Forward::Masquerade => {
                     translation = self.translate_source::<F>(&leaving, at)?;
                     translation.map(|found| (found.address, found.port))
@@ -314,7 +314,7 @@ impl Stage {
     }
 
     /// A source of a pool for a connection to a server whose way back does not pass here.
-    fn from_pool<F: Routed>(
+    fn pool_source<F: Routed>(
         &mut self,
         to: &Tuple,
         pool: (IpAddr, IpAddr),
@@ -418,7 +418,7 @@ fn schedule(tuple: &Tuple, service: &Arc<Service>, view: &View, now: u32) -> Opt
     {
         return None;
     }
-    let Some(server) = service.schedule(&flow(tuple), now) else { return None };
+    let server = service.schedule(&flow(tuple), now)?;
     let port = if server.port() == 0 { tuple.destination_port } else { server.port() };
     let one_packet = view.spec.one_packet && tuple.protocol == UDP;
     Some(Chosen { service: Arc::clone(service), server, port, template: 0, one_packet })
