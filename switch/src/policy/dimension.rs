@@ -127,7 +127,7 @@ impl<K> Dimension<K> {
 
 /// The places of the ones of a word, lowest first.
 #[inline]
-pub(super) fn ones(word: u64) -> impl Iterator<Item = usize> {
+fn ones(word: u64) -> impl Iterator<Item = usize> {
     let next = |&word: &u64| Some(word & (word - 1)).filter(|&word| word != 0);
     std::iter::successors((word != 0).then_some(word), next).map(|word| word.trailing_zeros() as usize)
 }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::NewFlow;
-use super::dimension::{Dimension, Rows, ones};
+use super::dimension::{Dimension, Rows};
 use super::ranges::Ranges;
 use crate::rules::intervals::Point;
 
@@ -108,16 +108,11 @@ impl<K: Point> Engine<K> {
         }
     }
 
-    /// Calls `visit` with the places of the rules that a packet matches, in their order, while it says `true`.
-    pub(super) fn visit(
-        &self,
-        flow: &NewFlow,
-        source: K,
-        destination: K,
-        visit: &mut impl FnMut(u32) -> bool,
-    ) {
+    /// The places of the rules that a packet matches, in their order.
+    pub(super) fn search(&self, flow: &NewFlow, source: K, destination: K) -> Search<'_, K> {
+        let mut rows = Chosen { rows: [None; FIELDS], len: 0 };
         if self.rules == 0 {
-            return;
+            return Search { engine: self, rows, high: 0, words: 0, word: 0, bits: 0 };
         }
         let numbers = [
             flow.tuple.destination_port,
@@ -129,7 +124,6 @@ impl<K: Point> Engine<K> {
             flow.to.bridge,
             flow.to.interface,
         ];
-        let mut rows = Chosen { rows: [None; FIELDS], len: 0 };
         rows.choose(&self.source, source);
         rows.choose(&self.destination, destination);
         for (field, value) in self.numbers.iter().zip(numbers) {
@@ -137,26 +131,7 @@ impl<K: Point> Engine<K> {
         }
         rows.choose(&self.protocol, flow.tuple.protocol);
         rows.choose(&self.state, flow.state as u8);
-        for high in 0..self.stride {
-            let words =
-                rows.iter().fold(self.all[high], |words, (rows, row)| words & rows.summary(row, high));
-            for low in ones(words) {
-                let word = high * BITS + low;
-                let all = low_ones(self.rules - word * BITS);
-                let mut bits = all;
-                for (rows, row) in rows.iter() {
-                    bits &= rows.word(row, word);
-                    if bits == 0 {
-                        break;
-                    }
-                }
-                for bit in ones(bits) {
-                    if !visit(self.places[word * BITS + bit]) {
-                        return;
-                    }
-                }
-            }
-        }
+        Search { engine: self, rows, high: 0, words: 0, word: 0, bits: 0 }
     }
 
     /// Bytes that it takes.
@@ -167,6 +142,54 @@ impl<K: Point> Engine<K> {
         let addresses: usize =
             [&self.source, &self.destination].into_iter().flatten().map(Dimension::bytes).sum();
         numbers + small + addresses + self.places.len() * 4
+    }
+}
+
+/// A walk over the rules that a packet matches.
+pub(super) struct Search<'a, K> {
+    engine: &'a Engine<K>,
+    rows: Chosen<'a>,
+    /// The next word of the summary.
+    high: usize,
+    /// What is left of the one before it.
+    words: u64,
+    /// The word of rules at hand.
+    word: usize,
+    /// What is left of it.
+    bits: u64,
+}
+
+impl<K: Point> Iterator for Search<'_, K> {
+    type Item = u32;
+
+    #[inline]
+    fn next(&mut self) -> Option<u32> {
+        let Self { engine, rows, high, words, word, bits } = self;
+        loop {
+            if *bits != 0 {
+                let bit = bits.trailing_zeros() as usize;
+                *bits &= *bits - 1;
+                return engine.places.get(*word * BITS + bit).copied();
+            }
+            if *words != 0 {
+                *word = (*high - 1) * BITS + words.trailing_zeros() as usize;
+                *words &= *words - 1;
+                *bits = low_ones(engine.rules - *word * BITS);
+                for (rows, row) in rows.iter() {
+                    *bits &= rows.word(row, *word);
+                    if *bits == 0 {
+                        break;
+                    }
+                }
+                continue;
+            }
+            if *high >= engine.stride {
+                return None;
+            }
+            let at = *high;
+            *words = rows.iter().fold(engine.all[at], |words, (rows, row)| words & rows.summary(row, at));
+            *high += 1;
+        }
     }
 }
 

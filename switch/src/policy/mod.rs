@@ -4,7 +4,8 @@
 //! packet of a connection ([`Policy::decide`]); packets of an accepted connection come here no more. The first rule
 //! that matches decides, as in iptables' FORWARD chain, but no list is walked: every field of the packet names the set
 //! of the rules that it fits (a bit each), and the first bit that all sets have in common is the rule (aggregated bit
-//! vectors; Baboescu and Varghese, SIGCOMM 2001).
+//! vectors; Baboescu and Varghese, SIGCOMM 2001). A change compiles what came since the last compilation only
+//! ([`layers`]).
 //!
 //! What no rule decides: what another connection announced passes, what was published passes, between isolated
 //! bridges nothing passes, and for the rest the default holds.
@@ -13,6 +14,7 @@
 mod dimension;
 mod engine;
 pub mod guard;
+mod layers;
 pub mod log;
 mod ranges;
 pub mod rule;
@@ -23,7 +25,7 @@ mod tests;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use self::engine::Engine;
+use self::layers::{Compiled, Layers};
 use self::rule::{Action, State};
 pub use self::set::{BuiltinHits, Numbers, PolicySet};
 use crate::drops::DropReason;
@@ -122,14 +124,6 @@ impl Decision {
     }
 }
 
-/// A rule as a decision needs it.
-struct Compiled {
-    id: RuleId,
-    action: Action,
-    log: bool,
-    hits: Arc<Hits>,
-}
-
 /// Counters of what decides where no rule does.
 #[derive(Debug)]
 struct Builtin {
@@ -141,10 +135,7 @@ struct Builtin {
 
 /// The rules, compiled. Immutable but for counters.
 pub struct Policy {
-    /// In the order in which they are asked.
-    rules: Box<[Compiled]>,
-    v4: Engine<u32>,
-    v6: Engine<u128>,
+    layers: Layers,
     default: Verdict,
     isolated: Set<u16>,
     for_switch: bool,
@@ -154,7 +145,7 @@ pub struct Policy {
 impl Policy {
     /// Whether everything passes, without a rule that would count or log it: packets need not come here.
     pub fn is_empty(&self) -> bool {
-        self.rules.is_empty() && self.default == Verdict::Accept && self.isolated.len() < 2
+        self.layers.len() == 0 && self.default == Verdict::Accept && self.isolated.len() < 2
     }
 
     /// Whether a rule may be about packets to the switch's own addresses: if not, [`decide`](Self::decide) need not be
@@ -167,11 +158,10 @@ impl Policy {
     pub fn decide(&self, flow: &NewFlow, worker: usize, bytes: u64) -> Decision {
         let mut log = None;
         let mut decided = None;
-        let mut visit = |place: u32| {
-            let Some(rule) = self.rules.get(place as usize) else { return false };
+        let visit = |rule: &Compiled| {
             rule.hits.hit(worker, bytes);
             if rule.log || rule.action == Action::Log {
-                log.get_or_insert(rule.id);
+                log.get_or_insert(rule.order.1);
             }
             let verdict = match rule.action {
                 Action::Log => return true,
@@ -179,15 +169,15 @@ impl Policy {
                 Action::Drop => Verdict::Drop,
                 Action::Reject => Verdict::Reject,
             };
-            decided = Some((verdict, By::Rule(rule.id)));
+            decided = Some((verdict, By::Rule(rule.order.1)));
             false
         };
         match (flow.tuple.source, flow.tuple.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                self.v4.visit(flow, source.to_bits(), destination.to_bits(), &mut visit);
+                self.layers.visit(flow, (source.to_bits(), destination.to_bits()), |layer| &layer.v4, visit);
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                self.v6.visit(flow, source.to_bits(), destination.to_bits(), &mut visit);
+                self.layers.visit(flow, (source.to_bits(), destination.to_bits()), |layer| &layer.v6, visit);
             }
             // No packet is both.
             _ => {}

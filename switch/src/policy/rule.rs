@@ -22,7 +22,7 @@ pub const RANGES_MAX: usize = 1024;
 pub const RANGES_TOTAL_MAX: usize = 131_072;
 
 /// One end of a conversation: where packets come from or go to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Zone {
     /// Anywhere.
     #[default]

@@ -1,15 +1,16 @@
 //! The policy as the control thread keeps it: rules in their order, numbered and counted, and what holds without them.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 
 use super::engine::{Engine, Fields, PlaceFields};
+use super::layers::{Compiled, Layer, Layers};
 use super::ranges::Ranges;
 use super::rule::{Addresses, RANGES_TOTAL_MAX, RULES_MAX, Rule, Side, State, Zone};
-use super::{Builtin, Compiled, Policy, Verdict};
+use super::{Builtin, Policy, Verdict};
 use crate::config::name::Name;
 use crate::nat::rule::PortRange;
 use crate::refusal::Refusal;
@@ -45,10 +46,31 @@ struct Entry {
     hits: Arc<Hits>,
 }
 
+/// Priority and number of a rule: its place among the others.
+type Order = (u32, RuleId);
+
+/// What names stand for; `None` for those that nothing has.
+type Named = BTreeMap<Zone, Option<u16>>;
+
+/// So many rules may come or go before everything is compiled anew, and twice the square root of their number more.
+const FEW: usize = 32;
+
+/// What was compiled last.
+struct Made {
+    base: Arc<Layer>,
+    /// What the names in `base` stood for.
+    of: Named,
+    /// Rules that came since then, and rules of `base` that went.
+    added: BTreeSet<Order>,
+    gone: BTreeSet<Order>,
+    /// The snapshot, and what the names stood for, while nothing has changed.
+    policy: Option<(Named, Arc<Policy>)>,
+}
+
 /// All rules of the policy.
 pub struct PolicySet {
     /// By priority, then number: the order in which they are asked.
-    rules: BTreeMap<(u32, RuleId), Entry>,
+    rules: BTreeMap<Order, Entry>,
     priorities: HashMap<RuleId, u32>,
     /// Prefixes and ranges of ports of all of them.
     ranges: usize,
@@ -57,8 +79,11 @@ pub struct PolicySet {
     default: Verdict,
     isolated: Vec<Name>,
     builtin: Arc<Builtin>,
-    /// What was compiled last, and what the names in it stood for, while the rules are the same.
-    compiled: Mutex<Option<(Numbers, Arc<Policy>)>>,
+    /// How many rules name a zone.
+    named: BTreeMap<Zone, usize>,
+    made: Mutex<Option<Made>>,
+    /// Whether nothing has changed since [`PolicySet::rest`] asked.
+    quiet: bool,
 }
 
 impl PolicySet {
@@ -73,7 +98,9 @@ impl PolicySet {
             workers,
             default: Verdict::Accept,
             isolated: Vec::new(),
-            compiled: Mutex::default(),
+            named: BTreeMap::new(),
+            made: Mutex::default(),
+            quiet: false,
             builtin: Arc::new(Builtin {
                 related: hits(),
                 published: hits(),
@@ -121,8 +148,13 @@ impl PolicySet {
             )));
         }
         self.ranges = ranges;
-        self.changed();
         self.priorities.insert(id, rule.priority);
+        for zone in [rule.from.zone, rule.to.zone] {
+            *self.named.entry(zone).or_default() += 1;
+        }
+        if let Some(made) = self.changed() {
+            made.added.insert((rule.priority, id));
+        }
         let entry = Entry { hits: Arc::new(Hits::new(self.workers)), rule };
         self.rules.insert((entry.rule.priority, id), entry);
         Ok(())
@@ -146,22 +178,38 @@ impl PolicySet {
 
     /// Removes all rules; returns how many there were.
     pub fn clear(&mut self) -> usize {
-        self.changed();
         self.ranges = 0;
         self.priorities.clear();
+        self.named.clear();
+        *self.made.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         std::mem::take(&mut self.rules).len()
     }
 
-    /// Removes a rule, from the next [`compile`](Self::compile) on.
+    /// Removes a rule, from the next [`compile`](Self::compile) on; connections that it let pass live on.
     ///
     /// # Errors
     /// There is no such rule.
     pub fn remove(&mut self, id: RuleId) -> Result<Rule, Refusal> {
-        self.changed();
-        let priority = self.priorities.remove(&id);
-        let entry = priority.and_then(|priority| self.rules.remove(&(priority, id)));
-        self.ranges -= entry.as_ref().map_or(0, |entry| entry.rule.ranges());
-        entry.map(|entry| entry.rule).ok_or_else(|| Refusal::new(format!("there is no policy rule {id}")))
+        let order = self.priorities.remove(&id).map(|priority| (priority, id));
+        let Some((order, Entry { rule, .. })) = order.and_then(|order| self.rules.remove_entry(&order))
+        else {
+            return Err(Refusal::new(format!("there is no policy rule {id}")));
+        };
+        self.ranges -= rule.ranges();
+        for zone in [rule.from.zone, rule.to.zone] {
+            if let Some(count) = self.named.get_mut(&zone) {
+                *count -= 1;
+                if *count == 0 {
+                    self.named.remove(&zone);
+                }
+            }
+        }
+        if let Some(made) = self.changed()
+            && !made.added.remove(&order)
+        {
+            made.gone.insert(order);
+        }
+        Ok(rule)
     }
 
     /// The rules with their numbers and counters, in the order in which they are asked.
@@ -222,53 +270,96 @@ impl PolicySet {
         }
     }
 
-    /// What was compiled is of the past.
-    fn changed(&mut self) {
-        *self.compiled.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+    /// The snapshot that was made last is of the past.
+    fn changed(&mut self) -> Option<&mut Made> {
+        self.quiet = false;
+        let made = self.made.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut()?;
+        made.policy = None;
+        Some(made)
     }
 
-    /// What the names that occur here stand for, of all that there are.
-    fn used(&self, all: &Numbers) -> Numbers {
-        let mut used = Numbers::default();
-        let copy = |from: &HashMap<Name, u16>, to: &mut HashMap<Name, u16>, name: Name| {
-            to.extend(from.get(&name).map(|&number| (name, number)));
+    /// What the names that occur here stand for.
+    fn named(&self, numbers: &Numbers) -> Named {
+        let number = |zone: &Zone| match zone {
+            Zone::Port(name) => numbers.ports.get(name).copied(),
+            Zone::Bridge(name) => numbers.bridges.get(name).copied(),
+            Zone::Interface(name) => numbers.interfaces.get(name).copied(),
+            Zone::Any | Zone::Switch => None,
         };
-        for zone in self.rules.values().flat_map(|entry| [entry.rule.from.zone, entry.rule.to.zone]) {
-            match zone {
-                Zone::Port(name) => copy(&all.ports, &mut used.ports, name),
-                Zone::Bridge(name) => copy(&all.bridges, &mut used.bridges, name),
-                Zone::Interface(name) => copy(&all.interfaces, &mut used.interfaces, name),
-                Zone::Any | Zone::Switch => {}
-            }
-        }
-        for &name in &self.isolated {
-            copy(&all.bridges, &mut used.bridges, name);
-        }
-        used
+        let isolated = self.isolated.iter().map(|&name| Zone::Bridge(name));
+        self.named.keys().copied().chain(isolated).map(|zone| (zone, number(&zone))).collect()
     }
 
-    /// The snapshot for workers, compiled anew if rules or the numbers of what they name have changed.
+    /// The snapshot for workers, made anew if rules or the numbers of what they name have changed. While few rules have
+    /// come and gone since everything was compiled, only what has come is.
     pub fn snapshot(&self, numbers: &Numbers) -> Arc<Policy> {
-        let used = self.used(numbers);
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, policy)) = &*compiled
-            && *of == used
+        let named = self.named(numbers);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Made { policy: Some((of, policy)), .. }) = &*made
+            && *of == named
         {
             return policy.clone();
         }
-        let policy = Arc::new(self.compile(&used));
-        *compiled = Some((used, policy.clone()));
-        policy
+        // What is not named any more, no rule that is left names.
+        let holds =
+            |of: &Named| of.iter().all(|(zone, number)| named.get(zone).is_none_or(|now| now == number));
+        let most = FEW + 2 * self.rules.len().isqrt();
+        let new = match made.take() {
+            Some(old) if old.added.len() + old.gone.len() <= most && holds(&old.of) => {
+                let added = old.added.iter().filter_map(|order| self.rules.get_key_value(order));
+                let recent = (!old.added.is_empty()).then(|| Self::layer(added, numbers));
+                let layers = Layers::new(old.base.clone(), recent, old.gone.iter());
+                let policy = Arc::new(self.around(layers, numbers));
+                Made { policy: Some((named, policy)), ..old }
+            }
+            _ => {
+                let base = Arc::new(Self::layer(self.rules.iter(), numbers));
+                let policy = Arc::new(self.around(Layers::new(base.clone(), None, [].iter()), numbers));
+                let (added, gone) = Default::default();
+                Made { base, of: named.clone(), added, gone, policy: Some((named, policy)) }
+            }
+        };
+        let policy = new.policy.as_ref().map(|(_, policy)| policy.clone());
+        *made = Some(new);
+        policy.unwrap_or_else(|| Arc::new(self.compile(numbers)))
     }
 
-    /// The rules, compiled with these numbers.
+    /// To be called now and then: once nothing has changed from one call to the next, what came since everything was
+    /// compiled is compiled with the rest by the next [`snapshot`](Self::snapshot), and this says so.
+    pub fn rest(&mut self) -> bool {
+        let quiet = std::mem::replace(&mut self.quiet, true);
+        let made = self.made.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let layered = made.as_ref().is_some_and(|made| !made.added.is_empty() || !made.gone.is_empty());
+        if quiet && layered {
+            *made = None;
+        }
+        quiet && layered
+    }
+
+    /// The rules, compiled as a whole with these numbers.
     pub fn compile(&self, numbers: &Numbers) -> Policy {
+        let base = Arc::new(Self::layer(self.rules.iter(), numbers));
+        self.around(Layers::new(base, None, [].iter()), numbers)
+    }
+
+    /// What holds around the rules.
+    fn around(&self, layers: Layers, numbers: &Numbers) -> Policy {
+        let isolated = self.isolated.iter().filter_map(|name| numbers.bridges.get(name)).copied();
+        Policy {
+            layers,
+            default: self.default,
+            isolated: isolated.collect(),
+            for_switch: self.named.contains_key(&Zone::Switch),
+            builtin: Arc::clone(&self.builtin),
+        }
+    }
+
+    fn layer<'a>(entries: impl Iterator<Item = (&'a Order, &'a Entry)>, numbers: &Numbers) -> Layer {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        let mut rules = Vec::with_capacity(self.rules.len());
-        for (&(_, id), entry) in &self.rules {
-            let rule = &entry.rule;
+        let mut rules = Vec::new();
+        for (&order, Entry { rule, hits }) in entries {
             let place = rules.len() as u32;
-            rules.push(Compiled { id, action: rule.action, log: rule.log, hits: Arc::clone(&entry.hits) });
+            rules.push(Compiled { order, action: rule.action, log: rule.log, hits: Arc::clone(hits) });
             if rule.source.has(false) && rule.destination.has(false) {
                 v4.push(fields(rule, place, numbers, v4_range));
             }
@@ -278,19 +369,7 @@ impl PolicySet {
         }
         v4.retain(|rule| !rule.is_empty());
         v6.retain(|rule| !rule.is_empty());
-        let isolated = self.isolated.iter().filter_map(|name| numbers.bridges.get(name)).copied();
-        Policy {
-            v4: Engine::new(&v4),
-            v6: Engine::new(&v6),
-            rules: rules.into(),
-            default: self.default,
-            isolated: isolated.collect(),
-            for_switch: self
-                .rules
-                .values()
-                .any(|entry| [entry.rule.from, entry.rule.to].iter().any(|side| side.zone == Zone::Switch)),
-            builtin: Arc::clone(&self.builtin),
-        }
+        Layer { rules: rules.into(), v4: Engine::new(&v4), v6: Engine::new(&v6) }
     }
 }
 

@@ -186,6 +186,45 @@ proptest! {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Rules come and go, ports come and go, and all the while snapshots say what the list says.
+    #[test]
+    fn layers_decide_as_a_list_would(
+        first in proptest::collection::vec(rule(), 0..100),
+        steps in proptest::collection::vec((any::<bool>(), rule(), any::<proptest::sample::Index>(), 0..20_u8), 1..80),
+        flows in proptest::collection::vec(flow(), 10)
+    ) {
+        let mut set = set_of(first);
+        let mut known = numbers();
+        for (add, rule, which, rare) in steps {
+            let ids: Vec<RuleId> = set.iter().map(|(id, ..)| id).collect();
+            match (add, ids.is_empty()) {
+                (false, false) => drop(set.remove(*which.get(&ids)).expect("is there")),
+                _ => drop(set.add(rule)),
+            }
+            match rare {
+                0 => drop(set.rest()),
+                1 => drop(known.ports.insert(name('p', 9), 9)),
+                _ => {}
+            }
+            let policy = set.snapshot(&known);
+            for flow in &flows {
+                agrees(&set, &policy, flow)?;
+            }
+        }
+        set.rest();
+        set.rest();
+        prop_assert!(!set.rest(), "one layer");
+        let (policy, whole) = (set.snapshot(&known), set.compile(&known));
+        for flow in &flows {
+            agrees(&set, &policy, flow)?;
+            prop_assert_eq!(policy.guards_switch(), whole.guards_switch());
+        }
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig::with_cases(2))]
 
     #[test]
@@ -408,10 +447,19 @@ fn cost_of_a_decision() {
                 accepted += u64::from(policy.decide(flow, 0, 60).verdict == Verdict::Accept);
             }
         }) / 4096;
+        let (mut set, start) = (set, Instant::now());
+        let one_by_one = 200_u32;
+        for n in 0..one_by_one {
+            let mut rule = Rule::new(Action::Drop);
+            rule.source.within = vec![IpNet::from(IpAddr::from((11 << 24 | n).to_be_bytes()))];
+            set.add(rule).expect("a good rule");
+            let _ = set.snapshot(&numbers());
+        }
+        println!("{rules} rules: one more in {:?}", start.elapsed() / one_by_one);
         println!(
             "{rules} rules: {cycles} cycles a decision ({}% accepted), compiled in {compiled:?}, {} KiB",
             accepted * 100 / 409_600,
-            (policy.v4.bytes() + policy.v6.bytes()) >> 10
+            policy.layers.bytes() >> 10
         );
     }
 }

@@ -37,7 +37,11 @@ impl Switch {
         if asked && let Some(worker) = self.workers.first() {
             worker.wake();
         }
-        self.follow_ports();
+        if self.router.policy.rest() {
+            self.publish_router();
+        } else {
+            self.follow_ports();
+        }
     }
 
     /// Has interfaces follow their ports, and routes their interfaces.
