@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod golden;
+mod life;
 mod scale;
 
 use std::net::{IpAddr, Ipv4Addr};
