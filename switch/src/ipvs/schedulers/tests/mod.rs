@@ -60,7 +60,7 @@ fn lab(scheduler: Scheduler, flags: u8, servers: impl IntoIterator<Item = Destin
 #[derive(Clone, Debug)]
 enum Edit {
     Add(u32, i32, u32),
-    Edit(u32, i32, u32),
+    Change(u32, i32, u32),
     Delete(u32),
     Schedule(Scheduler, u8),
 }
@@ -108,7 +108,7 @@ fn edit(servers: u32) -> impl Strategy<Value = Edit> {
     let upper = || prop_oneof![4 => Just(0), 1 => 1..4_u32];
     prop_oneof![
         8 => (0..servers, weight(), upper()).prop_map(|(number, weight, upper)| Edit::Add(number, weight, upper)),
-        4 => (0..servers, weight(), upper()).prop_map(|(number, weight, upper)| Edit::Edit(number, weight, upper)),
+        4 => (0..servers, weight(), upper()).prop_map(|(number, weight, upper)| Edit::Change(number, weight, upper)),
         4 => (0..servers).prop_map(Edit::Delete),
         1 => scheduler().prop_map(|(scheduler, flags)| Edit::Schedule(scheduler, flags)),
     ]
@@ -160,7 +160,7 @@ impl Pair {
                     self.model.add(number, weight.into(), upper.into()),
                     Change::AddDestination(KEY, server(number, weight, upper)),
                 ),
-                Edit::Edit(number, weight, upper) => (
+                Edit::Change(number, weight, upper) => (
                     self.model.edit(number, weight.into(), upper.into()),
                     Change::EditDestination(KEY, server(number, weight, upper)),
                 ),
