@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use super::daemons::{Adopted, Connections, Show};
@@ -118,9 +118,13 @@ impl LiveConnections {
 
     fn adopt_template(&self, connection: &SyncConnection, server: &Destination) -> Adopted {
         let now = crate::clock::seconds();
+        let address = match connection.protocol {
+            0 => Ipv4Addr::from_bits(connection.mark).into(),
+            _ => connection.service.ip(),
+        };
         let pattern = Pattern {
             client: connection.client.ip(),
-            address: connection.service.ip(),
+            address,
             protocol: connection.protocol,
             port: connection.service.port(),
             scope: scope_number(self.ipvs.global().settings()),
@@ -326,7 +330,7 @@ fn describe_template(template: &Template, server: &Destination) -> Option<SyncCo
     let Pattern { client, address, protocol, port, .. } = template.pattern;
     // A mark stands where an address of the client's family is.
     let address = match (address, client) {
-        (IpAddr::V4(mark), IpAddr::V6(_)) => IpAddr::V6(Ipv4Addr::to_ipv6_compatible(&mark)),
+        (IpAddr::V4(mark), IpAddr::V6(_)) => Ipv6Addr::from_bits(u128::from(mark.to_bits()) << 96).into(),
         (address, _) => address,
     };
     Some(SyncConnection {

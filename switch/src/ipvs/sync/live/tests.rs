@@ -43,6 +43,7 @@ impl Director {
             (key(82), four, 82, Forward::Tunnel(Tunnel::Ipip)),
             (key(83), four, 8080, Forward::FullNat { first: pool, last: pool }),
             (MARKED, four, 8080, Forward::Masquerade),
+            (ServiceKey::Mark { mark: 6, v6: true }, "fd00:2::11".parse().unwrap(), 0, Forward::Route),
             (SIX, "fd00:2::11".parse().unwrap(), 80, Forward::Masquerade),
         ];
         for (key, address, port, forward) in kinds {
@@ -249,6 +250,22 @@ fn templates_are_told_and_followed() {
         assert_eq!(backup.server(key(80)).templates(), 1);
         assert_eq!(backup.told(), told);
     }
+    // What a mark's template calls is the mark.
+    let six = |mark: &str| SyncConnection {
+        protocol: 0,
+        flags: ConnectionFlags(ConnectionFlags::TEMPLATE | ConnectionFlags::INACTIVE),
+        state: 1,
+        client: "[fd00:1::2]:0".parse().unwrap(),
+        service: mark.parse().unwrap(),
+        server: "[fd00:2::11]:0".parse().unwrap(),
+        mark: 6,
+        timeout: 60,
+        ..super::tests::told(0)
+    };
+    // Routed: the method's number is among the flags.
+    let six = |mark: &str| SyncConnection { flags: ConnectionFlags(six(mark).flags.0 | 3), ..six(mark) };
+    assert_eq!(backup.hear(&[six("[0:6::]:0")]), [Adopted::Yes]);
+    assert!(backup.told().contains(&six("[0:6::]:0")));
     let found = backup.ipvs.templates.follow(&pattern(&backup), now, |_| ()).unwrap().unwrap();
     assert_eq!((found.1, found.2), (backup.server(key(80)).id(), 8080));
     let _ = master.hear(&[]);
