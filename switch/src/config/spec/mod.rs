@@ -7,6 +7,7 @@
 
 mod address;
 mod bridge;
+mod check;
 mod conntrack;
 mod dhcp;
 mod interface;
@@ -28,6 +29,7 @@ pub use address::{
     address_range, host, interface_address, is_host, port_list, port_range, prefix, range_len,
 };
 pub use bridge::{BridgeChange, BridgeSpec};
+pub use check::check_view;
 pub use conntrack::LimitChange;
 pub use dhcp::{ClasslessRoute, DNS_MAX, DhcpChange, RANGE_MAX, reservation, v4};
 pub use interface::{ADDRESSES_MAX, InterfaceChange, InterfaceSpec, check_mtu};

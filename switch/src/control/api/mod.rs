@@ -27,6 +27,7 @@ macro_rules! parameters {
 }
 
 mod bridge;
+mod check;
 mod conntrack;
 mod dhcp;
 mod fdb;
@@ -41,6 +42,7 @@ mod status;
 mod worker;
 
 pub use bridge::*;
+pub use check::*;
 pub use conntrack::*;
 pub use dhcp::*;
 pub use fdb::*;
@@ -128,6 +130,9 @@ macro_rules! each_method {
             IpvsDaemons = "ipvs.daemons" -> Vec<IpvsDaemon>;
             IpvsDaemonStart = "ipvs.start-daemon" -> Done;
             IpvsDaemonStop = "ipvs.stop-daemon" -> Done;
+            CheckSet = "check.set" -> Done;
+            CheckDel = "check.del" -> Done;
+            CheckList = "check.list" -> Vec<Check>;
         }
     };
 }

@@ -1,6 +1,7 @@
 //! From a line to its answer: which method, its checks, what the switch does. A file per part of the switch.
 #![forbid(unsafe_code)]
 
+mod check;
 mod ipvs;
 mod l2;
 mod l3;
