@@ -15,7 +15,6 @@ use crate::ipvs::error::{Error, Failed};
 use crate::ipvs::scope::{Live, Replaced, Scope};
 use crate::ipvs::settings::{Setting, Timeouts};
 use crate::ipvs::spec::{DestinationSpec, ServiceKey, ServiceSpec};
-use crate::ipvs::sync::Daemons;
 use crate::refusal::Refusal;
 use crate::switch::Switch;
 
@@ -191,16 +190,6 @@ impl Switch {
             removed += self.flush_connections(&second);
         }
         Ok(removed)
-    }
-
-    /// The sync daemons, where there are connections that they could tell of.
-    pub fn sync_daemons(&self) -> Option<&Daemons> {
-        self.router.sync.as_ref()
-    }
-
-    /// The same, to start and stop them.
-    pub fn sync_daemons_mut(&mut self) -> Option<&mut Daemons> {
-        self.router.sync.as_mut()
     }
 
     /// What is set for a table.

@@ -28,7 +28,6 @@ use crate::config::spec::NeighbourSpec;
 use crate::config::{Mac, Name};
 use crate::control::api;
 use crate::ipvs::Ipvs;
-use crate::ipvs::sync::Daemons;
 use crate::l3::route::rib::Rib;
 use crate::nat::RuleSet;
 use crate::policy::PolicySet;
@@ -58,8 +57,6 @@ pub struct Router {
     pub(crate) tracking: Tracking,
     /// Virtual services, of all scopes.
     pub(crate) ipvs: Arc<Ipvs>,
-    /// The daemons that tell other directors of connections, where there can be such connections.
-    pub(crate) sync: Option<Daemons>,
 }
 
 impl Router {
@@ -75,7 +72,6 @@ impl Router {
             dhcp: BTreeMap::new(),
             tracking: Tracking::new(CONNECTIONS_DEFAULT),
             ipvs: Arc::default(),
-            sync: None,
         }
     }
 

@@ -252,21 +252,15 @@ fn daemon(wrong: &DaemonError) -> Error {
 
 impl Handle for api::IpvsDaemons {
     fn handle(self, at: &mut At<'_>) -> Result<Vec<api::IpvsDaemon>, Error> {
-        let list = at.switch.sync_daemons().into_iter().flat_map(|daemons| daemons.list());
-        Ok(list.map(|(config, counters)| spec::daemon_view(config, &counters.list())).collect())
+        let daemons = at.switch.daemons();
+        Ok(daemons.iter().map(|(config, counters)| spec::daemon_view(config, counters)).collect())
     }
 }
 
 impl Handle for api::IpvsDaemonStart {
     fn handle(self, at: &mut At<'_>) -> Result<Done, Error> {
         let asked = DaemonSpec::try_from(&self).map_err(|wrong| of_kind("value", wrong))?;
-        let Some(daemons) = at.switch.sync_daemons_mut() else {
-            return Err(
-                Refusal::new("this switch has no connections to tell of: give it an interface").into()
-            );
-        };
-        let config = daemons.start(&asked).map_err(|wrong| daemon(&wrong))?;
-        tracing::info!("{} sync daemon started on {}", config.role, config.interface);
+        at.switch.start_daemon(&asked).map_err(|wrong| daemon(&wrong))?;
         Ok(Done {})
     }
 }
@@ -274,11 +268,7 @@ impl Handle for api::IpvsDaemonStart {
 impl Handle for api::IpvsDaemonStop {
     fn handle(self, at: &mut At<'_>) -> Result<Done, Error> {
         let role = spec::sync_role(&self.role).map_err(|wrong| of_kind("value", wrong))?;
-        match at.switch.sync_daemons_mut() {
-            Some(daemons) => daemons.stop(role).map_err(|wrong| daemon(&wrong))?,
-            None => return Err(daemon(&DaemonError::NotRunning(role))),
-        }
-        tracing::info!("{role} sync daemon stopped");
+        at.switch.stop_daemon(role).map_err(|wrong| daemon(&wrong))?;
         Ok(Done {})
     }
 }
