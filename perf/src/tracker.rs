@@ -69,7 +69,7 @@ pub fn look_up(table: &Conntrack, keys: &[Key4], now: u32) -> usize {
     }
     let mut found = 0;
     for ((key, hash), half) in keys.iter().zip(&hashes).zip(&halves) {
-        let half = half.filter(|half| table.v4.half(*half).matches(key));
+        let half = half.filter(|half| table.v4.half(*half).matches(&key.compact()));
         if let Some(half) = half.or_else(|| table.v4.find(key, *hash)) {
             table.v4.half(half).touch(now, BYTES);
             found += 1;

@@ -107,7 +107,7 @@ fn burst(conntrack: &Conntrack, keys: &[Key4; BURST], now: u32) -> u32 {
     let mut sum = 0;
     for (key, half) in keys.iter().zip(halves) {
         let half = table.half(half.expect("a known connection"));
-        assert!(half.matches(key));
+        assert!(half.matches(&key.compact()));
         let (rewrite, hop) = (half.rewrite(), half.next_hop());
         sum += rewrite.source ^ u32::from(rewrite.l4_delta) ^ hop.adjacency ^ hop.stamp;
         half.touch(now, 46);

@@ -137,7 +137,7 @@ fn lookups(fib: &Fib, what: &str) {
     let mut random = Random(2);
     let v4: Vec<u32> = (0..4_000_000).map(|_| address_v4(&mut random)).collect();
     let v6: Vec<u128> = (0..4_000_000).map(|_| address_v6(&mut random)).collect();
-    let mut found = [NextHopSetId::NONE; BURST];
+    let mut slots = [0; BURST];
     let one_v4 = |burst: &[u32]| {
         for &address in burst {
             black_box(fib.path(fib.choose(fib.lookup_v4(address), || address)));
@@ -153,9 +153,14 @@ fn lookups(fib: &Fib, what: &str) {
         cycles(&v4[..FLOWS], one_v4),
         median(&v4, one_v4),
         median(&v4, |burst| {
-            fib.lookup_many_v4(burst, &mut found);
-            for &found in &found[..burst.len()] {
-                black_box(fib.path(fib.choose(found, || 0)));
+            let steps = fib.v4().steps();
+            burst.iter().for_each(|&address| steps.prefetch(address));
+            for (&address, slot) in burst.iter().zip(&mut slots) {
+                *slot = steps.enter(address);
+            }
+            for (&address, &slot) in burst.iter().zip(&slots) {
+                let set = NextHopSetId::found(steps.finish(slot, address));
+                black_box(fib.path(fib.choose(set, || address)));
             }
         }),
     );
@@ -164,9 +169,14 @@ fn lookups(fib: &Fib, what: &str) {
         cycles(&v6[..FLOWS], one_v6),
         median(&v6, one_v6),
         median(&v6, |burst| {
-            fib.lookup_many_v6(burst, &mut found);
-            for &found in &found[..burst.len()] {
-                black_box(fib.path(fib.choose(found, || 0)));
+            let steps = fib.v6().steps();
+            burst.iter().for_each(|&address| steps.prefetch(address));
+            for (&address, slot) in burst.iter().zip(&mut slots) {
+                *slot = steps.enter(address);
+            }
+            for (&address, &slot) in burst.iter().zip(&slots) {
+                let set = NextHopSetId::found(steps.finish(slot, address));
+                black_box(fib.path(fib.choose(set, || address as u32)));
             }
         }),
     );

@@ -10,9 +10,10 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use vhost_backend::frame::SNAPSHOT;
 use zerocopy::FromZeros;
 
-use super::key::{Family, Key, V4, V6};
+use super::key::{Compact, Family, Key, V4, V6};
 use crate::packet::ip::{ICMP, ICMPV6};
 use crate::packet::rewrite::{self, Address, Rewrite, fold};
 
@@ -167,9 +168,9 @@ impl<F: Family> Half<F> {
 
     /// Whether packets of `key` belong here.
     #[inline(always)]
-    pub fn matches(&self, key: &Key<F>) -> bool {
-        F::load(&self.addresses) == (key.source, key.destination)
-            && self.ports.load(Ordering::Relaxed) == key.ports()
+    pub fn matches(&self, key: &Compact<F>) -> bool {
+        F::load(&self.addresses) == key.both
+            && self.ports.load(Ordering::Relaxed) == key.ports
             && self.protocol.load(Ordering::Relaxed) == key.protocol
     }
 
@@ -184,7 +185,7 @@ impl<F: Family> Half<F> {
     }
 
     fn key_of(&self, pair: &F::Pair, ports: &AtomicU32) -> Key<F> {
-        let (source, destination) = F::load(pair);
+        let (source, destination) = F::apart(F::load(pair));
         let ports = ports.load(Ordering::Relaxed);
         Key {
             source,
@@ -198,7 +199,7 @@ impl<F: Family> Half<F> {
     /// What is to be done to its packets, if anything ([`Flags::any`]).
     #[inline]
     pub fn rewrite(&self) -> Rewrite<F::Address> {
-        let (source, destination) = F::load(&self.new_addresses);
+        let (source, destination) = F::apart(F::load(&self.new_addresses));
         let (old, new) = (self.ports.load(Ordering::Relaxed), self.new_ports.load(Ordering::Relaxed));
         let ip_delta = self.delta.load(Ordering::Relaxed);
         let protocol = self.protocol.load(Ordering::Relaxed);
@@ -217,6 +218,14 @@ impl<F: Family> Half<F> {
             ip_delta,
             l4_delta,
         }
+    }
+
+    /// Translates an ordinary packet on its way to the next hop: what [`Half::rewrite`] says, for less.
+    #[inline(always)]
+    pub fn forward_ordinary(&self, head: &mut [u8; SNAPSHOT], partial: bool) {
+        let (source, destination) = F::apart(F::load(&self.new_addresses));
+        let (ports, delta) = (self.new_ports.load(Ordering::Relaxed), self.delta.load(Ordering::Relaxed));
+        rewrite::forward_ordinary(head, source, destination, ports, delta, partial);
     }
 
     /// Flags alone.

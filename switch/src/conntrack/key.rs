@@ -9,6 +9,7 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use vhost_backend::frame::SNAPSHOT;
 use zerocopy::FromZeros;
 
 use super::{Conntrack, Local};
@@ -16,6 +17,7 @@ use crate::conntrack::owner::Owner;
 use crate::conntrack::table::Table;
 use crate::packet::headers::Headers;
 use crate::packet::ip::{ICMP, ICMPV6};
+use crate::packet::ordinary;
 use crate::packet::rewrite;
 use crate::packet::tuple::Tuple;
 
@@ -29,15 +31,23 @@ pub trait Family: Copy + Debug + Default + Eq + Hash + Send + Sync + 'static {
     type Address: rewrite::Address + Default + Ord + Hash + Send + Sync + 'static;
     /// Source and destination, in atomics.
     type Pair: FromZeros + Send + Sync + 'static;
+    /// Source and destination as one value.
+    type Both: Copy + Debug + Default + Eq;
     /// Whether it is IPv6.
     const V6: bool;
 
+    /// Two addresses as one value.
+    fn both(source: Self::Address, destination: Self::Address) -> Self::Both;
+    /// What [`Family::both`] was made of.
+    fn apart(both: Self::Both) -> (Self::Address, Self::Address);
+    /// Source and destination of an ordinary packet ([`ordinary`]).
+    fn both_of(head: &[u8; SNAPSHOT]) -> Self::Both;
     /// Reads a pair.
-    fn load(pair: &Self::Pair) -> (Self::Address, Self::Address);
+    fn load(pair: &Self::Pair) -> Self::Both;
     /// Writes a pair. Readers must not look meanwhile.
     fn store(pair: &Self::Pair, source: Self::Address, destination: Self::Address);
     /// Mixes a pair with a secret.
-    fn mix(source: Self::Address, destination: Self::Address, secret: &Secret) -> u64;
+    fn mix(both: Self::Both, secret: &Secret) -> u64;
     /// For people.
     fn to_ip(address: Self::Address) -> IpAddr;
     /// An address of this family, or none.
@@ -79,22 +89,37 @@ fn fold(a: u64, b: u64) -> u64 {
 impl Family for V4 {
     type Address = u32;
     type Pair = AtomicU64;
+    type Both = u64;
     const V6: bool = false;
 
     #[inline(always)]
-    fn load(pair: &AtomicU64) -> (u32, u32) {
-        let word = pair.load(Ordering::Relaxed);
-        ((word >> 32) as u32, word as u32)
+    fn both(source: u32, destination: u32) -> u64 {
+        u64::from(source) << 32 | u64::from(destination)
+    }
+
+    #[inline(always)]
+    fn apart(both: u64) -> (u32, u32) {
+        ((both >> 32) as u32, both as u32)
+    }
+
+    #[inline(always)]
+    fn both_of(head: &[u8; SNAPSHOT]) -> u64 {
+        u64::from_be_bytes(ordinary::bytes(head, ordinary::NETWORK + 12))
+    }
+
+    #[inline(always)]
+    fn load(pair: &AtomicU64) -> u64 {
+        pair.load(Ordering::Relaxed)
     }
 
     #[inline]
     fn store(pair: &AtomicU64, source: u32, destination: u32) {
-        pair.store(u64::from(source) << 32 | u64::from(destination), Ordering::Relaxed);
+        pair.store(Self::both(source, destination), Ordering::Relaxed);
     }
 
     #[inline(always)]
-    fn mix(source: u32, destination: u32, secret: &Secret) -> u64 {
-        fold((u64::from(source) << 32 | u64::from(destination)) ^ secret.0[0], secret.0[1])
+    fn mix(both: u64, secret: &Secret) -> u64 {
+        fold(both ^ secret.0[0], secret.0[1])
     }
 
     fn to_ip(address: u32) -> IpAddr {
@@ -128,26 +153,39 @@ impl Family for V4 {
 impl Family for V6 {
     type Address = u128;
     type Pair = [AtomicU64; 4];
+    type Both = [u64; 4];
     const V6: bool = true;
 
     #[inline(always)]
-    fn load(pair: &[AtomicU64; 4]) -> (u128, u128) {
-        let word = |i: usize| u128::from(pair[i].load(Ordering::Relaxed));
-        (word(0) << 64 | word(1), word(2) << 64 | word(3))
+    fn both(source: u128, destination: u128) -> [u64; 4] {
+        [(source >> 64) as u64, source as u64, (destination >> 64) as u64, destination as u64]
+    }
+
+    #[inline(always)]
+    fn apart([a, b, c, d]: [u64; 4]) -> (u128, u128) {
+        let wide = |high: u64, low: u64| u128::from(high) << 64 | u128::from(low);
+        (wide(a, b), wide(c, d))
+    }
+
+    #[inline(always)]
+    fn both_of(head: &[u8; SNAPSHOT]) -> [u64; 4] {
+        [8, 16, 24, 32].map(|at| u64::from_be_bytes(ordinary::bytes(head, ordinary::NETWORK + at)))
+    }
+
+    #[inline(always)]
+    fn load(pair: &[AtomicU64; 4]) -> [u64; 4] {
+        [0, 1, 2, 3].map(|i| pair[i].load(Ordering::Relaxed))
     }
 
     #[inline]
     fn store(pair: &[AtomicU64; 4], source: u128, destination: u128) {
-        let words = [(source >> 64) as u64, source as u64, (destination >> 64) as u64, destination as u64];
-        for (cell, word) in pair.iter().zip(words) {
+        for (cell, word) in pair.iter().zip(Self::both(source, destination)) {
             cell.store(word, Ordering::Relaxed);
         }
     }
 
     #[inline(always)]
-    fn mix(source: u128, destination: u128, secret: &Secret) -> u64 {
-        let halves = |address: u128| ((address >> 64) as u64, address as u64);
-        let ((a, b), (c, d)) = (halves(source), halves(destination));
+    fn mix([a, b, c, d]: [u64; 4], secret: &Secret) -> u64 {
         fold(a ^ secret.0[0], b ^ secret.0[1]).wrapping_add(fold(c ^ secret.0[2], d ^ secret.0[3]))
     }
 
@@ -193,6 +231,33 @@ pub struct Key<F: Family> {
     pub destination_port: u16,
     /// Protocol number (IANA).
     pub protocol: u8,
+}
+
+/// A key in few words, to be compared and hashed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compact<F: Family> {
+    pub(super) both: F::Both,
+    pub(super) ports: u32,
+    pub(super) protocol: u8,
+}
+
+impl<F: Family> Compact<F> {
+    /// The key of an ordinary packet ([`ordinary`]).
+    #[inline(always)]
+    pub fn of_ordinary(head: &[u8; SNAPSHOT]) -> Self {
+        Self {
+            both: F::both_of(head),
+            ports: ordinary::ports::<F::Address>(head),
+            protocol: ordinary::protocol::<F::Address>(head),
+        }
+    }
+
+    /// The hash under which the key is to be looked for.
+    #[inline(always)]
+    pub(super) fn hash(&self, secret: &Secret) -> u64 {
+        let rest = u64::from(self.protocol) << 32 | u64::from(self.ports);
+        fold(F::mix(self.both, secret) ^ rest, secret.0[4])
+    }
 }
 
 /// A key of IPv4.
@@ -284,11 +349,10 @@ impl<F: Family> Key<F> {
         u32::from(self.source_port) << 16 | u32::from(self.destination_port)
     }
 
-    /// The hash under which the key is to be looked for.
+    /// The same in few words.
     #[inline(always)]
-    pub(super) fn hash(&self, secret: &Secret) -> u64 {
-        let addresses = F::mix(self.source, self.destination, secret);
-        fold(addresses ^ (u64::from(self.protocol) << 32 | u64::from(self.ports())), secret.0[4])
+    pub fn compact(&self) -> Compact<F> {
+        Compact { both: F::both(self.source, self.destination), ports: self.ports(), protocol: self.protocol }
     }
 }
 
@@ -340,10 +404,13 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for port in 0..=u16::MAX {
             let key = Key4 { source_port: port, ..Key4::request(&tuple(17)).expect("IPv4") };
-            assert!(seen.insert(key.hash(&here)), "port {port}");
-            assert_ne!(key.hash(&here), key.hash(&there));
+            assert!(seen.insert(key.compact().hash(&here)), "port {port}");
+            assert_ne!(key.compact().hash(&here), key.compact().hash(&there));
         }
         let wide = Key6 { source: 1 << 64, destination: 1, source_port: 0, destination_port: 0, protocol: 6 };
-        assert_ne!(wide.hash(&here), Key6 { source: 1, destination: 1 << 64, ..wide }.hash(&here));
+        assert_ne!(
+            wide.compact().hash(&here),
+            Key6 { source: 1, destination: 1 << 64, ..wide }.compact().hash(&here)
+        );
     }
 }

@@ -39,7 +39,7 @@ use std::sync::atomic::AtomicU64;
 use zerocopy::FromZeros;
 
 pub use entry::{Flags, Half, NextHop};
-pub use key::{Family, Key, Key4, Key6, V4, V6};
+pub use key::{Compact, Family, Key, Key4, Key6, V4, V6};
 pub use owner::{NewConnection, Owner};
 pub use record::{Filter, Protocol, Record};
 pub use shared::{Counters, Limits, Refused, Shared};

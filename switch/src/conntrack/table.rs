@@ -14,7 +14,7 @@ use super::balance;
 use super::entry::Half;
 use super::inbox::Inbox;
 use super::index::Index;
-use super::key::{Family, Key, Secret};
+use super::key::{Compact, Family, Key, Secret};
 use super::shared::Shared;
 use super::state::{Phase, State};
 use crate::memory::{self, Pages};
@@ -199,6 +199,12 @@ impl<F: Family> Table<F> {
     /// The hash of a key, for the functions below.
     #[inline(always)]
     pub fn hash(&self, key: &Key<F>) -> u64 {
+        self.hash_compact(&key.compact())
+    }
+
+    /// The same of a key in few words.
+    #[inline(always)]
+    pub fn hash_compact(&self, key: &Compact<F>) -> u64 {
         key.hash(&self.secret)
     }
 
@@ -233,7 +239,8 @@ impl<F: Family> Table<F> {
     /// The half of `key`, whose hash is `hash`; if none is found, there was none at some moment of the search.
     #[inline]
     pub fn find(&self, key: &Key<F>, hash: u64) -> Option<Ref> {
-        self.index.find(hash, |half| self.half(Ref(half)).matches(key)).map(Ref)
+        let key = key.compact();
+        self.index.find(hash, |half| self.half(Ref(half)).matches(&key)).map(Ref)
     }
 
     /// Whether no connection has this key, in either direction: for the search for a port.

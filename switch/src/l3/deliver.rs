@@ -41,7 +41,7 @@ impl Stage {
             let partial = is_partial(burst.header(i), &item.headers);
             let head = burst.head_mut(i);
             change(head, &item.headers, partial);
-            way.take(i, head);
+            way.take(1 << i, head);
             return Ok(());
         }
         self.send_specially(burst, item, hop, at, change)

@@ -4,14 +4,14 @@
 use super::forward::Refusal;
 use super::fragment::Quoted;
 use super::interface::{Address, Interface};
-use super::route::{Fib, NextHopSetId};
+use super::route::{Bits, Fib, NextHopSetId, Trie};
 use super::{Arrival, checks, compose};
 use crate::conntrack::{Family, Key, V4, V6};
 use crate::drops::DropReason;
 use crate::packet::rewrite;
 
 /// A family of addresses that is routed.
-pub(super) trait Routed: Family<Address: rewrite::Address + compose::Compose> {
+pub(super) trait Routed: Family<Address: rewrite::Address + compose::Compose + Bits> {
     /// Whether the addresses may be those of a packet to be routed; "local" if they are those of one that is for the
     /// switch and could not be routed.
     fn admit(key: &Key<Self>, at: &Arrival<'_>) -> Result<(), Refusal>;
@@ -19,8 +19,8 @@ pub(super) trait Routed: Family<Address: rewrite::Address + compose::Compose> {
     fn may_pass(source: Self::Address, destination: Self::Address, at: &Arrival<'_>) -> bool;
     /// The next hops for an address.
     fn lookup(fib: &Fib, address: Self::Address) -> NextHopSetId;
-    /// The same for several addresses.
-    fn lookup_many(fib: &Fib, addresses: &[Self::Address], found: &mut [NextHopSetId]);
+    /// The family's routes.
+    fn routes(fib: &Fib) -> &Trie<Self::Address>;
     /// As tables for both families compare it.
     fn wide(address: Self::Address) -> Address;
     /// The own address from which an interface talks to another one.
@@ -51,8 +51,8 @@ impl Routed for V4 {
     }
 
     #[inline]
-    fn lookup_many(fib: &Fib, addresses: &[u32], found: &mut [NextHopSetId]) {
-        fib.lookup_many_v4(addresses, found);
+    fn routes(fib: &Fib) -> &Trie<u32> {
+        fib.v4()
     }
 
     #[inline]
@@ -101,8 +101,8 @@ impl Routed for V6 {
     }
 
     #[inline]
-    fn lookup_many(fib: &Fib, addresses: &[u128], found: &mut [NextHopSetId]) {
-        fib.lookup_many_v6(addresses, found);
+    fn routes(fib: &Fib) -> &Trie<u128> {
+        fib.v6()
     }
 
     #[inline]

@@ -118,7 +118,7 @@ impl Stage {
         }
         let found = item
             .candidate
-            .filter(|&candidate| table.half(candidate).matches(&item.key))
+            .filter(|&candidate| table.half(candidate).matches(&item.key.compact()))
             .or_else(|| table.find(&item.key, item.hash));
         match found {
             Some(half) => self.established(burst, item, half, at),

@@ -7,23 +7,32 @@
 #![forbid(unsafe_code)]
 
 use vhost_backend::frame::{BURST, Burst, SNAPSHOT};
-use vhost_backend::net_header::NEEDS_CSUM;
+use vhost_backend::net_header::{NEEDS_CSUM, NetHeader};
 
 use super::family::Routed;
-use super::next_hop::{Hop, start_of};
+use super::next_hop::start_of;
 use super::route::{NextHopSetId, PathId};
+use super::way::Way;
 use super::{Arrival, Stage};
-use crate::conntrack::{Family, Half, Key, Ref};
+use crate::conntrack::{Compact, Family, Half, Ref};
 use crate::packet::ethernet::Mac;
-use crate::packet::ordinary::{self, NETWORK, is_ordinary, transport};
-use crate::packet::rewrite::{self, Address};
+use crate::packet::ordinary::{self, is_ordinary, transport};
+use crate::packet::rewrite;
 
-/// A packet of a connection.
+/// A packet that may be of an established connection.
 #[derive(Clone, Copy, Default)]
-struct Item<F: Family> {
-    key: Key<F>,
+struct Tracked<F: Family> {
+    key: Compact<F>,
     hash: u64,
     half: Option<Ref>,
+    frame: u8,
+}
+
+/// A packet without a connection.
+#[derive(Clone, Copy, Default)]
+struct Plain<A> {
+    destination: A,
+    slot: u32,
     frame: u8,
 }
 
@@ -40,7 +49,7 @@ impl Addressed {
 
     #[inline(always)]
     fn is(&self, head: &[u8; SNAPSHOT]) -> bool {
-        let start = u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|at| head[at]));
+        let start = u64::from_le_bytes(ordinary::bytes(head, 0));
         start & Self::MASK == self.0
     }
 }
@@ -53,14 +62,6 @@ fn each(mut frames: u64) -> impl Iterator<Item = usize> {
         frames = frames.checked_sub(1)? & frames;
         Some(i % BURST)
     })
-}
-
-#[inline(always)]
-fn key<F: Routed>(head: &[u8; SNAPSHOT]) -> Key<F> {
-    let (source, destination) = F::Address::read(head, NETWORK);
-    let (source_port, destination_port) = ordinary::ports::<F::Address>(head);
-    let protocol = ordinary::protocol::<F::Address>(head);
-    Key { source, destination, source_port, destination_port, protocol }
 }
 
 impl Stage {
@@ -77,48 +78,47 @@ impl Stage {
     fn ordinary_tracked<F: Routed>(&mut self, burst: &mut Burst, frames: u64, at: &Arrival<'_>) -> u64 {
         let table = at.router.conntrack.table::<F>();
         let ours = Addressed::to(at.interface.mac);
-        let mut items = [Item::<F>::default(); BURST];
+        let mut packets = [Tracked::<F>::default(); BURST];
         let mut count = 0;
         for i in each(frames) {
             let (head, head_len, len) = burst.start(i);
             if ours.is(head) && is_ordinary::<F::Address>(head, head_len, len) {
-                let key = key::<F>(head);
-                let hash = table.hash(&key);
+                let key = Compact::of_ordinary(head);
+                let hash = table.hash_compact(&key);
                 table.prefetch(hash);
-                items[count % BURST] = Item { key, hash, half: None, frame: i as u8 };
+                packets[count % BURST] = Tracked { key, hash, half: None, frame: i as u8 };
                 count += 1;
             }
         }
-        let items = &mut items[..count];
-        for item in items.iter_mut() {
-            item.half = table.candidate(item.hash);
-            if let Some(half) = item.half {
+        let packets = &mut packets[..count];
+        for packet in packets.iter_mut() {
+            packet.half = table.candidate(packet.hash);
+            if let Some(half) = packet.half {
                 table.prefetch_half(half);
             }
         }
+        let (longest, offloads) = (burst.longest(), burst.offloads());
         let mut left = frames;
-        for item in items.iter() {
-            let i = usize::from(item.frame);
-            let Some(half) = item.half.map(|half| table.half(half)) else { continue };
+        for packet in packets.iter() {
+            let i = usize::from(packet.frame) % BURST;
+            let Some(half) = packet.half.map(|half| table.half(half)) else { continue };
             let kept = half.next_hop();
-            if !half.matches(&item.key) || !kept.flags.is_enough() {
+            if !half.matches(&packet.key) || !kept.flags.is_enough() {
                 continue;
             }
             let Some(way) = self.way_kept(kept.adjacency, kept.stamp, at) else { continue };
-            if !way.fits(burst.frame_len(i)) {
+            if !way.fits(longest) && !way.fits(burst.frame_len(i)) {
                 continue;
             }
-            let metadata = burst.header(i);
-            let partial = metadata.flags & NEEDS_CSUM != 0
-                && usize::from(metadata.csum_start) == transport::<F::Address>();
+            let partial = offloads >> i & 1 != 0 && is_partial::<F>(burst.header(i));
             let head = burst.snapshot_mut(i);
             touch(half, head, at.now);
             if kept.flags.any() {
-                half.rewrite().forward_ordinary(head, partial);
+                half.forward_ordinary(head, partial);
             } else {
                 rewrite::decrement_ttl_ordinary::<F::Address>(head);
             }
-            way.take(i, head);
+            way.take(1 << i, head);
             left &= !(1 << i);
         }
         left
@@ -126,50 +126,73 @@ impl Stage {
 
     fn ordinary_plain<F: Routed>(&mut self, burst: &mut Burst, frames: u64, at: &Arrival<'_>) -> u64 {
         let fib = &at.router.fib;
+        let routes = F::routes(fib).steps();
         let ours = Addressed::to(at.interface.mac);
-        let mut numbers = [0_u8; BURST];
-        let mut destinations = [F::Address::default(); BURST];
+        let mut packets = [Plain::<F::Address>::default(); BURST];
         let mut count = 0;
         for i in each(frames) {
             let (head, head_len, len) = burst.start(i);
             if !ours.is(head) || !is_ordinary::<F::Address>(head, head_len, len) {
                 continue;
             }
-            let (source, destination) = F::Address::read(head, NETWORK);
+            let (source, destination) = F::apart(F::both_of(head));
             if F::may_pass(source, destination, at) {
-                (numbers[count % BURST], destinations[count % BURST]) = (i as u8, destination);
+                routes.prefetch(destination);
+                packets[count % BURST] = Plain { destination, slot: 0, frame: i as u8 };
                 count += 1;
             }
         }
-        let mut sets = [NextHopSetId::NONE; BURST];
-        F::lookup_many(fib, &destinations[..count], &mut sets[..count]);
-
-        // Packets that follow each other mostly take the same path.
-        let mut last = (PathId::NONE, None);
+        let packets = &mut packets[..count];
+        for packet in packets.iter_mut() {
+            packet.slot = routes.enter(packet.destination);
+        }
+        // Packets that follow each other mostly take the same path, and then the same way.
+        let mut last = PathId::NONE;
+        let mut way = Way::NONE;
+        let mut place = None;
+        let longest = burst.longest();
         let mut left = frames;
-        for (n, &destination) in destinations[..count].iter().enumerate() {
-            let i = usize::from(numbers[n]);
-            let path = fib.choose(sets[n], || {
-                let key = key::<F>(burst.snapshot(i));
-                at.router.conntrack.table::<F>().hash(&key) as u32
+        for packet in packets.iter() {
+            let i = usize::from(packet.frame) % BURST;
+            let set = NextHopSetId::found(routes.finish(packet.slot, packet.destination));
+            let path = fib.choose(set, || {
+                let key = Compact::<F>::of_ordinary(burst.snapshot(i));
+                at.router.conntrack.table::<F>().hash_compact(&key) as u32
             });
-            if path != last.0 {
-                let hop = start_of(at, path, F::wide(destination)).ok();
+            if path != last {
+                self.went(place, &way);
+                place = start_of(at, path, F::wide(packet.destination))
+                    .ok()
+                    .map(|hop| self.place_of_way(hop, at));
+                way = place.map_or(Way::NONE, |place| *self.ways.at(place));
                 // To a network of our own each packet may go elsewhere.
-                last = if fib.path(path).is_via() { (path, hop) } else { (PathId::NONE, hop) };
+                last = if fib.path(path).is_via() { path } else { PathId::NONE };
             }
-            let Some(Hop { adjacency }) = last.1 else { continue };
-            let way = self.way_to(Hop { adjacency }, at);
-            if !way.fits(burst.frame_len(i)) {
+            if !way.fits(longest) && !way.fits(burst.frame_len(i)) {
                 continue;
             }
             let head = burst.snapshot_mut(i);
             rewrite::decrement_ttl_ordinary::<F::Address>(head);
-            way.take(i, head);
+            way.take(1 << i, head);
             left &= !(1 << i);
         }
+        self.went(place, &way);
         left
     }
+
+    /// Notes what took a way that was at hand.
+    #[inline]
+    fn went(&mut self, place: Option<usize>, way: &Way) {
+        if let Some(place) = place {
+            *self.ways.at(place) = *way;
+        }
+    }
+}
+
+/// Whether an ordinary packet's checksum is left to its receiver.
+#[inline]
+fn is_partial<F: Routed>(metadata: &NetHeader) -> bool {
+    metadata.flags & NEEDS_CSUM != 0 && usize::from(metadata.csum_start) == transport::<F::Address>()
 }
 
 /// Counts a packet.

@@ -35,17 +35,6 @@ pub(super) struct Way {
     frames: u64,
 }
 
-const NO_WAY: Way = Way {
-    adjacency: NOWHERE,
-    stamp: 0,
-    macs: [0; 12],
-    longest: 0,
-    interface: 0,
-    port: None,
-    clamps: false,
-    frames: 0,
-};
-
 /// The ways of a burst.
 pub(super) struct Ways {
     ways: [Way; WAYS],
@@ -55,11 +44,31 @@ pub(super) struct Ways {
 
 impl Default for Ways {
     fn default() -> Self {
-        Self { ways: [NO_WAY; WAYS], used: 0 }
+        Self { ways: [Way::NONE; WAYS], used: 0 }
+    }
+}
+
+impl Ways {
+    /// The way at a place.
+    #[inline(always)]
+    pub(super) fn at(&mut self, place: usize) -> &mut Way {
+        &mut self.ways[place % WAYS]
     }
 }
 
 impl Way {
+    /// A way that nothing can take.
+    pub(super) const NONE: Self = Self {
+        adjacency: NOWHERE,
+        stamp: 0,
+        macs: [0; 12],
+        longest: 0,
+        interface: 0,
+        port: None,
+        clamps: false,
+        frames: 0,
+    };
+
     /// Whether a frame of this length can take it.
     #[inline(always)]
     pub(super) fn fits(&self, len: usize) -> bool {
@@ -72,17 +81,17 @@ impl Way {
         self.fits(len) && !(syn && self.clamps)
     }
 
-    /// Sends frame `i`, with `head`, along.
+    /// Sends a frame along: its bit, and its head.
     #[inline(always)]
-    pub(super) fn take(&mut self, i: usize, head: &mut [u8]) {
+    pub(super) fn take(&mut self, frame: u64, head: &mut [u8]) {
         if let Some(macs) = head.first_chunk_mut() {
             *macs = self.macs;
         }
-        self.frames |= 1 << i;
+        self.frames |= frame;
     }
 
     fn leave(&mut self, at: &Arrival<'_>, verdict: &mut Verdict) {
-        let way = std::mem::replace(self, NO_WAY);
+        let way = std::mem::replace(self, Self::NONE);
         match way.port {
             _ if way.frames == 0 => {}
             Some(port) => verdict.send(way.frames, port),
@@ -96,7 +105,7 @@ impl Way {
 
     /// The way to a neighbour.
     fn find(adjacency: u32, at: &Arrival<'_>) -> Self {
-        let none = Self { adjacency, ..NO_WAY };
+        let none = Self { adjacency, ..Self::NONE };
         let Some(slot) = at.router.neighbours.slot(adjacency) else { return none };
         let none = Self { stamp: at.router.stamp(slot.version()), ..none };
         let Some(interface) = at.router.interface(slot.interface()).filter(|interface| interface.vlan == 0)
@@ -122,11 +131,18 @@ impl Stage {
     /// The way to a next hop.
     #[inline(always)]
     pub(super) fn way_to(&mut self, hop: Hop, at: &Arrival<'_>) -> &mut Way {
+        let place = self.place_of_way(hop, at);
+        self.ways.at(place)
+    }
+
+    /// Where the way to a next hop is, until the next one is asked for.
+    #[inline(always)]
+    pub(super) fn place_of_way(&mut self, hop: Hop, at: &Arrival<'_>) -> usize {
         let place = hop.adjacency as usize % WAYS;
         if self.ways.ways[place].adjacency != hop.adjacency {
             self.turn_to(place, hop, at);
         }
-        &mut self.ways.ways[place]
+        place
     }
 
     /// The way to a half's kept next hop, if it is still the right one.

@@ -27,12 +27,6 @@ impl Sum {
         Self(sum + u64::from(u32::from_ne_bytes(last)))
     }
 
-    /// A sum of words of 32 bits in memory order that somebody else added up.
-    #[inline(always)]
-    pub(super) fn of_words(sum: u64) -> Self {
-        Self(sum)
-    }
-
     /// The sum of one word of a header.
     #[inline]
     pub fn of_word(word: u16) -> Self {

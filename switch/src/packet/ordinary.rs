@@ -6,7 +6,6 @@
 
 use vhost_backend::frame::SNAPSHOT;
 
-use super::checksum::Sum;
 use super::ethernet::HEADER_LEN;
 use super::headers::tcp_flags::{ACK, FIN, RST, SYN};
 use super::ip::{IPV4_LEN, IPV6_LEN, TCP, UDP};
@@ -20,9 +19,15 @@ pub const fn transport<A: Address>() -> usize {
     NETWORK + if A::V6 { IPV6_LEN } else { IPV4_LEN }
 }
 
+/// The bytes at a place known beforehand: one load.
+#[inline(always)]
+pub fn bytes<const N: usize>(head: &[u8; SNAPSHOT], at: usize) -> [u8; N] {
+    head[at..].first_chunk().copied().unwrap_or([0; N])
+}
+
 #[inline(always)]
 fn word(head: &[u8; SNAPSHOT], at: usize) -> u16 {
-    u16::from_be_bytes([head[at], head[at + 1]])
+    u16::from_be_bytes(bytes(head, at))
 }
 
 /// The protocol of an ordinary packet: TCP or UDP.
@@ -31,10 +36,10 @@ pub fn protocol<A: Address>(head: &[u8; SNAPSHOT]) -> u8 {
     head[NETWORK + if A::V6 { 6 } else { 9 }]
 }
 
-/// Source and destination port of an ordinary packet.
+/// Source (high) and destination port of an ordinary packet.
 #[inline(always)]
-pub fn ports<A: Address>(head: &[u8; SNAPSHOT]) -> (u16, u16) {
-    (word(head, transport::<A>()), word(head, transport::<A>() + 2))
+pub fn ports<A: Address>(head: &[u8; SNAPSHOT]) -> u32 {
+    u32::from_be_bytes(bytes(head, transport::<A>()))
 }
 
 /// Bytes of an ordinary packet.
@@ -48,19 +53,19 @@ pub fn len<A: Address>(head: &[u8; SNAPSHOT]) -> usize {
 pub fn acknowledged<A: Address>(head: &[u8; SNAPSHOT]) -> Option<u32> {
     let at = transport::<A>();
     let acknowledges = protocol::<A>(head) == TCP && head[at + 13] & ACK != 0;
-    acknowledges.then(|| u32::from(word(head, at + 8)) << 16 | u32::from(word(head, at + 10)))
+    acknowledges.then(|| u32::from_be_bytes(bytes(head, at + 8)))
 }
 
 /// Whether a frame of `frame_len` bytes, of which the first `head_len` are in `head`, holds an ordinary packet of the
 /// family.
 #[inline(always)]
 pub fn is_ordinary<A: Address>(head: &[u8; SNAPSHOT], head_len: usize, frame_len: usize) -> bool {
+    let start = u32::from_be_bytes(bytes(head, 12));
     let plain = if A::V6 {
-        word(head, 12) == 0x86dd && head[NETWORK] >> 4 == 6 && head[NETWORK + 7] > 1
+        start >> 12 == 0x8_6dd6 && head[NETWORK + 7] > 1
     } else {
-        // A bit in any of these, and it is not plain: type, version and length, fragment flag and offset.
-        let other =
-            word(head, 12) ^ 0x0800 | u16::from(head[NETWORK] ^ 0x45) | word(head, NETWORK + 6) & 0x3fff;
+        // Type, version and length; fragment flag and offset.
+        let other = (start ^ 0x0800_4500) >> 8 | u32::from(word(head, NETWORK + 6) & 0x3fff);
         other == 0 && head[NETWORK + 8] > 1 && is_sound(head)
     };
     let at = transport::<A>();
@@ -70,20 +75,21 @@ pub fn is_ordinary<A: Address>(head: &[u8; SNAPSHOT], head_len: usize, frame_len
         _ => return false,
     };
     let len = NETWORK + len::<A>(head);
-    plain && len >= at + needed && len <= frame_len && head_len >= at + needed
+    debug_assert!(head_len >= frame_len.min(SNAPSHOT - 4), "what a snapshot holds, but for a tag");
+    plain && len >= at + needed && len <= frame_len
 }
 
-/// Whether the checksum of an IPv4 header without options is right.
+/// Whether the checksum of an IPv4 header without options is right: the one's complement sum of its words is minus zero,
+/// that is, a multiple of 0xffff (RFC 1071). Of which words and in which byte order does not matter.
 #[inline(always)]
 fn is_sound(head: &[u8; SNAPSHOT]) -> bool {
-    let long = |at: usize| {
-        let bytes = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| head[NETWORK + at + i]);
-        u64::from_ne_bytes(bytes)
+    let long = |at| u64::from_ne_bytes(bytes(head, NETWORK + at));
+    let add = |a: u64, b: u64| {
+        let (sum, carry) = a.overflowing_add(b);
+        sum + u64::from(carry)
     };
-    let (first, second) = (long(0), long(8));
-    let last = u32::from_ne_bytes([16, 17, 18, 19].map(|i| head[NETWORK + i]));
-    let halves = |word: u64| (word >> 32) + (word & 0xffff_ffff);
-    Sum::of_words(halves(first) + halves(second) + u64::from(last)).folded() == [0xff; 2]
+    let last = u32::from_ne_bytes(bytes(head, NETWORK + 16));
+    add(add(long(0), long(8)), u64::from(last)).is_multiple_of(0xffff)
 }
 
 #[cfg(test)]
@@ -91,6 +97,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::packet::checksum::Sum;
     use crate::packet::headers::{Fragment, Headers};
     use crate::packet::testing::{Checksum, Tcp};
 
@@ -117,7 +124,10 @@ mod tests {
         prop_assert_eq!(is_ordinary::<A>(head, head_len, frame_len), judged.is_some());
         if let Some(headers) = judged {
             prop_assert_eq!(protocol::<A>(head), headers.protocol);
-            prop_assert_eq!(ports::<A>(head), (headers.source_port, headers.destination_port));
+            prop_assert_eq!(
+                ports::<A>(head),
+                u32::from(headers.source_port) << 16 | u32::from(headers.destination_port)
+            );
             prop_assert_eq!(len::<A>(head), headers.len as usize);
         }
         Ok(())

@@ -265,34 +265,6 @@ impl<A: Address> Rewrite<A> {
         self.apply::<false>(head, headers, partial);
     }
 
-    /// As [`Rewrite::forward`] for an ordinary packet ([`super::ordinary`]).
-    #[inline(always)]
-    pub fn forward_ordinary(&self, head: &mut [u8; SNAPSHOT], partial: bool) {
-        A::write::<true>(head, ordinary::NETWORK, self.source, self.destination, self.ip_delta);
-        let protocol = ordinary::protocol::<A>(head);
-        self.apply_tcp_or_udp(head, ordinary::transport::<A>(), protocol, partial);
-    }
-
-    /// Changes ports and checksum of a segment or datagram that begins at `at`.
-    #[inline(always)]
-    fn apply_tcp_or_udp(&self, head: &mut [u8], at: usize, protocol: u8, partial: bool) {
-        // A sum of the pseudo-header is no complement, and takes in the addresses alone.
-        let (mask, delta) = if partial { (0, self.ip_delta) } else { (0xffff, self.l4_delta) };
-        if protocol == TCP {
-            let Some(tcp) = chunk::<20>(head, at) else { return };
-            self.write_ports(tcp);
-            let sum = u32::from(load(tcp, 16) ^ mask) + u32::from(delta);
-            store(tcp, 16, fold(sum) ^ mask);
-        } else {
-            let Some(udp) = chunk::<8>(head, at) else { return };
-            self.write_ports(udp);
-            let old = load(udp, 6);
-            let new = fold(u32::from(old ^ mask) + u32::from(delta)) ^ mask;
-            let new = if new == 0 { 0xffff } else { new };
-            store(udp, 6, if old == 0 { 0 } else { new });
-        }
-    }
-
     #[inline(always)]
     fn apply<const TO_NEXT_HOP: bool>(&self, head: &mut [u8], headers: &Headers, partial: bool) {
         A::write::<TO_NEXT_HOP>(
@@ -306,12 +278,22 @@ impl<A: Address> Rewrite<A> {
             return;
         }
         let at = usize::from(headers.transport);
+        // A sum of the pseudo-header is no complement, and takes in the addresses alone.
+        let (mask, delta) = if partial { (0, self.ip_delta) } else { (0xffff, self.l4_delta) };
         match headers.protocol {
-            TCP | UDP => self.apply_tcp_or_udp(head, at, headers.protocol, partial),
+            TCP => {
+                let Some(tcp) = chunk::<20>(head, at) else { return };
+                self.write_ports(tcp);
+                store_tcp(tcp, mask, u32::from(delta));
+            }
+            UDP => {
+                let Some(udp) = chunk::<8>(head, at) else { return };
+                self.write_ports(udp);
+                store_udp(udp, mask, u32::from(delta));
+            }
             ICMP | ICMPV6 => self.apply_icmp(head, headers, partial),
             DCCP | UDP_LITE => {
                 let Some(field) = chunk::<2>(head, at + 6) else { return };
-                let (mask, delta) = if partial { (0, self.ip_delta) } else { (0xffff, self.l4_delta) };
                 let sum = u32::from(load(field, 0) ^ mask) + u32::from(delta);
                 store(field, 0, fold(sum) ^ mask);
             }
@@ -341,6 +323,49 @@ impl<A: Address> Rewrite<A> {
         };
         store(icmp, 2, field);
     }
+}
+
+/// Lets the checksum of a segment follow; a mask of all ones if it is complete.
+#[inline(always)]
+fn store_tcp(tcp: &mut [u8], mask: u16, delta: u32) {
+    let sum = u32::from(load(tcp, 16) ^ mask) + delta;
+    store(tcp, 16, fold(sum) ^ mask);
+}
+
+/// The same of a datagram, which may have none.
+#[inline(always)]
+fn store_udp(udp: &mut [u8], mask: u16, delta: u32) {
+    let old = load(udp, 6);
+    if old != 0 {
+        let new = fold(u32::from(old ^ mask) + delta) ^ mask;
+        store(udp, 6, if new == 0 { 0xffff } else { new });
+    }
+}
+
+/// Translates an ordinary packet ([`super::ordinary`]) on its way to the next hop. `ports`: source (high) and
+/// destination; `delta`: what the addresses add to sums ([`Rewrite::ip_delta`]).
+#[inline(always)]
+pub fn forward_ordinary<A: Address>(
+    head: &mut [u8; SNAPSHOT],
+    source: A,
+    destination: A,
+    ports: u32,
+    delta: u16,
+    partial: bool,
+) {
+    A::write::<true>(head, ordinary::NETWORK, source, destination, delta);
+    let protocol = ordinary::protocol::<A>(head);
+    let Some(transport) = chunk::<20>(head, ordinary::transport::<A>()) else { return };
+    let Some(place) = transport.first_chunk_mut::<4>() else { return };
+    let old = u32::from_ne_bytes(*place);
+    let new = ports.to_be();
+    *place = new.to_ne_bytes();
+    let words = |ports: u32| (ports >> 16) + (ports & 0xffff);
+    let (mask, delta) = match partial {
+        true => (0, u32::from(delta)),
+        false => (0xffff, u32::from(delta) + words(!old) + words(new)),
+    };
+    if protocol == TCP { store_tcp(transport, mask, delta) } else { store_udp(transport, mask, delta) }
 }
 
 /// Whether the transport's checksum is still to be completed by the receiver, given metadata that has passed
@@ -379,8 +404,9 @@ fn one_hop_less(head: &mut [u8], network: usize, v6: bool) {
         }
     } else if let Some(ip) = chunk::<IPV4_LEN>(head, network) {
         ip[8] = ip[8].wrapping_sub(1);
-        let checksum = follow(load(ip, 10), HOP);
-        store(ip, 10, checksum);
+        // The complement of [`HOP`] added, with the carry brought round; never minus zero.
+        let checksum = u32::from(u16::from_be(load(ip, 10))) + 0x100;
+        store(ip, 10, ((checksum + u32::from(checksum >= 0xffff)) as u16).to_be());
     }
 }
 

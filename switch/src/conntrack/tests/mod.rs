@@ -71,7 +71,11 @@ impl World {
         let found = self.conntrack.v4.find(&key, hash);
         // What is found is found by the quick search, too, and the other way round.
         assert_eq!(
-            self.conntrack.v4.candidate(hash).filter(|&half| self.conntrack.v4.half(half).matches(&key)),
+            self.conntrack.v4.candidate(hash).filter(|&half| self
+                .conntrack
+                .v4
+                .half(half)
+                .matches(&key.compact())),
             found
         );
         found

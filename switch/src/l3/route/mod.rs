@@ -27,12 +27,18 @@ pub use trie::Trie;
 use super::interface::Address;
 
 /// A set of next hops, as the FIB names it; valid until the change that replaced it has been reclaimed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NextHopSetId(u32);
 
 impl NextHopSetId {
     /// No route leads there.
     pub const NONE: Self = Self(0);
+
+    /// What a lookup in a trie found.
+    #[inline(always)]
+    pub fn found(value: u32) -> Self {
+        Self(value)
+    }
 
     /// Whether no route leads there.
     #[inline]
@@ -114,17 +120,17 @@ impl Fib {
         NextHopSetId(self.v6.lookup(address))
     }
 
-    /// As [`Self::lookup_v4`] for many addresses at once, whose cache misses overlap; `found` is as long as
-    /// `addresses`.
+    /// The table of IPv4, for lookups in bursts ([`Trie::steps`]); what is found there is a set
+    /// ([`NextHopSetId::found`]).
     #[inline]
-    pub fn lookup_many_v4(&self, addresses: &[u32], found: &mut [NextHopSetId]) {
-        self.v4.lookup_many(addresses, found, NextHopSetId);
+    pub fn v4(&self) -> &Trie<u32> {
+        &self.v4
     }
 
-    /// As [`Self::lookup_many_v4`] for IPv6.
+    /// The table of IPv6.
     #[inline]
-    pub fn lookup_many_v6(&self, addresses: &[u128], found: &mut [NextHopSetId]) {
-        self.v6.lookup_many(addresses, found, NextHopSetId);
+    pub fn v6(&self) -> &Trie<u128> {
+        &self.v6
     }
 
     /// Which path of a set a flow takes; flows of one hash (32 bits, all of them random) take one path. Sets of one

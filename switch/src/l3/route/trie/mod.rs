@@ -105,6 +105,45 @@ struct Head<K> {
     path: K,
 }
 
+/// See [`Trie::steps`].
+pub struct Steps<'a, K> {
+    root: &'a [AtomicU32; ROOT],
+    trie: &'a Trie<K>,
+}
+
+impl<K: Bits> Steps<'_, K> {
+    /// First, for all: asks for the root's slot.
+    #[inline(always)]
+    pub fn prefetch(&self, key: K) {
+        crate::memory::prefetch(&self.root[key.first16() % ROOT]);
+    }
+
+    /// Second, for all: reads that slot, and asks for the node that it leads to.
+    #[inline(always)]
+    pub fn enter(&self, key: K) -> u32 {
+        // A node is written before the slot that leads to it.
+        let slot = self.root[key.first16() % ROOT].load(Ordering::Acquire);
+        if is_node(slot) {
+            self.prefetch_node(slot, key);
+        }
+        slot
+    }
+
+    #[inline]
+    fn prefetch_node(&self, slot: u32, key: K) {
+        let at = (slot & PLACE) as usize;
+        let next = at + LINE + if slot & DIRECT != 0 { key.byte(16) } else { 0 };
+        crate::memory::prefetch(&self.trie.words[at]);
+        crate::memory::prefetch(&self.trie.words[next]);
+    }
+
+    /// Last: what the longest prefix leads to, given what [`Steps::enter`] read; 0 if there is none.
+    #[inline(always)]
+    pub fn finish(&self, slot: u32, key: K) -> u32 {
+        if is_node(slot) { self.trie.descend(slot, key) } else { slot & VALUE }
+    }
+}
+
 impl<K: Bits> Trie<K> {
     /// An empty table that may grow to `words` words of memory, or to what the system is willing to promise.
     fn new(words: usize) -> Self {
@@ -138,26 +177,11 @@ impl<K: Bits> Trie<K> {
         self.descend(self.slot(self.root + key.first16()), key)
     }
 
-    /// As [`Self::lookup`] for several addresses at once: the waits for memory of different addresses overlap.
-    /// `found` is at least as long as `keys`; `value` makes what is put into it.
+    /// For lookups of several addresses step by step: the waits for memory of different addresses overlap.
     #[inline]
-    pub fn lookup_many<V: Copy>(&self, keys: &[K], found: &mut [V], value: impl Fn(u32) -> V) {
-        for key in keys {
-            crate::memory::prefetch(&self.words[self.root + key.first16()]);
-        }
-        for key in keys {
-            let slot = self.slot(self.root + key.first16());
-            if is_node(slot) {
-                let at = (slot & PLACE) as usize;
-                crate::memory::prefetch(&self.words[at]);
-                crate::memory::prefetch(
-                    &self.words[at + LINE + if slot & DIRECT != 0 { key.byte(16) } else { 0 }],
-                );
-            }
-        }
-        for (key, found) in keys.iter().zip(found.iter_mut()) {
-            *found = value(self.lookup(*key));
-        }
+    pub fn steps(&self) -> Steps<'_, K> {
+        let root = self.words[self.root..].first_chunk();
+        Steps { root: root.unwrap_or_else(|| unreachable!("the root is there")), trie: self }
     }
 
     #[inline(always)]

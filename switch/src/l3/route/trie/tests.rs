@@ -80,11 +80,11 @@ fn check<K: Bits>(history: Vec<Vec<((u128, u8), u32)>>, spacious: usize, to: imp
         builder.apply(&trie, &mut before.changes(&model), false).unwrap();
         builder.reclaim();
         let keys: Vec<K> = asked.iter().map(|&key| to(key)).collect();
-        let mut found = vec![0; keys.len()];
-        trie.lookup_many(&keys, &mut found, |value| value);
-        for (key, found) in keys.into_iter().zip(found) {
+        let steps = trie.steps();
+        let slots: Vec<u32> = keys.iter().map(|&key| steps.enter(key)).collect();
+        for (key, slot) in keys.into_iter().zip(slots) {
             assert_eq!(trie.lookup(key), model.lookup(key), "{key:x?}");
-            assert_eq!(found, model.lookup(key), "{key:x?} among many");
+            assert_eq!(steps.finish(slot, key), model.lookup(key), "{key:x?} among many");
         }
     }
     // Without prefixes the table is as it was made.
