@@ -1,22 +1,31 @@
 //! Packets that stay on their bridge and meet the policy all the same: those of a bridge with a filter, as with Linux's
 //! br_netfilter.
 //!
-//! Nothing is changed in them and nothing answered. IP packets from station to station have connections like routed ones;
+//! Nothing is changed in them; who is rejected is told, if the bridge has an interface. IP packets from station to station have connections like routed ones;
 //! those to groups are judged one by one; what a bridge needs to work (ARP, neighbour discovery, DHCP) and other
 //! protocols pass. Fragments behind the first and ICMP errors pass as well: they are of no use without what was judged.
 #![forbid(unsafe_code)]
 
-use vhost_backend::frame::Burst;
+use std::sync::Arc;
 
+use vhost_backend::frame::Burst;
+use vhost_backend::net_header::NetHeader;
+
+use super::answer::tell;
+use super::compose::Link;
 use super::family::Routed;
 use super::group::DHCP_SERVER;
-use super::{Stage, nd};
+use super::icmp::Error;
+use super::interface::Interface;
+use super::{Stage, UNTAGGED, nd, reset};
 use crate::conntrack::{Fate, Key, NewConnection, Packet, V4, V6};
 use crate::drops::DropReason;
+use crate::l2::fdb::Key as FdbKey;
 use crate::l3::table::RouterTable;
-use crate::packet::ethernet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use crate::packet::ethernet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TAG_LEN};
 use crate::packet::headers::{Fragment, Headers};
-use crate::packet::ip::UDP;
+use crate::packet::ip::{TCP, UDP};
+use crate::packet::rewrite::set_macs;
 use crate::policy::rule::State;
 use crate::policy::{NewFlow, Place};
 use crate::rules::NONE;
@@ -60,7 +69,12 @@ impl Stage {
             };
             match judged {
                 Ok(()) => passing |= 1 << i,
-                Err(reason) => over.counted.drop(reason, 1),
+                Err(reason) => {
+                    over.counted.drop(reason, 1);
+                    if reason == DropReason::PolicyReject {
+                        self.tell_of_crossing(burst, i, ethertype == ETHERTYPE_IPV6, network, over);
+                    }
+                }
             }
         }
         passing
@@ -116,6 +130,39 @@ impl Stage {
             Err(refused) => return Err(super::first::reason(refused)),
         }
         Ok(())
+    }
+
+    /// Tells the sender of a rejected frame: with a reset of its connection, in the name of who was called, or by the
+    /// bridge's interface with an ICMP error. Only where the bridge knows the station that was called: a frame that is
+    /// flooded may yet be let through by another port.
+    #[cold]
+    fn tell_of_crossing(&mut self, burst: &Burst, i: usize, v6: bool, network: usize, over: &Crossing<'_>) {
+        let head = burst.head(i);
+        let tag = network - UNTAGGED;
+        let vlan = if tag == 0 { 0 } else { ethernet::word_at(head, 14) & 0xfff };
+        let here = |at: &&Arc<Interface>| at.table.number == over.bridge && at.vlan == vlan && at.up;
+        let Some(interface) = over.router.interfaces.iter().flatten().find(here) else { return };
+        let called = ethernet::destination(head);
+        let known = interface.table.fdb.lookup(FdbKey::new(called.0, vlan), over.now);
+        if tag > TAG_LEN || called.is_multicast() || known != Some(over.to) {
+            return;
+        }
+        // A copy, without the tag.
+        let Some(len) = burst.linearise(i, &mut self.scratch) else { return };
+        self.scratch.copy_within(UNTAGGED - 2 + tag..len, UNTAGGED - 2);
+        let frame = &mut self.scratch[..len - tag];
+        let Ok(headers) = Headers::parse(frame, frame.len(), UNTAGGED, v6) else { return };
+        if headers.protocol == TCP {
+            self.outbox.put(interface.index, NetHeader::default(), reset::FRAME_LEN, |space| match v6 {
+                true => reset::reset::<u128>(space, Link::answer(frame), frame, &headers),
+                false => reset::reset::<u32>(space, Link::answer(frame), frame, &headers),
+            });
+        } else {
+            // The error is the interface's own.
+            let sender = ethernet::source(frame);
+            set_macs(frame, interface.mac, sender);
+            tell(&mut self.outbox, &mut self.limiter, interface, frame, &headers, Error::PortUnreachable);
+        }
     }
 
     fn judge_crossing(
