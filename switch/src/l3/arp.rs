@@ -42,10 +42,12 @@ pub struct Arp {
 pub enum Learn {
     /// Nothing.
     Nothing,
-    /// The MAC of a neighbour that is known already. `confirmed`: it has answered us, so it is reachable.
+    /// The MAC of a neighbour that is known already.
     Update {
-        /// Whether it is an answer to us.
+        /// Whether it is an answer to us, so that the neighbour is reachable.
         confirmed: bool,
+        /// Whether another MAC takes the place of the known one; if not, the known one is only doubted.
+        replaces: bool,
     },
     /// As above, and a neighbour that is not known yet may be added: it is about to talk to us.
     Create,
@@ -142,7 +144,7 @@ impl Arp {
         let learn = match self.sender {
             0 => Learn::Nothing,
             _ if is_request && for_us => Learn::Create,
-            _ => Learn::Update { confirmed: !is_request && self.target_mac == mac },
+            _ => Learn::Update { confirmed: !is_request && self.target_mac == mac, replaces: true },
         };
         Verdict { reply: is_request && for_us, conflict: false, learn }
     }
@@ -220,15 +222,22 @@ mod tests {
         let other = Arp::request(THEIRS, PEER, 0x0a00_0003).verdict(OURS, owns);
         assert_eq!(
             other,
-            Verdict { reply: false, conflict: false, learn: Learn::Update { confirmed: false } }
+            Verdict {
+                reply: false,
+                conflict: false,
+                learn: Learn::Update { confirmed: false, replaces: true }
+            }
         );
     }
 
     #[test]
     fn answers_and_announcements_only_update() {
         let answer = Arp::request(OURS, ADDRESS, PEER).reply(THEIRS);
-        let update =
-            |confirmed| Verdict { reply: false, conflict: false, learn: Learn::Update { confirmed } };
+        let update = |confirmed| Verdict {
+            reply: false,
+            conflict: false,
+            learn: Learn::Update { confirmed, replaces: true },
+        };
         assert_eq!(answer.verdict(OURS, owns), update(true));
         let announced = Arp::announcement(THEIRS, PEER);
         assert!(announced.is_announcement());

@@ -72,6 +72,7 @@ impl Stage {
                 interface: at.interface.index,
                 port: at.port,
                 since: at.now,
+                again: false,
             };
             let kept = whole
                 && !metadata.is_gso()

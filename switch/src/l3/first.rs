@@ -74,6 +74,9 @@ impl Stage {
         let slot = at.router.neighbours.slot(hop.adjacency).ok_or(DropReason::NoRoute)?;
         let (egress, next_hop) = (slot.interface(), slot.address().ip());
         let bytes = burst.frame_len(item.i) as u64;
+        if at.router.policy.asks_where_to() && slot.usable_mac(at.now).is_none() {
+            return self.wait_to_be_judged(burst, item, hop, slot, at);
+        }
         self.judge(at, &to, place_of(at, egress, slot), redirected.is_some(), state, bytes)?;
         let Some(begun) = begun else { return Err(DropReason::CtInvalid.into()) };
         let leaving = Leaving {

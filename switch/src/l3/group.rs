@@ -171,7 +171,10 @@ impl Stage {
         let neighbours = &at.router.neighbours;
         let known = match learn {
             Learn::Nothing => return,
-            Learn::Update { confirmed } => {
+            Learn::Update { replaces: false, confirmed } => {
+                neighbours.hear(at.interface.index, address, mac, confirmed, at.now)
+            }
+            Learn::Update { confirmed, .. } => {
                 neighbours.update(at.interface.index, address, mac, confirmed, at.now)
             }
             Learn::Create => neighbours.learn(at.interface.index, address, mac, at.port, at.now),

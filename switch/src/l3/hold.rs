@@ -33,6 +33,8 @@ pub(super) struct Waiting {
     pub(super) port: u16,
     /// Second since which it waits.
     pub(super) since: u32,
+    /// It is as it came, and is to be looked at again.
+    pub(super) again: bool,
 }
 
 /// A place in the hold.
@@ -173,7 +175,7 @@ mod tests {
             destination_port: 0,
             icmp_error: false,
         };
-        let waiting = Waiting { adjacency, version: 1, headers, interface: 0, port: 3, since };
+        let waiting = Waiting { adjacency, version: 1, headers, interface: 0, port: 3, since, again: false };
         hold.keep(burst, 0, &[9; SNAPSHOT], waiting)
     }
 

@@ -217,14 +217,14 @@ impl Message {
                 Verdict { reply: true, conflict: source == 0 || owns(source), learn }
             }
             Self::Solicitation { source, mac: Some(_), .. } if source != 0 => {
-                Verdict { learn: Learn::Update { confirmed: false }, ..ignored }
+                Verdict { learn: Learn::Update { confirmed: false, replaces: true }, ..ignored }
             }
             Self::Advertisement { target, .. } if owns(target) => Verdict { conflict: true, ..ignored },
-            Self::Advertisement { solicited, .. } => {
-                Verdict { learn: Learn::Update { confirmed: solicited }, ..ignored }
+            Self::Advertisement { solicited, replaces, .. } => {
+                Verdict { learn: Learn::Update { confirmed: solicited, replaces }, ..ignored }
             }
             Self::RouterSolicitation { source, mac: Some(_) } if source != 0 => {
-                Verdict { learn: Learn::Update { confirmed: false }, ..ignored }
+                Verdict { learn: Learn::Update { confirmed: false, replaces: true }, ..ignored }
             }
             _ => ignored,
         }

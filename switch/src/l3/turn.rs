@@ -56,6 +56,34 @@ impl Stage {
         original: &[u8; SNAPSHOT],
         at: &Arrival<'_>,
     ) -> Result<(), Refusal> {
+        self.keep(burst, item, hop, slot, original, false, at)
+    }
+
+    /// Lets a packet that nothing was decided about wait for its neighbour: the policy asks by which port it leaves.
+    #[cold]
+    pub(super) fn wait_to_be_judged<F: Routed>(
+        &mut self,
+        burst: &Burst,
+        item: &Item<F>,
+        hop: Hop,
+        slot: &Slot,
+        at: &Arrival<'_>,
+    ) -> Result<(), Refusal> {
+        self.ask_for(slot, at)?;
+        self.keep(burst, item, hop, slot, burst.snapshot(item.i), true, at)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "two ways to one place")]
+    fn keep<F: Routed>(
+        &mut self,
+        burst: &Burst,
+        item: &Item<F>,
+        hop: Hop,
+        slot: &Slot,
+        original: &[u8; SNAPSHOT],
+        again: bool,
+        at: &Arrival<'_>,
+    ) -> Result<(), Refusal> {
         let waiting = hold::Waiting {
             adjacency: hop.adjacency,
             version: slot.version(),
@@ -63,6 +91,7 @@ impl Stage {
             interface: at.interface.index,
             port: at.port,
             since: at.now,
+            again,
         };
         if self.hold.keep(burst, item.i, original, waiting) {
             Ok(())
@@ -194,7 +223,7 @@ impl Stage {
         if self.hold.is_empty() {
             return;
         }
-        let Self { hold, outbox, limiter, lost, .. } = self;
+        let Self { hold, outbox, again, limiter, lost, .. } = self;
         let found = |waiting: &hold::Waiting| {
             let slot = router.neighbours.slot(waiting.adjacency)?;
             let mac = slot.usable_mac(now).filter(|_| slot.version() == waiting.version)?;
@@ -221,6 +250,17 @@ impl Stage {
                     }
                     return;
                 };
+                if waiting.again {
+                    let (from, port) = (waiting.interface, waiting.port);
+                    let put = again.put_from(from, port, kept.header, kept.frame.len(), |space| {
+                        space.copy_from_slice(kept.frame);
+                        Some(kept.frame.len())
+                    });
+                    if !put {
+                        lost.add(waiting.port, DropReason::NeighbourQueueFull, 1);
+                    }
+                    return;
+                }
                 set_macs(kept.frame, mac, interface.mac);
                 let done = if fits(kept.frame, kept.frame.len(), &kept.header, interface.mtu) {
                     outbox.put_whole(interface.index, kept.header, kept.frame)

@@ -139,6 +139,8 @@ pub struct Policy {
     default: Verdict,
     isolated: Set<u16>,
     for_switch: bool,
+    /// Whether a rule names a port that packets leave by.
+    to_port: bool,
     builtin: Arc<Builtin>,
 }
 
@@ -152,6 +154,11 @@ impl Policy {
     /// asked about these.
     pub fn guards_switch(&self) -> bool {
         self.for_switch
+    }
+
+    /// Whether it makes a difference by which port a packet leaves.
+    pub fn asks_where_to(&self) -> bool {
+        self.to_port
     }
 
     /// Decides, and counts for `worker` (only its thread may) a packet of `bytes` bytes.

@@ -81,6 +81,8 @@ pub struct PolicySet {
     builtin: Arc<Builtin>,
     /// How many rules name a zone.
     named: BTreeMap<Zone, usize>,
+    /// How many rules are about packets to a port.
+    to_port: usize,
     made: Mutex<Option<Made>>,
     /// Whether nothing has changed since [`PolicySet::rest`] asked.
     quiet: bool,
@@ -99,6 +101,7 @@ impl PolicySet {
             default: Verdict::Accept,
             isolated: Vec::new(),
             named: BTreeMap::new(),
+            to_port: 0,
             made: Mutex::default(),
             quiet: false,
             builtin: Arc::new(Builtin {
@@ -152,6 +155,7 @@ impl PolicySet {
         for zone in [rule.from.zone, rule.to.zone] {
             *self.named.entry(zone).or_default() += 1;
         }
+        self.to_port += usize::from(is_to_port(&rule));
         if let Some(made) = self.changed() {
             made.added.insert((rule.priority, id));
         }
@@ -181,6 +185,7 @@ impl PolicySet {
         self.ranges = 0;
         self.priorities.clear();
         self.named.clear();
+        self.to_port = 0;
         *self.made.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         std::mem::take(&mut self.rules).len()
     }
@@ -196,6 +201,7 @@ impl PolicySet {
             return Err(Refusal::new(format!("there is no policy rule {id}")));
         };
         self.ranges -= rule.ranges();
+        self.to_port -= usize::from(is_to_port(&rule));
         for zone in [rule.from.zone, rule.to.zone] {
             if let Some(count) = self.named.get_mut(&zone) {
                 *count -= 1;
@@ -350,6 +356,7 @@ impl PolicySet {
             default: self.default,
             isolated: isolated.collect(),
             for_switch: self.named.contains_key(&Zone::Switch),
+            to_port: self.to_port > 0,
             builtin: Arc::clone(&self.builtin),
         }
     }
@@ -371,6 +378,10 @@ impl PolicySet {
         v6.retain(|rule| !rule.is_empty());
         Layer { rules: rules.into(), v4: Engine::new(&v4), v6: Engine::new(&v6) }
     }
+}
+
+fn is_to_port(rule: &Rule) -> bool {
+    matches!(rule.to.zone, Zone::Port(_))
 }
 
 fn v4_range(net: &IpNet) -> Option<(u32, u32)> {

@@ -216,6 +216,8 @@ proptest! {
         set.rest();
         set.rest();
         prop_assert!(!set.rest(), "one layer");
+        let to_port = set.iter().any(|(_, rule, _)| matches!(rule.to.zone, Zone::Port(_)));
+        prop_assert_eq!(set.compile(&known).asks_where_to(), to_port);
         let (policy, whole) = (set.snapshot(&known), set.compile(&known));
         for flow in &flows {
             agrees(&set, &policy, flow)?;

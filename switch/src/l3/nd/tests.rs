@@ -53,7 +53,7 @@ fn a_question_and_its_answer() {
     };
     assert_eq!(answer, said);
     let at_theirs = answer.verdict(false, |address| address == PEER);
-    assert_eq!(at_theirs.learn, Learn::Update { confirmed: true });
+    assert_eq!(at_theirs.learn, Learn::Update { confirmed: true, replaces: true });
     assert_eq!(solicitation(OURS, ADDRESS, PEER, Some(THEIRS)).0[..6], THEIRS.0, "a unicast probe");
 }
 
@@ -150,7 +150,7 @@ fn routers_are_solicited_and_other_messages_are_not_ours() {
     ip.icmpv6(raw).write(&mut frame, &[1, 1, 2, 0, 0, 0, 0, 2]).expect("a packet");
     let question = read(&frame).expect("valid");
     assert_eq!(question, Message::RouterSolicitation { source: PEER, mac: Some(THEIRS) });
-    assert_eq!(question.verdict(false, owns).learn, Learn::Update { confirmed: false });
+    assert_eq!(question.verdict(false, owns).learn, Learn::Update { confirmed: false, replaces: true });
     assert_eq!(read(&with(&frame, 22, &[0; 16])), Err(DropReason::NdInvalid));
 
     let mut echo = Vec::new();

@@ -276,6 +276,23 @@ impl Neighbours {
         }
     }
 
+    /// As [`update`](Self::update), where another MAC address does not take the place of the known one (a neighbour
+    /// advertisement without the override flag, RFC 4861, section 7.2.5): a neighbour that was believed to be reachable
+    /// is doubted then.
+    pub fn hear(&self, interface: u16, address: Address, mac: Mac, confirmed: bool, now: u32) -> Learned {
+        let Some(slot) = self.find(interface, address).and_then(|id| self.slot(id)) else {
+            return Learned::Unknown;
+        };
+        let link = slot.link();
+        if !link.is_usable() || link.is_fixed() || link.mac() == mac {
+            return self.update(interface, address, mac, confirmed, now);
+        }
+        if link.state() == State::Reachable {
+            slot.change(link, link.with(State::Stale), now);
+        }
+        Learned::Kept
+    }
+
     /// All entries, in no order.
     pub fn entries(&self, now: u32) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(self.len() as usize);

@@ -240,18 +240,6 @@ impl Slot {
         }
     }
 
-    /// Notes that the neighbour proved to be there: something came back that only an arrival of ours can have caused.
-    #[inline]
-    pub fn prove(&self, now: u32) {
-        let link = self.link();
-        if link.is_usable() && !link.is_fixed() {
-            self.confirm(now);
-            if link.state() != State::Reachable {
-                self.change(link, link.with(State::Reachable), now);
-            }
-        }
-    }
-
     #[inline]
     pub(super) fn link(&self) -> Link {
         Link(self.link.load(Ordering::Acquire))

@@ -83,7 +83,7 @@ fn a_neighbour_in_use_is_asked_and_one_that_is_not_gets_stale() {
     assert_eq!(state(&table, 1, GATEWAY), Some(State::Stale), "unused");
     assert_eq!(slot.usable_mac(171), Some(MAC), "still good");
     assert_eq!(state(&table, 1, GATEWAY), Some(State::Delay), "but to be checked");
-    slot.prove(172);
+    table.update(1, GATEWAY, MAC, true, 172);
     assert_eq!(state(&table, 1, GATEWAY), Some(State::Reachable));
     tick(&table, 203);
     assert_eq!(slot.usable_mac(204), Some(MAC));
@@ -91,6 +91,23 @@ fn a_neighbour_in_use_is_asked_and_one_that_is_not_gets_stale() {
     assert_eq!(asked.len(), 4, "three questions, then it is given up: {asked:?}");
     assert_eq!(slot.usable_mac(213), None);
     assert_eq!(slot.ask(213), Waiting::Ask);
+}
+
+#[test]
+fn who_does_not_override_is_doubted_or_not_heard() {
+    let table = table(100);
+    assert_eq!(table.hear(1, GATEWAY, MAC, true, 5), Learned::Unknown);
+    table.find_or_create(1, GATEWAY, 1, 5).unwrap();
+    assert_eq!(table.hear(1, GATEWAY, MAC, true, 5), Learned::Resolved, "nothing is there to be kept");
+    assert_eq!(state(&table, 1, GATEWAY), Some(State::Reachable));
+    assert_eq!(table.hear(1, GATEWAY, OTHER, true, 7), Learned::Kept);
+    assert_eq!(state(&table, 1, GATEWAY), Some(State::Stale));
+    assert_eq!(table.hear(1, GATEWAY, OTHER, true, 8), Learned::Kept);
+    let slot = table.slot(table.find(1, GATEWAY).unwrap()).unwrap();
+    assert_eq!(slot.usable_mac(9), Some(MAC));
+    assert_eq!(table.hear(1, GATEWAY, MAC, true, 9), Learned::Known);
+    assert_eq!(state(&table, 1, GATEWAY), Some(State::Reachable));
+    assert_eq!(table.update(1, GATEWAY, OTHER, true, 10), Learned::Moved, "this one does");
 }
 
 #[test]
