@@ -247,8 +247,12 @@ impl<F: Family> Owner<F> {
         }
         let record = table.record(slot);
         let way = record.way(half.is_reply());
-        // Answers that come by although they need not tell too little to judge both sides.
-        let one_sided = way == Way::InOnly || !table.first(slot).flags().any();
+        let one_sided = !table.first(slot).flags().any();
+        if one_sided && half.is_reply() {
+            // Of a server whose gateway this is, although its answers need not come this way: as Linux' director, which
+            // does not know them at all, we learn nothing from them.
+            return Fate::Accept;
+        }
         let fate = match &packet.tcp {
             _ if !one_sided => self.update_by_protocol(table, half, packet, now),
             Some(segment) => self.update_one_sided(table, half, segment, way, now),
@@ -297,8 +301,7 @@ impl<F: Family> Owner<F> {
         };
         let changed = change_state(table, slot, |state| {
             let assured = if next == Phase::Established { State::ASSURED } else { 0 };
-            let replied = if half.is_reply() { State::SEEN_REPLY } else { 0 };
-            State::new(next, state.status() | assured | replied, state.note())
+            State::new(next, state.status() | assured, state.note())
         });
         if let Some((old, new)) = changed {
             self.changed(table, slot, old, new, now);

@@ -225,6 +225,7 @@ impl Stage {
         if v6 != 0 {
             self.route::<V6>(burst, v6, at);
         }
+        self.end_ways(at);
     }
 
     /// Forgets fragments that have waited for too long.
