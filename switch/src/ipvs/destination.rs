@@ -2,6 +2,9 @@
 //!
 //! Workers count connections here and read what may change; the control thread changes it. A deleted server with
 //! connections lives on in its scope's trash and comes back, with its counts, if it is added again.
+//!
+//! What schedulers compare is changed first, posted on the board then, and looked at after the note was taken down: all
+//! in one order that everybody agrees on (`SeqCst`), so that no change goes unseen.
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
@@ -115,7 +118,7 @@ impl Destination {
     /// Its weight.
     #[inline]
     pub fn weight(&self) -> i32 {
-        self.weight.load(Ordering::Relaxed)
+        self.weight.load(Ordering::SeqCst)
     }
 
     /// The last weight other than 0, as `mh` keeps its place by it.
@@ -148,19 +151,19 @@ impl Destination {
     /// Whether it gets no new connections because it has too many.
     #[inline]
     pub fn is_overloaded(&self) -> bool {
-        self.flags.load(Ordering::Relaxed) & OVERLOADED != 0
+        self.flags.load(Ordering::SeqCst) & OVERLOADED != 0
     }
 
     /// Connections in use.
     #[inline]
     pub fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed)
+        self.active.load(Ordering::SeqCst)
     }
 
     /// Connections that begin or end, and those of UDP.
     #[inline]
     pub fn inactive(&self) -> u32 {
-        self.inactive.load(Ordering::Relaxed)
+        self.inactive.load(Ordering::SeqCst)
     }
 
     /// Templates of persistence.
@@ -196,7 +199,7 @@ impl Destination {
         }
         let upper = self.upper.load(Ordering::Relaxed);
         if upper != 0 && self.connections() >= u64::from(upper) {
-            self.flags.fetch_or(OVERLOADED, Ordering::Relaxed);
+            self.flags.fetch_or(OVERLOADED, Ordering::SeqCst);
         }
         self.post();
         true
@@ -214,7 +217,7 @@ impl Destination {
                 (lower, _) => connections < u64::from(lower),
             };
             if relieved {
-                self.flags.fetch_and(!OVERLOADED, Ordering::Relaxed);
+                self.flags.fetch_and(!OVERLOADED, Ordering::SeqCst);
             }
         }
         self.post();
@@ -261,7 +264,7 @@ impl Destination {
             self.pool.store(Some(Arc::new((first, last))));
         }
         self.forward.store(pack(&spec.forward), Ordering::Release);
-        self.weight.store(spec.weight, Ordering::Relaxed);
+        self.weight.store(spec.weight, Ordering::SeqCst);
         self.last_weight.store(last_weight, Ordering::Relaxed);
         self.upper.store(spec.upper, Ordering::Relaxed);
         self.lower.store(spec.lower, Ordering::Relaxed);

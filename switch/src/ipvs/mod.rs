@@ -55,6 +55,8 @@ pub struct Ipvs {
     global: Arc<Scope>,
     containers: Mutex<HashMap<String, Arc<Scope>>>,
     ports: ArcSwap<Ports>,
+    /// Scopes of removed containers whose servers still have connections.
+    removed: Mutex<Vec<Arc<Scope>>>,
     /// Which clients stay with which servers.
     pub templates: persistence::Templates,
     /// Connections that another director told of, for a worker to enter.
@@ -72,6 +74,7 @@ impl Default for Ipvs {
             global,
             containers: Mutex::default(),
             ports: ArcSwap::default(),
+            removed: Mutex::default(),
             templates: Default::default(),
             announced: Default::default(),
             used: AtomicBool::new(false),
@@ -112,6 +115,7 @@ impl Ipvs {
             ports.iter_mut().filter(of_it).for_each(|port| *port = None);
             ports
         });
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&scope));
         Some(scope)
     }
 
@@ -194,5 +198,9 @@ impl Ipvs {
         self.global.tick(now);
         let containers: Vec<_> = self.containers().values().map(Arc::clone).collect();
         containers.iter().for_each(|scope| scope.tick(now));
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner).retain(|scope| {
+            scope.tick(now);
+            scope.has_deleted()
+        });
     }
 }

@@ -20,6 +20,11 @@ use super::spec::{DestinationSpec, Scheduler, ServiceKey, ServiceSpec};
 use super::table::ServiceTable;
 use super::trash::Trash;
 
+/// So many services' tables are worked out at once,
+const PREPARED: usize = 64;
+/// so many more by a thread; those of others when their first connection comes.
+const PREPARED_LATER: usize = 20_000;
+
 /// What connections have counted that was not added to servers' [`super::account::Stats`] yet, by servers' numbers.
 pub type Live = HashMap<u32, Totals>;
 
@@ -176,14 +181,16 @@ impl Scope {
         let mut last = None;
         for (index, change) in changes.into_iter().enumerate() {
             draft.change(&change).map_err(|error| Failed { index, error })?;
-            last = Some((index, change));
+            if let Change::AddDestination(key, spec) = change {
+                last = Some((index, key, (spec.address, spec.port)));
+            }
         }
-        if let Some((index, Change::AddDestination(key, spec))) = &last
+        // All scopes together may have as many as there are numbers for.
+        if let Some((index, key, server)) = last
             && draft.new_servers > self.registry.room()
         {
-            let server = Some((spec.address, spec.port));
-            let error = Error::Full { key: *key, server, limit: self.limit };
-            return Err(Failed { index: *index, error });
+            let error = Error::Full { key, server: Some(server), limit: self.limit };
+            return Err(Failed { index, error });
         }
         if let Some(timeouts) = draft.timeouts {
             self.settings.set_timeouts(timeouts);
@@ -199,6 +206,8 @@ impl Scope {
             control.trash.bury_service(service, &self.registry);
         }
         let mut new = Vec::new();
+        // What takes long is done before services change if they are few, and beside the packets if they are many.
+        let (mut prepared, mut later) = (0, Vec::new());
         let mut withdrawn = !removed.is_empty();
         for (key, drafted) in services {
             let Some(Drafted { base, spec, list, edited, restarted }) = drafted else {
@@ -228,6 +237,13 @@ impl Scope {
             let destinations = items.into_iter().filter_map(place).collect();
             let local = matches!(spec.scheduler, Some(Scheduler::Lblc | Scheduler::Lblcr));
             let view = View::new(spec, destinations);
+            let unprepared = view.is_unprepared();
+            if unprepared && prepared < PREPARED {
+                prepared += 1;
+                view.prepare();
+            } else if unprepared && later.len() < PREPARED_LATER {
+                later.push(key);
+            }
             match base {
                 Some(base) => {
                     base.change(view, &Edits { restarted, ..edits });
@@ -255,6 +271,7 @@ impl Scope {
         if let Some(act) = self.registry.withdrawn.get().filter(|_| withdrawn) {
             (act.0)();
         }
+        prepare(later.iter().filter_map(|key| self.table.get(key)).collect());
     }
 
     /// The server of an item of a finished list.
@@ -332,9 +349,25 @@ impl Scope {
         }
     }
 
+    /// Whether there are such as [`Self::deleted`] gives.
+    pub fn has_deleted(&self) -> bool {
+        !self.control().trash.is_empty()
+    }
+
     /// The deleted servers that have connections or may come back soon.
     pub fn deleted(&self) -> Vec<Arc<Destination>> {
         self.control().trash.all()
+    }
+}
+
+/// Has the tables of services worked out by a thread that ends with that. Without one they are when they are needed.
+fn prepare(services: Vec<Arc<Service>>) {
+    if services.is_empty() {
+        return;
+    }
+    let work = move || services.iter().for_each(|service| service.view().prepare());
+    if let Err(error) = std::thread::Builder::new().name("ipvs-tables".into()).spawn(work) {
+        tracing::warn!(%error, "no thread for the tables of virtual services");
     }
 }
 

@@ -44,6 +44,15 @@ impl View {
         let table = Table::new(spec.scheduler, &destinations);
         Self { spec, destinations, table }
     }
+
+    /// Works out what takes long.
+    pub(super) fn prepare(&self) {
+        self.table.prepare(&self.destinations);
+    }
+
+    pub(super) fn is_unprepared(&self) -> bool {
+        self.table.is_unprepared()
+    }
 }
 
 /// A virtual service.
@@ -51,6 +60,7 @@ impl View {
 pub struct Service {
     /// Which of the services that ever had this key.
     pub(super) serial: u64,
+    key: ServiceKey,
     account: Arc<Account>,
     view: ArcSwap<View>,
     state: Mutex<State>,
@@ -60,13 +70,13 @@ impl Service {
     pub(super) fn new(serial: u64, account: Arc<Account>, view: View, edits: &Edits) -> Self {
         let view = Arc::new(view);
         let state = Mutex::new(State::new(&view, &account, edits));
-        Self { serial, account, view: ArcSwap::new(view), state }
+        Self { serial, key: account.key(), account, view: ArcSwap::new(view), state }
     }
 
     /// What it is known by.
     #[inline]
     pub fn key(&self) -> ServiceKey {
-        self.account.key()
+        self.key
     }
 
     /// Its counters, the settings of its scope.

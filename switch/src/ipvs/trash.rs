@@ -104,6 +104,11 @@ impl Trash {
         self.accounts.retain(|_, account| Arc::strong_count(account) > 1);
     }
 
+    /// Whether there is no deleted server.
+    pub(super) fn is_empty(&self) -> bool {
+        self.servers.is_empty()
+    }
+
     /// All deleted servers.
     pub(super) fn all(&self) -> Vec<Arc<Destination>> {
         self.servers.values().map(|(server, _)| Arc::clone(server)).collect()

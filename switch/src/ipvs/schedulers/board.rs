@@ -48,9 +48,12 @@ impl Board {
         let place = || slot.load(Ordering::SeqCst) >> notes.shift.load(Ordering::SeqCst);
         let mut at = place();
         loop {
-            let (word, bit) = (at as usize / 64 % 64, at % 64);
-            notes.words[word].fetch_or(1 << bit, Ordering::SeqCst);
-            notes.summary.fetch_or(1 << word, Ordering::SeqCst);
+            let (word, bit) = (at as usize / 64 % 64, 1 << (at % 64));
+            // A note that nobody has taken down yet says enough: whoever does so looks at the server after that.
+            if notes.words[word].load(Ordering::SeqCst) & bit == 0 {
+                notes.words[word].fetch_or(bit, Ordering::SeqCst);
+                notes.summary.fetch_or(1 << word, Ordering::SeqCst);
+            }
             let now = place();
             if now == at {
                 return;

@@ -2,16 +2,18 @@
 #![forbid(unsafe_code)]
 
 use super::super::destination::Destination;
-use super::least::{self, OUT};
+use super::least;
 use super::usable;
 
 #[derive(Debug)]
 pub(super) struct Measure;
 
 impl least::Measure for Measure {
+    const OUT: u64 = 0;
+
     #[inline]
     fn measure(server: &Destination) -> u64 {
-        if usable(server) { u64::from(server.weight() as u32) } else { OUT }
+        if usable(server) { u64::from(server.weight() as u32) } else { Self::OUT }
     }
 
     #[inline]

@@ -13,14 +13,13 @@ use super::board::Board;
 /// Up to so many servers looking at each is cheaper than keeping count.
 pub(super) const SCANNED: usize = 8;
 
-/// A server that takes no part.
-pub(super) const OUT: u64 = u64::MAX;
-
 /// What makes one server better than another.
 pub(super) trait Measure {
-    /// What a server is compared by, [`OUT`] if it may not be chosen.
+    /// A server that may not be chosen: no better than any.
+    const OUT: u64;
+    /// What a server is compared by.
     fn measure(server: &Destination) -> u64;
-    /// Whether `a` is better than `b`; neither is [`OUT`].
+    /// Whether `a` is better than `b`.
     fn better(a: u64, b: u64) -> bool;
 }
 
@@ -29,6 +28,9 @@ pub(super) trait Measure {
 pub(super) fn load(connections: u64, weight: i32) -> u64 {
     connections.min((1 << 33) - 1) << 31 | u64::from(weight as u32 & 0x7fff_ffff)
 }
+
+/// More than any load.
+pub(super) const ENDLESS: u64 = u64::MAX << 31;
 
 /// Whether the load `a` is less than `b`.
 #[inline]
@@ -46,24 +48,30 @@ pub(super) fn overhead(server: &Destination) -> u64 {
 /// The choice by looking at each server.
 #[inline]
 pub(super) fn scan<M: Measure>(servers: &[Arc<Destination>]) -> Option<&Arc<Destination>> {
-    let mut best = OUT;
+    let mut best = M::OUT;
     let mut chosen = None;
     for server in servers {
         let measure = M::measure(server);
-        if measure != OUT && (best == OUT || M::better(measure, best)) {
+        if M::better(measure, best) {
             (best, chosen) = (measure, Some(server));
         }
     }
     chosen
 }
 
+/// A server and what it was last seen with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Player {
+    measure: u64,
+    number: usize,
+}
+
 /// The tournament: servers are leaves, in the order of the list.
 #[derive(Debug)]
 pub(super) struct Least<M> {
-    /// What each server was last seen with; as many as a power of two.
-    measures: Box<[u64]>,
-    /// The number of the winner below each inner node; node 1 is the root, the children of `n` are `2n` and `2n + 1`.
-    winners: Box<[u32]>,
+    /// The winner below each node: node 1 is the root, the children of `n` are `2n` and `2n + 1`, the leaves are the upper
+    /// half.
+    nodes: Box<[Player]>,
     measure: PhantomData<M>,
 }
 
@@ -71,46 +79,36 @@ impl<M: Measure> Least<M> {
     /// Looks at all servers; few are not kept count of.
     pub(super) fn new(servers: &[Arc<Destination>]) -> Self {
         let size = if servers.len() <= SCANNED { 0 } else { servers.len().next_power_of_two() };
-        let mut measures: Vec<u64> = servers.iter().map(|server| M::measure(server)).collect();
-        measures.resize(size, OUT);
-        let mut least =
-            Self { measures: measures.into(), winners: vec![0; size].into(), measure: PhantomData };
+        let mut nodes = vec![Player { measure: M::OUT, number: 0 }; 2 * size];
+        for (number, (node, server)) in nodes.iter_mut().skip(size).zip(servers).enumerate() {
+            *node = Player { measure: M::measure(server), number };
+        }
         for node in (1..size).rev() {
-            least.winners[node] = least.play(node);
+            nodes[node] = Self::play(nodes[2 * node], nodes[2 * node + 1]);
         }
-        least
+        Self { nodes: nodes.into(), measure: PhantomData }
+    }
+
+    /// The better one, the left one of equals.
+    #[inline]
+    fn play(left: Player, right: Player) -> Player {
+        if M::better(right.measure, left.measure) { right } else { left }
     }
 
     #[inline]
-    fn winner(&self, node: usize) -> usize {
-        let size = self.winners.len();
-        if node >= size { node - size } else { self.winners[node] as usize }
-    }
-
-    #[inline]
-    fn play(&self, node: usize) -> u32 {
-        let (left, right) = (self.winner(2 * node), self.winner(2 * node + 1));
-        let (a, b) = (self.measures[left], self.measures[right]);
-        let right_wins = b != OUT && (a == OUT || M::better(b, a));
-        if right_wins { right as u32 } else { left as u32 }
-    }
-
-    #[inline]
-    fn look(&mut self, at: usize, server: &Destination) {
-        let measure = M::measure(server);
-        if self.measures[at] == measure {
-            return;
-        }
-        self.measures[at] = measure;
-        let mut node = (self.winners.len() + at) / 2;
-        while node > 0 {
-            let winner = self.play(node);
-            if self.winners[node] == winner && winner as usize != at {
-                // Above, nothing depends on the one that changed.
+    fn look(&mut self, number: usize, server: &Destination) {
+        let mut node = self.nodes.len() / 2 + number;
+        let mut winner = Player { measure: M::measure(server), number };
+        // As soon as a winner is the same as before, so are those above.
+        while self.nodes[node] != winner {
+            self.nodes[node] = winner;
+            let other = self.nodes[node ^ 1];
+            let (left, right) = if node & 1 == 0 { (winner, other) } else { (other, winner) };
+            winner = Self::play(left, right);
+            node /= 2;
+            if node == 0 {
                 return;
             }
-            self.winners[node] = winner;
-            node /= 2;
         }
     }
 
@@ -128,10 +126,10 @@ impl<M: Measure> Least<M> {
             board.take(|slots| {
                 let first = slots.start.min(servers.len());
                 let changed = &servers[first..slots.end.min(servers.len())];
-                changed.iter().zip(first..).for_each(|(server, at)| self.look(at, server));
+                changed.iter().zip(first..).for_each(|(server, number)| self.look(number, server));
             });
         }
-        let winner = self.winner(1);
-        if self.measures[winner] == OUT { None } else { servers.get(winner) }
+        let winner = self.nodes[1];
+        if winner.measure == M::OUT { None } else { servers.get(winner.number) }
     }
 }

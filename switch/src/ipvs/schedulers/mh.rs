@@ -6,7 +6,7 @@
 //! cannot be used. A server that is set to weight 0 keeps its places by its last weight.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::super::destination::Destination;
 use super::super::service::Flow;
@@ -30,6 +30,34 @@ pub(crate) enum Table {
     Narrow(Box<[u8]>),
     /// More, and how many servers at the beginning of the list have no place.
     Wide(Box<[u16]>, usize),
+}
+
+/// A table that takes some 50 microseconds to work out: beforehand, or for the first connection.
+#[derive(Debug, Default)]
+pub(crate) struct Lazy(OnceLock<Table>);
+
+impl Lazy {
+    pub(super) fn is_there(&self) -> bool {
+        self.0.get().is_some()
+    }
+
+    pub(super) fn get(&self, servers: &[Arc<Destination>]) -> Option<&Table> {
+        if self.0.get().is_none() {
+            // Whoever is first; nobody waits for another one's work.
+            let _ = self.0.set(Table::new(servers));
+        }
+        self.0.get()
+    }
+
+    #[inline]
+    pub(super) fn choose<'a>(
+        &self,
+        servers: &'a [Arc<Destination>],
+        flow: &Flow,
+        flags: SchedulerFlags,
+    ) -> Option<&'a Arc<Destination>> {
+        self.get(servers)?.choose(servers, flow, flags)
+    }
 }
 
 /// How a server takes its places.

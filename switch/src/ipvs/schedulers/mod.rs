@@ -66,7 +66,7 @@ pub(crate) enum Table {
     Scan(fn(&[Arc<Destination>]) -> Option<&Arc<Destination>>),
     Dh(dh::Table),
     Sh(sh::Table),
-    Mh(mh::Table),
+    Mh(mh::Lazy),
     Twos(twos::Dice),
 }
 
@@ -85,9 +85,21 @@ impl Table {
             Scheduler::Ovf if few => Self::Scan(least::scan::<ovf::Measure>),
             Scheduler::Dh => Self::Dh(dh::Table::new(servers)),
             Scheduler::Sh => Self::Sh(sh::Table::new(servers)),
-            Scheduler::Mh => Self::Mh(mh::Table::new(servers)),
+            Scheduler::Mh => Self::Mh(mh::Lazy::default()),
             Scheduler::Twos => Self::Twos(twos::Dice::default()),
             _ => Self::State,
+        }
+    }
+
+    /// Whether [`Self::prepare`] has something to do.
+    pub(crate) fn is_unprepared(&self) -> bool {
+        matches!(self, Self::Mh(table) if !table.is_there())
+    }
+
+    /// Works out what takes long, lest the first packet do it.
+    pub(crate) fn prepare(&self, servers: &[Arc<Destination>]) {
+        if let Self::Mh(table) = self {
+            table.get(servers);
         }
     }
 

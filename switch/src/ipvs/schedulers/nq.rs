@@ -2,17 +2,19 @@
 #![forbid(unsafe_code)]
 
 use super::super::destination::Destination;
-use super::least::{self, OUT};
+use super::least;
 use super::usable;
 
 #[derive(Debug)]
 pub(super) struct Measure;
 
 impl least::Measure for Measure {
+    const OUT: u64 = least::ENDLESS;
+
     #[inline]
     fn measure(server: &Destination) -> u64 {
         if !usable(server) {
-            return OUT;
+            return Self::OUT;
         }
         match server.active() {
             // Idle servers are alike, and better than any other.

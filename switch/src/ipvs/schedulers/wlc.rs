@@ -2,16 +2,18 @@
 #![forbid(unsafe_code)]
 
 use super::super::destination::Destination;
-use super::least::{self, OUT};
+use super::least;
 use super::usable;
 
 #[derive(Debug)]
 pub(super) struct Measure;
 
 impl least::Measure for Measure {
+    const OUT: u64 = least::ENDLESS;
+
     #[inline]
     fn measure(server: &Destination) -> u64 {
-        if usable(server) { least::load(least::overhead(server), server.weight()) } else { OUT }
+        if usable(server) { least::load(least::overhead(server), server.weight()) } else { Self::OUT }
     }
 
     #[inline]

@@ -301,8 +301,17 @@ fn a_containers_services_come_first_and_are_its_own() {
     assert_eq!(ipvs.global().settings().get(Setting::ConnReuseMode), 1);
     assert!(Arc::ptr_eq(&ipvs.scope_of(5), &container) && ipvs.scope_of(4).name().is_none());
     assert_eq!(ipvs.container_names(), ["c1"]);
+    container.add_destination(key(80), server(7, 1)).expect("added");
+    let last = get(&container, 7);
+    assert!(last.bind(Counted::Active));
     ipvs.remove_container("c1");
     assert_eq!((find(5), ipvs.container_names().len()), (Some(2), 0));
+    // Its last server is forgotten like any other one.
+    ipvs.tick(100);
+    assert!(ipvs.destination(last.id()).is_some());
+    last.unbind(Counted::Active);
+    (2..5).for_each(|minutes| ipvs.tick(100 * minutes));
+    assert!(ipvs.destination(last.id()).is_none());
     ipvs.global().flush();
     assert!(ipvs.is_idle());
 }
