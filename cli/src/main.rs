@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod check;
 mod client;
 mod l3;
 mod routes;
@@ -138,6 +139,7 @@ impl Asker {
             Noun::Conntrack(command) => self.conntrack(command),
             Noun::Policy(command) => self.policy(command),
             Noun::Dhcp(command) => self.dhcp(command),
+            Noun::Check(command) => self.check(command),
             Noun::Worker(Worker::List { reset }) => {
                 self.ask(&api::WorkerList { reset: *reset }, |workers| show::workers(workers))
             }

@@ -1,5 +1,6 @@
 //! The tree of commands.
 
+mod check;
 mod l3;
 mod rules;
 
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub(crate) use check::{Check, CheckSet};
 pub(crate) use l3::{Dhcp, Interface, Neighbour, Route, RouteAdd};
 pub(crate) use rules::{
     Conntrack, Filter, Leaving, Masquerade, Nat, OneToOne, Policy, PolicyAdd, PolicyDefault, Publish, Snat,
@@ -69,6 +71,9 @@ pub(crate) enum Noun {
     /// Addresses for guests: DHCP and router advertisements
     #[command(subcommand)]
     Dhcp(Dhcp),
+    /// Health checks of real servers
+    #[command(subcommand)]
+    Check(Check),
     /// Packets, bytes, errors and drops of ports, since they were made
     Stats {
         /// Of this port only
@@ -362,6 +367,9 @@ impl Noun {
             Self::Dhcp(Dhcp::Unreserve { .. }) => "dhcp unreserve",
             Self::Dhcp(Dhcp::Leases { .. }) => "dhcp leases",
             Self::Dhcp(Dhcp::Release { .. }) => "dhcp release",
+            Self::Check(Check::Set(_)) => "check set",
+            Self::Check(Check::Del { .. }) => "check del",
+            Self::Check(Check::List) => "check list",
             Self::Stats { .. } => "stats",
             Self::Completions { .. } => "completions",
             Self::Man { .. } => "man",

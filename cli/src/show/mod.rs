@@ -1,5 +1,6 @@
 //! Answers as people read them: columns without borders, or one line a property.
 
+mod check;
 mod l3;
 mod rules;
 
@@ -8,6 +9,7 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use shunt_switch::control::api;
 
+pub(crate) use check::checks;
 pub(crate) use l3::{dhcp, interface, interfaces, leases, loaded, neighbours, route_choice, routes};
 pub(crate) use rules::{conntrack_stats, limits, nat, nat_id, policy, timeouts};
 

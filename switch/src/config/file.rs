@@ -93,6 +93,7 @@ const KEYS: &[&str] = &[
     "policy",
     "forward",
     "dhcp",
+    "check",
     "conntrack",
 ];
 

@@ -1,5 +1,5 @@
 //! The tables of the configuration file for layer 3: `[[interface]]`, `[[neighbour]]`, `[[route]]`, `[nat]`,
-//! `[[policy]]`, `[forward]`, `[[dhcp]]`, `[conntrack]`.
+//! `[[policy]]`, `[forward]`, `[[dhcp]]`, `[[check]]`, `[conntrack]`.
 //!
 //! What contradicts itself (networks that overlap, gateways that nobody reaches) is found before anything is made of
 //! the file: the tables are first tried on a router of their own.
@@ -19,6 +19,7 @@ use super::{BridgeSpec, Name, PortSpec};
 use crate::conntrack::Timeout;
 use crate::conntrack::timeouts::LONGEST;
 use crate::control::api;
+use crate::ipvs::health::CheckSpec;
 use crate::nat::rule::Rule;
 use crate::refusal::Refusal;
 use crate::router::{CONNECTIONS_MAX, CONNECTIONS_MIN, Router, timeout_kind};
@@ -34,6 +35,7 @@ pub(super) struct Tables {
     policy: Vec<Spanned<api::PolicyAdd>>,
     forward: Option<Spanned<Forward>>,
     dhcp: Vec<Spanned<api::DhcpSet>>,
+    check: Vec<Spanned<api::CheckSet>>,
     conntrack: Option<Spanned<Conntrack>>,
 }
 
@@ -91,6 +93,8 @@ pub struct Layer3 {
     pub forward: PolicyChange,
     /// DHCP and router advertisements.
     pub dhcp: Vec<(Position, DhcpChange)>,
+    /// Health checks of real servers.
+    pub checks: Vec<(Position, CheckSpec)>,
     /// Bounds and timeouts of connections.
     pub conntrack: ConntrackSpec,
 }
@@ -177,6 +181,13 @@ impl Layer3 {
                 &tables.dhcp,
                 |asked| format!("dhcp {:?}", asked.interface),
                 |asked| DhcpChange::try_from(asked),
+            )?,
+            checks: checked(
+                source,
+                &["check"],
+                &tables.check,
+                |asked| format!("check of {}", asked.service),
+                |asked| CheckSpec::try_from(asked),
             )?,
             conntrack: conntrack(tables, source)?,
             interfaces,
@@ -340,6 +351,11 @@ mod tests {
             range = "10.0.3.2-10.0.3.253"
             ra = true
             reserve = [{ mac = "52:54:00:00:00:01", address = "10.0.3.16", hostname = "web" }]
+            [[check]]
+            service = "tcp:10.0.3.100:80"
+            kind = "http"
+            path = "/live"
+            interval = 5
             [conntrack]
             limit = 1048576
             port_quota = 65536
@@ -356,6 +372,7 @@ mod tests {
             (Some(1_048_576), Some(65_536))
         );
         assert_eq!(layer3.conntrack.timeouts, [(Timeout::TcpEstablished, 86_400), (Timeout::Udp, 60)]);
+        assert_eq!(layer3.checks[0].1.interval.as_secs(), 5);
         assert_eq!(layer3.routes[1].0.line, 17);
     }
 
@@ -406,6 +423,10 @@ mod tests {
             (
                 "[[dhcp]]\ninterface = \"gw\"\nrange = \"10.0.4.2-10.0.4.9\"\n",
                 "7:1: range 10.0.4.2-10.0.4.9 lies in no network of interface \"gw\"",
+            ),
+            (
+                "[[check]]\nservice = \"tcp:10.0.3.100:80\"\nkind = \"icmp\"\n",
+                "9:8: check of tcp:10.0.3.100:80: kind \"icmp\" is unknown: it must be tcp, http or udp",
             ),
             ("[conntrack]\nlimit = 5\n", "8:9: limit 5 is out of range: it must be 1024 to 16777216"),
             ("[conntrack]\ntimeouts = { tcp = 5 }\n", "8:20: kind \"tcp\" is unknown: it must be one of"),

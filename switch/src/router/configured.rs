@@ -44,6 +44,10 @@ impl Switch {
         for (at, dhcp) in &layer3.dhcp {
             self.set_dhcp(dhcp.clone()).map_err(|refusal| at.refuse(refusal))?;
         }
+        for (at, check) in &layer3.checks {
+            // The service may come later, by command.
+            self.start_check(check.clone()).map_err(|refusal| at.refuse(refusal))?;
+        }
         Ok(())
     }
 

@@ -88,10 +88,15 @@ impl Switch {
     /// # Errors
     /// There is no such service, or no thread is to be had.
     pub fn set_check(&mut self, spec: CheckSpec) -> Result<(), Refusal> {
-        let scope = self.router.ipvs.global();
-        if scope.table.get(&spec.service).is_none() {
+        if self.router.ipvs.global().table.get(&spec.service).is_none() {
             return Err(Refusal::new(crate::ipvs::error::Error::NoSuchService(spec.service).to_string()));
         }
+        self.start_check(spec)
+    }
+
+    /// The same; whether the service exists does not matter.
+    pub(crate) fn start_check(&mut self, spec: CheckSpec) -> Result<(), Refusal> {
+        let scope = self.router.ipvs.global();
         let started = self.directors.health.set(spec, scope);
         started.map_err(|error| Refusal::new(format!("cannot start the thread of health checks: {error}")))
     }
