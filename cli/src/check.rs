@@ -9,21 +9,22 @@ use crate::{Asker, show, silent};
 impl Asker {
     pub(crate) fn check(&mut self, command: &Check) -> Result<String, Failure> {
         match command.clone() {
-            Check::Set(CheckSet {
-                service,
-                kind,
-                port,
-                interface,
-                interval,
-                timeout,
-                rise,
-                fall,
-                path,
-                host,
-                status,
-                payload,
-                reply,
-            }) => {
+            Check::Set(asked) => {
+                let CheckSet {
+                    service,
+                    kind,
+                    port,
+                    interface,
+                    interval,
+                    timeout,
+                    rise,
+                    fall,
+                    path,
+                    host,
+                    status,
+                    payload,
+                    reply,
+                } = *asked;
                 let reply = reply.then_some(true);
                 let request = api::CheckSet {
                     service,

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Check {
     /// Has the servers of a virtual service checked: who fails gets weight 0 until it is good again
-    Set(CheckSet),
+    Set(Box<CheckSet>),
     /// Checks the servers of a virtual service no longer; weights come back
     Del {
         /// The service, such as tcp:10.0.0.1:80 or mark:5
