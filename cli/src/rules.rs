@@ -113,6 +113,7 @@ impl Asker {
                     icmp_type,
                     state,
                     action,
+                    mark,
                     log,
                 } = *rule;
                 let request = api::PolicyAdd {
@@ -126,7 +127,8 @@ impl Asker {
                     dport,
                     icmp_type,
                     state,
-                    action,
+                    action: action.unwrap_or_else(|| "mark".to_owned()),
+                    mark,
                     log,
                 };
                 self.ask(&request, |rule| format!("{}\n", rule.id))

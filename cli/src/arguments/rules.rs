@@ -278,8 +278,11 @@ pub(crate) struct PolicyAdd {
     #[arg(long, value_name = "STATE,...")]
     pub(crate) state: Option<String>,
     /// accept, drop, reject, or log, which logs and has the next rule decide
-    #[arg(long, value_name = "accept|drop|reject|log")]
-    pub(crate) action: String,
+    #[arg(long, value_name = "accept|drop|reject|log", required_unless_present = "mark")]
+    pub(crate) action: Option<String>,
+    /// Mark packets for virtual services (ipvsadm -f N) and have the next rule decide
+    #[arg(long, value_name = "N", conflicts_with = "action", allow_negative_numbers = true)]
+    pub(crate) mark: Option<i64>,
     /// Log what it decides
     #[arg(long)]
     pub(crate) log: bool,

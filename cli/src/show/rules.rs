@@ -64,6 +64,10 @@ pub(crate) fn policy(policy: &api::Policy) -> String {
         words.extend(rule.icmp_type.map(|kind| format!("type {kind}")));
         words.join(" ")
     };
+    let what = |rule: &api::PolicyRule| {
+        let action = rule.mark.map_or_else(|| rule.action.clone(), |mark| format!("mark {mark}"));
+        if rule.log { format!("log,{action}") } else { action }
+    };
     let mut rows: Vec<Vec<String>> = policy
         .rules
         .iter()
@@ -74,7 +78,7 @@ pub(crate) fn policy(policy: &api::Policy) -> String {
                 side(rule.to.as_ref(), rule.destination.as_ref()),
                 proto(rule),
                 dash(rule.state.as_ref()),
-                if rule.log { format!("log,{}", rule.action) } else { rule.action.clone() },
+                what(rule),
                 rule.packets.to_string(),
                 rule.bytes.to_string(),
             ]

@@ -37,6 +37,8 @@ use crate::packet::ip::{TCP, UDP};
 use crate::packet::rewrite::{Ends, Rewrite, decrement_ttl};
 use crate::packet::tuple::Tuple;
 use crate::policy::rule::State;
+use crate::policy::{NewFlow, Place};
+use crate::rules::NONE;
 
 /// FTP's port, from which servers call in its active mode.
 const FTP_DATA: u16 = 20;
@@ -92,8 +94,11 @@ impl Stage {
     }
 
     /// The mark that a packet gets by policy.
-    fn mark<F: Routed>(&self, _burst: &Burst, _item: &Item<F>, _tuple: &Tuple, _at: &Arrival<'_>) -> u32 {
-        0
+    fn mark<F: Routed>(&self, burst: &Burst, item: &Item<F>, tuple: &Tuple, at: &Arrival<'_>) -> u32 {
+        let nowhere = Place { port: NONE, bridge: NONE, interface: NONE };
+        let from = Place { port: at.port, bridge: at.interface.table.number, interface: at.interface.index };
+        let flow = NewFlow { tuple: *tuple, state: State::New, from, to: nowhere, published: false };
+        at.router.policy.mark(&flow, self.worker, burst.frame_len(item.i) as u64)
     }
 
     /// A client of a persistent service gets the server that it had, or one for some time.

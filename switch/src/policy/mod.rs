@@ -141,6 +141,8 @@ pub struct Policy {
     for_switch: bool,
     /// Whether a rule names a port that packets leave by.
     to_port: bool,
+    /// Whether a rule marks packets.
+    marks: bool,
     builtin: Arc<Builtin>,
 }
 
@@ -166,12 +168,15 @@ impl Policy {
         let mut log = None;
         let mut decided = None;
         let visit = |rule: &Compiled| {
+            if matches!(rule.action, Action::Mark(_)) {
+                return true;
+            }
             rule.hits.hit(worker, bytes);
             if rule.log || rule.action == Action::Log {
                 log.get_or_insert(rule.order.1);
             }
             let verdict = match rule.action {
-                Action::Log => return true,
+                Action::Log | Action::Mark(_) => return true,
                 Action::Accept => Verdict::Accept,
                 Action::Drop => Verdict::Drop,
                 Action::Reject => Verdict::Reject,
@@ -179,6 +184,13 @@ impl Policy {
             decided = Some((verdict, By::Rule(rule.order.1)));
             false
         };
+        self.visit(flow, visit);
+        let (verdict, by) = decided.unwrap_or_else(|| self.otherwise(flow, worker, bytes));
+        Decision { verdict, by, log }
+    }
+
+    /// Shows the rules that match, in their order, until `visit` has seen enough.
+    fn visit(&self, flow: &NewFlow, visit: impl FnMut(&Compiled) -> bool) {
         match (flow.tuple.source, flow.tuple.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 self.layers.visit(flow, (source.to_bits(), destination.to_bits()), |layer| &layer.v4, visit);
@@ -189,8 +201,21 @@ impl Policy {
             // No packet is both.
             _ => {}
         }
-        let (verdict, by) = decided.unwrap_or_else(|| self.otherwise(flow, worker, bytes));
-        Decision { verdict, by, log }
+    }
+
+    /// The mark that the first rule of [`Action::Mark`] gives a packet as it comes in, 0 if none does. Counts as
+    /// [`Policy::decide`] does.
+    pub fn mark(&self, flow: &NewFlow, worker: usize, bytes: u64) -> u32 {
+        let mut found = 0;
+        if self.marks {
+            self.visit(flow, |rule| {
+                let Action::Mark(mark) = rule.action else { return true };
+                rule.hits.hit(worker, bytes);
+                found = mark;
+                false
+            });
+        }
+        found
     }
 
     /// What holds where no rule decides.

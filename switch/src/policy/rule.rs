@@ -112,6 +112,9 @@ pub enum Action {
     Reject,
     /// Write it to the log and go on with the next rule.
     Log,
+    /// Give it this mark, not 0, for services that are known by marks, and go on with the next rule. Asked before any
+    /// address is translated and before it is known where the packet goes.
+    Mark(u32),
 }
 
 impl Action {
@@ -122,6 +125,7 @@ impl Action {
             Self::Drop => "drop",
             Self::Reject => "reject",
             Self::Log => "log",
+            Self::Mark(_) => "mark",
         }
     }
 }
@@ -224,6 +228,16 @@ impl Rule {
                     "icmp-type {kind} is no request: it must be 8, 13, 15 or 17, for icmpv6 128; answers and errors \
                      pass with what they belong to"
                 )));
+            }
+        }
+        if let Action::Mark(mark) = self.action {
+            if mark == 0 {
+                return Err(Refusal::new("mark 0 is no mark: it must be 1 to 4294967295"));
+            }
+            if self.to != Side::default() {
+                return Err(Refusal::new(
+                    "a rule that marks cannot say where packets go: that is decided later; name destinations instead",
+                ));
             }
         }
         if self.states.0 & 0b1111 == 0 {

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::engine::{Engine, Fields, PlaceFields};
 use super::layers::{Compiled, Layer, Layers};
 use super::ranges::Ranges;
-use super::rule::{Addresses, RANGES_TOTAL_MAX, RULES_MAX, Rule, Side, State, Zone};
+use super::rule::{Action, Addresses, RANGES_TOTAL_MAX, RULES_MAX, Rule, Side, State, Zone};
 use super::{Builtin, Policy, Verdict};
 use crate::config::name::Name;
 use crate::nat::rule::PortRange;
@@ -83,6 +83,8 @@ pub struct PolicySet {
     named: BTreeMap<Zone, usize>,
     /// How many rules are about packets to a port.
     to_port: usize,
+    /// How many rules mark packets.
+    marks: usize,
     made: Mutex<Option<Made>>,
     /// Whether nothing has changed since [`PolicySet::rest`] asked.
     quiet: bool,
@@ -102,6 +104,7 @@ impl PolicySet {
             isolated: Vec::new(),
             named: BTreeMap::new(),
             to_port: 0,
+            marks: 0,
             made: Mutex::default(),
             quiet: false,
             builtin: Arc::new(Builtin {
@@ -156,6 +159,7 @@ impl PolicySet {
             *self.named.entry(zone).or_default() += 1;
         }
         self.to_port += usize::from(is_to_port(&rule));
+        self.marks += usize::from(matches!(rule.action, Action::Mark(_)));
         if let Some(made) = self.changed() {
             made.added.insert((rule.priority, id));
         }
@@ -186,6 +190,7 @@ impl PolicySet {
         self.priorities.clear();
         self.named.clear();
         self.to_port = 0;
+        self.marks = 0;
         *self.made.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         std::mem::take(&mut self.rules).len()
     }
@@ -202,6 +207,7 @@ impl PolicySet {
         };
         self.ranges -= rule.ranges();
         self.to_port -= usize::from(is_to_port(&rule));
+        self.marks -= usize::from(matches!(rule.action, Action::Mark(_)));
         for zone in [rule.from.zone, rule.to.zone] {
             if let Some(count) = self.named.get_mut(&zone) {
                 *count -= 1;
@@ -357,6 +363,7 @@ impl PolicySet {
             isolated: isolated.collect(),
             for_switch: self.named.contains_key(&Zone::Switch),
             to_port: self.to_port > 0,
+            marks: self.marks > 0,
             builtin: Arc::clone(&self.builtin),
         }
     }

@@ -132,10 +132,18 @@ fn word(place: Place) -> &'static str {
 }
 
 /// The word for what becomes of packets.
-fn action(text: &str) -> Result<Action, Invalid> {
+fn action(text: &str, mark: Option<i64>) -> Result<Action, Invalid> {
+    match (text, mark) {
+        ("mark", Some(mark)) => return Ok(Action::Mark(number("mark", mark, 1, u32::MAX)?)),
+        ("mark", None) => return Err(Invalid::new("mark", "action \"mark\" needs a mark".to_owned())),
+        (_, None) => {}
+        (_, Some(mark)) => {
+            return Err(Invalid::new("mark", format!("mark {mark} needs the action mark, not {text:?}")));
+        }
+    }
     let actions = [Action::Accept, Action::Drop, Action::Reject, Action::Log];
     actions.into_iter().find(|action| action.as_str() == text).ok_or_else(|| {
-        let rule = "it must be accept, drop, reject or log";
+        let rule = "it must be accept, drop, reject, log or mark";
         Invalid::new("action", format!("action {text:?} is unknown: {rule}"))
     })
 }
@@ -171,7 +179,7 @@ impl PolicySpec {
     /// # Errors
     /// A field breaks a rule, or names what is not there.
     pub fn new(asked: &api::PolicyAdd, known: &dyn Fn(&str) -> Vec<Place>) -> Result<Self, Invalid> {
-        let mut rule = Rule::new(action(&asked.action)?);
+        let mut rule = Rule::new(action(&asked.action, asked.mark)?);
         (rule.from, rule.source) =
             side("from", asked.from.as_deref(), "source", asked.source.as_deref(), known)?;
         (rule.to, rule.destination) =
@@ -237,6 +245,7 @@ pub fn policy_view(id: u32, rule: &Rule, packets: u64, bytes: u64) -> api::Polic
         icmp_type: rule.icmp_type,
         state: if rule.states == States::ALL { None } else { joined(named) },
         action: rule.action.as_str().to_owned(),
+        mark: if let Action::Mark(mark) = rule.action { Some(mark) } else { None },
         log: rule.log,
         packets,
         bytes,

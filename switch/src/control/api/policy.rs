@@ -30,8 +30,10 @@ parameters! {
         pub icmp_type: Option<i64>,
         /// States of the connection: `new`, `established`, `related`, `invalid`, or a list of those separated by commas.
         pub state: Option<String>,
-        /// `accept`, `drop`, `reject`, or `log`, which logs and has the next rule decide.
+        /// `accept`, `drop`, `reject`; `log`, which logs, or `mark`, which marks, and has the next rule decide.
         pub action: String,
+        /// The mark that packets get, 1 to 4,294,967,295: with `mark`. Services that are known by marks find them by it.
+        pub mark: Option<i64>,
         /// Whether what it decides is logged.
         #[serde(default)]
         pub log: bool,
@@ -83,6 +85,9 @@ pub struct PolicyRule {
     pub state: Option<String>,
     /// What becomes of it.
     pub action: String,
+    /// The mark that packets get.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<u32>,
     /// Whether that is logged.
     pub log: bool,
     /// Packets that it decided; of connections that it accepted only the first is decided.

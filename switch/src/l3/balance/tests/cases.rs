@@ -8,6 +8,8 @@ use crate::ipvs::settings::{Setting, Timeouts};
 use crate::ipvs::spec::{Forward, Persistence, Protocol, Scheduler, ServiceKey, Tunnel, TunnelChecksum};
 use crate::packet::checksum::Sum;
 use crate::packet::testing::{Checksum, Tcp};
+use crate::policy::rule::{Action, Rule};
+use crate::policy::{Numbers, PolicySet};
 
 const TCP: ServiceKey =
     ServiceKey::Address { protocol: Protocol::Tcp, address: std::net::IpAddr::V4(VIP), port: PORT };
@@ -544,4 +546,26 @@ fn services_need_no_address_of_the_switch() {
     let sum = Sum::of(&frame[14..34]).checksum();
     frame[24..26].copy_from_slice(&sum);
     assert_eq!(world.put(1, &frame)[0].tuple().destination, v4("10.0.2.11"));
+}
+
+#[test]
+fn services_are_found_by_marks() {
+    let key = ServiceKey::Mark { mark: 7, v6: false };
+    let servers = (11..=12).map(|n| server(n, 0, Forward::Masquerade));
+    let mut world = World::with(service(key, Scheduler::Rr), servers);
+    assert!(world.put(1, &udp(10, 41_000, b"question")).iter().all(|out| out.port == 0), "nobody is there");
+    let mut policy = PolicySet::new(1);
+    let mut rule = Rule::new(Action::Mark(7));
+    rule.destination.within = vec!["10.9.9.0/24".parse().expect("a network")];
+    rule.protocol = Some(17);
+    policy.add(rule).expect("a rule");
+    world.router.policy = std::sync::Arc::new(policy.compile(&Numbers::default()));
+    let out = world.put(1, &udp(10, 41_000, b"question"));
+    assert_eq!(
+        (out[0].to(), out[0].tuple().destination_port),
+        ((2, 12), PORT),
+        "at the port that was called"
+    );
+    assert_eq!(world.put(1, &udp(10, 41_001, b"question"))[0].to(), (2, 11));
+    assert!(world.put(1, &tcp(10, 30_000, SYN)).iter().all(|out| out.port == 0), "not marked");
 }
