@@ -19,6 +19,9 @@ pub(crate) enum Failure {
     /// The daemon said no; to which element of a list, counted from 0, if it was one.
     #[error("{0}")]
     Refused(String, Option<u64>),
+    /// The same, where the daemon says what kind of refusal it is.
+    #[error("{message}")]
+    Known { message: String, kind: String, index: Option<u64> },
     /// There is no daemon, or it does not speak as it should.
     #[error("{0}")]
     Unreachable(String),
@@ -110,7 +113,12 @@ impl Client {
             .map_err(|e| self.lost(&format_args!("its answer is not understood: {e}")))?;
         match answer {
             Answer { error: Some(error), .. } => {
-                Err(Failure::Refused(error.message, error.data.and_then(|data| data.index)))
+                let (index, kind) = error.data.map_or((None, None), |data| (data.index, data.kind));
+                let message = error.message;
+                Err(match kind {
+                    Some(kind) => Failure::Known { message, kind, index },
+                    None => Failure::Refused(message, index),
+                })
             }
             Answer { result: Some(result), id, .. } if id == Id::Number(self.asked.into()) => Ok(result),
             _ => Err(self.lost(&"its answer belongs to no request")),

@@ -7,6 +7,9 @@
 mod arguments;
 mod check;
 mod client;
+mod front;
+mod ipvs;
+mod ipvsadm;
 mod l3;
 mod routes;
 mod rules;
@@ -27,6 +30,10 @@ const USAGE: u8 = 2;
 const UNREACHABLE: u8 = 3;
 
 fn main() -> ExitCode {
+    if let Some(called) = front::ipvsadm(std::env::args_os()) {
+        let front::Called { words, program, control, json } = called;
+        return ipvsadm::run(&words, &program, control, json);
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(wrong) if wrong.use_stderr() => return usage(&wrong),
@@ -43,7 +50,7 @@ fn main() -> ExitCode {
             }
             eprintln!("shuntctl: {command}: {failure}");
             ExitCode::from(match failure {
-                Failure::Refused(..) | Failure::Output(_) => REFUSED,
+                Failure::Refused(..) | Failure::Known { .. } | Failure::Output(_) => REFUSED,
                 Failure::Unreachable(_) => UNREACHABLE,
             })
         }
@@ -146,8 +153,9 @@ impl Asker {
             Noun::Stats { port, drops } => self.ask(&api::StatsShow { port: port.clone() }, |ports| {
                 if *drops { show::drops(ports) } else { show::stats(ports) }
             }),
-            // Answered without the daemon.
-            Noun::Completions { .. } | Noun::Man { .. } => Ok(String::new()),
+            Noun::Ipvs(command) => self.ipvs(command),
+            // Answered without the daemon, or before.
+            Noun::Completions { .. } | Noun::Man { .. } | Noun::Ipvsadm { .. } => Ok(String::new()),
         }
     }
 

@@ -20,6 +20,7 @@ pub mod pipeline;
 pub mod policy;
 pub mod port;
 pub mod refusal;
+pub mod resolver;
 pub mod router;
 pub mod rules;
 pub mod services;

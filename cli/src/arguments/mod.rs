@@ -1,6 +1,7 @@
 //! The tree of commands.
 
 mod check;
+mod ipvs;
 mod l3;
 mod rules;
 
@@ -10,6 +11,7 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use check::{Check, CheckSet};
+pub(crate) use ipvs::{Cleanup, Ipvs};
 pub(crate) use l3::{Dhcp, Interface, Neighbour, Route, RouteAdd};
 pub(crate) use rules::{
     Conntrack, Filter, Leaving, Masquerade, Nat, OneToOne, Policy, PolicyAdd, PolicyDefault, Publish, Snat,
@@ -74,6 +76,16 @@ pub(crate) enum Noun {
     /// Health checks of real servers
     #[command(subcommand)]
     Check(Check),
+    /// Virtual services, with the command line of ipvsadm(8): see `shuntctl ipvsadm -h`
+    #[command(disable_help_flag = true)]
+    Ipvsadm {
+        /// What ipvsadm takes
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+        words: Vec<String>,
+    },
+    /// Virtual services: what ipvsadm does not do
+    #[command(subcommand)]
+    Ipvs(Ipvs),
     /// Packets, bytes, errors and drops of ports, since they were made
     Stats {
         /// Of this port only
@@ -373,6 +385,11 @@ impl Noun {
             Self::Stats { .. } => "stats",
             Self::Completions { .. } => "completions",
             Self::Man { .. } => "man",
+            Self::Ipvsadm { .. } => "ipvsadm",
+            Self::Ipvs(Ipvs::Tables) => "ipvs tables",
+            Self::Ipvs(Ipvs::Show { .. }) => "ipvs show",
+            Self::Ipvs(Ipvs::Set { .. }) => "ipvs set",
+            Self::Ipvs(Ipvs::Cleanup(_)) => "ipvs cleanup",
         }
     }
 }
