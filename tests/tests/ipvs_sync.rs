@@ -42,12 +42,15 @@ impl Pair {
             netns
         };
         let client = host("client", "outside", "10.0.1.2/24", "10.0.1.1");
+        // Little waits in its buffers, so that a slow download is one.
+        client.sh("echo 4096 65536 262144 >/proc/sys/net/ipv4/tcp_rmem");
         let servers =
             [1, 2].map(|n| host(&format!("s{n}"), "inside", &format!("10.0.2.1{n}/24"), "10.0.2.1"));
         let places = ["master", "backup"].map(NetNs::new);
         places[0].veth("sync", &places[1], "sync");
         let [master, backup] = [0, 1].map(|number| {
             let place = &places[number];
+            place.sh("echo 0 >/proc/sys/net/ipv6/conf/sync/accept_dad");
             place.up("sync", Some(&format!("10.0.9.{}/24", number + 1)));
             let shuntd = Shuntd::start_within(place);
             for (name, device) in [("wan", "outside"), ("lan", "inside")] {
@@ -121,9 +124,14 @@ impl Pair {
         self.plug(1);
     }
 
-    fn arrived(&self, download: Job) {
-        let output = download.wait();
-        assert_eq!(output.text.trim(), self.sum, "the file arrived changed, or not at all");
+    /// Waits for downloads to end. Their greater parts came by the backup.
+    fn arrived<const N: usize>(&self, downloads: [Job; N]) {
+        for download in downloads {
+            let output = download.wait();
+            assert_eq!(output.text.trim(), self.sum, "the file arrived changed, or not at all");
+        }
+        let bytes = self.backup.counter("wan-port", "tx", "bytes");
+        assert!(bytes > N as u64 * u64::from(KIBIBYTES) * 512, "only {bytes} bytes came by the backup");
     }
 }
 
@@ -143,7 +151,7 @@ fn a_transfer_goes_on_at_the_backup() {
     let downloads = [pair.download("10.9.9.9"), pair.download("10.9.9.9")];
     pair.told_of(2);
     pair.fail_over();
-    downloads.map(|download| pair.arrived(download));
+    pair.arrived(downloads);
     // And it is a director like any other.
     let fetched = pair.client.sh("curl -sS --max-time 20 http://10.9.9.9/file | sha256sum");
     assert_eq!(fetched, pair.sum);
@@ -171,7 +179,7 @@ fn connections_that_servers_answer_past_the_director_go_on() {
     let download = pair.download("10.9.9.9");
     pair.told_of(1);
     pair.fail_over();
-    pair.arrived(download);
+    pair.arrived([download]);
 }
 
 #[test]
@@ -224,7 +232,7 @@ fn daemons_say_what_is_wrong_and_what_they_are() {
         return;
     }
     let place = NetNs::new("director");
-    place.sh("ip link add sync type dummy; ip address add 10.0.9.1/24 dev sync; ip link set sync up");
+    place.sh("ip link add sync type veth peer name other; ip address add 10.0.9.1/24 dev sync; ip link set sync up");
     let shuntd = Shuntd::start_within(&place);
     let say = |words: &str| {
         let words: Vec<&str> = std::iter::once("ipvsadm").chain(words.split(' ')).collect();
