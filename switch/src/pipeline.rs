@@ -50,29 +50,36 @@ pub fn classify(burst: &mut Burst, from: &Ingress<'_>, now: u32, counted: &Direc
     }
 
     // Frames of a burst mostly come from and go to the same station: what is the same in its first 16 bytes (addresses,
-    // type and VLAN) goes the same way.
+    // type and VLAN) goes the same way, a run at a time.
     let mut last = (0u64, 0u64);
-    let mut way = Way::Drop(DropReason::Runt);
-    let mut frames = 0u64;
-    for (i, (snapshot, len)) in burst.heads().enumerate() {
-        if refused >> i & 1 == 1 {
-            // Nothing is learned of it either.
+    let mut way = None;
+    let mut begin = 0;
+    for i in 0..burst.len() {
+        let (snapshot, len, _) = burst.start(i);
+        let start = (word(snapshot, 0), word(snapshot, 8));
+        if start == last && len >= 16 && way.is_some() {
             continue;
         }
-        let start = (word(snapshot, 0), word(snapshot, 8));
-        if start != last || len < 16 || frames == 0 {
-            dispatch(frames, way, from, counted, verdict);
-            way = if len < ETHERNET_HEADER {
-                Way::Drop(DropReason::Runt)
-            } else {
-                let (destination, source) = addresses(snapshot, len);
-                look_up(destination, source, from, now)
-            };
-            (last, frames) = (start, 0);
-        }
-        frames |= 1 << i;
+        dispatch(run(begin, i) & !refused, way, from, counted, verdict);
+        (last, begin) = (start, i);
+        way = if refused >> i & 1 == 1 {
+            // Nothing is learned of it either.
+            None
+        } else if len < ETHERNET_HEADER {
+            Some(Way::Drop(DropReason::Runt))
+        } else {
+            let (destination, source) = addresses(snapshot, len);
+            Some(look_up(destination, source, from, now))
+        };
     }
-    dispatch(frames, way, from, counted, verdict);
+    dispatch(run(begin, burst.len()) & !refused, way, from, counted, verdict);
+}
+
+/// The mask of the frames from `begin` to before `end`.
+#[inline]
+fn run(begin: usize, end: usize) -> u64 {
+    let below = |end: usize| 1u64.checked_shl(end as u32).unwrap_or(0).wrapping_sub(1);
+    below(end) & !below(begin)
 }
 
 /// Makes the offload metadata of the burst trustworthy; the mask of the frames where that is not possible.
@@ -109,12 +116,13 @@ fn check_senders(burst: &Burst, refused: u64, guard: &Guard, counted: &Direction
 
 /// Notes where frames that go the same way go.
 #[inline]
-fn dispatch(frames: u64, way: Way, from: &Ingress<'_>, counted: &Direction, verdict: &mut Verdict) {
+fn dispatch(frames: u64, way: Option<Way>, from: &Ingress<'_>, counted: &Direction, verdict: &mut Verdict) {
     match way {
+        None => {}
         _ if frames == 0 => {}
-        Way::Port(port) => verdict.send(frames, port),
-        Way::Flood => flood(frames, from, counted, verdict),
-        Way::Drop(reason) => counted.drop(reason, u64::from(frames.count_ones())),
+        Some(Way::Port(port)) => verdict.send(frames, port),
+        Some(Way::Flood) => flood(frames, from, counted, verdict),
+        Some(Way::Drop(reason)) => counted.drop(reason, u64::from(frames.count_ones())),
     }
 }
 

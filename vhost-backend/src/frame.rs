@@ -173,13 +173,6 @@ impl Burst {
         self.totals.offloads
     }
 
-    /// The snapshots of all frames, each with the number of its bytes that belong to the frame.
-    #[inline]
-    pub fn heads(&self) -> impl Iterator<Item = (&[u8; SNAPSHOT], usize)> {
-        let frames = self.frames[..self.len].iter();
-        self.snapshots.iter().zip(frames).map(|(snapshot, frame)| (&snapshot.0, usize::from(frame.head_len)))
-    }
-
     /// Number of frames.
     #[inline]
     pub fn len(&self) -> usize {
