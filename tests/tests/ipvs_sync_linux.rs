@@ -19,7 +19,7 @@ fn talk(port: u16) -> String {
 }
 
 /// A listener that says nothing and hears everybody.
-const LISTEN: &str = "exec nc -n -l -k 8080 >/dev/null";
+const LISTEN: &str = "nc -n -l -k 8080 >/dev/null";
 
 #[test]
 fn each_tells_the_other() {
@@ -63,6 +63,9 @@ fn each_tells_the_other() {
     shuntd.ctl("ipvsadm --start-daemon backup --mcast-interface sync --syncid 7");
     linux.sh("ipvsadm --start-daemon master --mcast-interface eth0 --syncid 7");
     let _listener = linux.start(&format!("ip netns exec s {LISTEN}"), Duration::from_secs(300));
+    wait_for("the guest's server to listen", SOON, || {
+        (!linux.sh("ip netns exec s ss -Hltn").is_empty()).then_some(())
+    });
     let talks = [80, 81].map(|port| linux.start(&format!("ip netns exec c sh -c '{}'", talk(port)), SOON));
     wait_for("connections of Linux", SOON, || {
         let known = shuntd.connections("--state ESTABLISHED");
