@@ -194,6 +194,7 @@ impl Switch {
             member.port.follow_device();
         }
         self.tick_router();
+        self.router.ipvs.tick(now);
         self.tick_directors();
     }
 
