@@ -38,7 +38,7 @@ impl Protocol {
     }
 
     fn has_ports(self) -> bool {
-        matches!(self.0, 6 | 17)
+        matches!(self.0, 6 | 17 | 132)
     }
 
     fn has_queries(self) -> bool {

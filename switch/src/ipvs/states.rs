@@ -11,8 +11,7 @@ use super::settings::Timeouts;
 use crate::packet::headers::tcp_flags::{ACK, FIN, RST, SYN};
 use crate::packet::ip::{TCP, UDP};
 
-/// The protocol number of SCTP.
-pub const SCTP: u8 = 132;
+pub use crate::packet::ip::SCTP;
 
 /// Which way a packet goes, as a director sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

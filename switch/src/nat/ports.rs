@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::rule::PortRange;
-use crate::packet::ip::{ICMP, ICMPV6, TCP, UDP};
+use crate::packet::ip::{ICMP, ICMPV6, SCTP, TCP, UDP};
 use crate::packet::tuple::Tuple;
 use crate::rules::hash;
 
@@ -45,7 +45,7 @@ pub(super) fn find(
     mut is_free: impl FnMut(&Tuple) -> bool,
 ) -> Option<u16> {
     let mut free = |port: u16| is_free(&reply(tuple, address, port)).then_some(port);
-    if !matches!(tuple.protocol, TCP | UDP | ICMP | ICMPV6) {
+    if !matches!(tuple.protocol, TCP | UDP | SCTP | ICMP | ICMPV6) {
         return free(tuple.source_port);
     }
     if ports.is_none_or(|ports| ports.contains(tuple.source_port))

@@ -7,7 +7,7 @@
 
 use super::checksum::Sum;
 use super::headers::{Fragment, Headers, icmp_request, is_icmp_error};
-use super::ip::{ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, UDP};
+use super::ip::{ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, SCTP, TCP, UDP};
 use super::rewrite::{Address, Ends, Rewrite, chunk, delta, fold, follow, follow_nonzero, load, store};
 use super::tuple::Tuple;
 
@@ -191,6 +191,10 @@ impl Embedded {
                     store(quoted, 6, follow_nonzero(load(quoted, 6), rewrite.l4_delta));
                 }
             }
+            SCTP => {
+                quoted[..2].copy_from_slice(&rewrite.destination_port.to_be_bytes());
+                quoted[2..4].copy_from_slice(&rewrite.source_port.to_be_bytes());
+            }
             ICMP | ICMPV6 if self.headers.destination_port != 0 => {
                 quoted[4..6].copy_from_slice(&rewrite.source_port.to_be_bytes());
                 store(quoted, 2, follow_nonzero(load(quoted, 2), rewrite.l4_delta));
@@ -202,12 +206,12 @@ impl Embedded {
 
 /// Reads the ports of a quoted packet; `None` if they are not there and should be.
 fn read_transport(head: &[u8], headers: &mut Headers) -> Option<()> {
-    if headers.fragment == Fragment::Later || !matches!(headers.protocol, TCP | UDP | ICMP | ICMPV6) {
+    if headers.fragment == Fragment::Later || !matches!(headers.protocol, TCP | UDP | SCTP | ICMP | ICMPV6) {
         return Some(());
     }
     let transport: &[u8; 8] = head.get(usize::from(headers.transport)..)?.first_chunk()?;
     let word = |at: usize| u16::from_be_bytes([transport[at], transport[at + 1]]);
-    if matches!(headers.protocol, TCP | UDP) {
+    if matches!(headers.protocol, TCP | UDP | SCTP) {
         (headers.source_port, headers.destination_port) = (word(0), word(2));
     } else if let Some(request) = icmp_request(headers.v6, transport[0]) {
         (headers.source_port, headers.destination_port) = (word(4), u16::from(request));

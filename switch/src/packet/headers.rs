@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum::Sum;
-use super::ip::{ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, UDP};
+use super::ip::{ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, SCTP, TCP, UDP};
 use super::tuple::Tuple;
 use crate::drops::DropReason;
 
@@ -171,6 +171,7 @@ impl Headers {
         let needed = match self.protocol {
             TCP => 20,
             UDP | ICMP | ICMPV6 => 8,
+            SCTP => 12,
             _ => return Ok(()),
         };
         let at = usize::from(self.transport);
@@ -180,7 +181,7 @@ impl Headers {
         let transport = head.get(at..at + needed).ok_or(DropReason::TransportTruncated)?;
         let word = |at: usize| u16::from_be_bytes([transport[at], transport[at + 1]]);
         match self.protocol {
-            TCP | UDP => {
+            TCP | UDP | SCTP => {
                 (self.source_port, self.destination_port) = (word(0), word(2));
                 if self.protocol == TCP {
                     self.tcp_flags = transport[13];

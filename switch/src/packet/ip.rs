@@ -20,6 +20,8 @@ pub const ICMPV6: u8 = 58;
 pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
+/// SCTP's protocol number.
+pub const SCTP: u8 = 132;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;

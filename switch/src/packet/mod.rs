@@ -15,6 +15,7 @@ mod mtu;
 pub mod offload;
 pub mod ordinary;
 pub mod rewrite;
+pub mod sctp;
 mod segment;
 #[cfg(test)]
 pub(crate) mod testing;

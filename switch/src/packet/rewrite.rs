@@ -14,8 +14,9 @@ use std::net::IpAddr;
 use super::checksum::Sum;
 use super::ethernet::Mac;
 use super::headers::{Fragment, Headers, tcp_flags};
-use super::ip::{ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, UDP};
+use super::ip::{ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, SCTP, TCP, UDP};
 use super::ordinary;
+use super::sctp;
 use super::tuple::Tuple;
 use vhost_backend::frame::SNAPSHOT;
 use vhost_backend::net_header::{NEEDS_CSUM, NetHeader};
@@ -292,6 +293,7 @@ impl<A: Address> Rewrite<A> {
                 store_udp(udp, mask, u32::from(delta));
             }
             ICMP | ICMPV6 => self.apply_icmp(head, headers, partial),
+            SCTP => sctp::set_ports(head, headers, self.source_port, self.destination_port),
             DCCP | UDP_LITE => {
                 let Some(field) = chunk::<2>(head, at + 6) else { return };
                 let sum = u32::from(load(field, 0) ^ mask) + u32::from(delta);

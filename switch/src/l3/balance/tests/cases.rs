@@ -569,3 +569,53 @@ fn services_are_found_by_marks() {
     assert_eq!(world.put(1, &udp(10, 41_001, b"question"))[0].to(), (2, 11));
     assert!(world.put(1, &tcp(10, 30_000, SYN)).iter().all(|out| out.port == 0), "not marked");
 }
+
+#[test]
+fn associations_of_sctp_are_balanced_and_followed() {
+    let key = key(Protocol::Sctp);
+    let servers = (11..=12).map(|n| server(n, 3868, Forward::Masquerade));
+    let mut world = World::with(service(key, Scheduler::Rr), servers);
+    let packet = |from: [u8; 4], to: [u8; 4], ports: (u16, u16), network: u8, chunk: u8| {
+        let ip = etherparse::Ipv4Header {
+            source: from,
+            destination: to,
+            time_to_live: 64,
+            protocol: etherparse::IpNumber::SCTP,
+            ..Default::default()
+        };
+        let step = PacketBuilder::ethernet2(mac(network, from[3]), mac(network, 1))
+            .ip(etherparse::IpHeaders::Ipv4(ip, Default::default()));
+        let ports = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
+        let sctp = [&ports[..], &[0, 0, 0, 7, 0, 0, 0, 0], &[chunk, 0, 0, 4]].concat();
+        let mut frame = Vec::new();
+        step.write(&mut frame, etherparse::IpNumber::SCTP, &sctp).expect("a packet");
+        frame
+    };
+    let ask = |world: &mut World, port, chunk| {
+        world.put(1, &packet([10, 0, 1, 10], [10, 9, 9, 9], (port, PORT), 1, chunk))
+    };
+    let say = |world: &mut World, port, chunk| {
+        world.put(2, &packet([10, 0, 2, 12], [10, 0, 1, 10], (3868, port), 2, chunk))
+    };
+    assert!(ask(&mut world, 5000, 0).iter().all(|out| out.port == 0), "data begins nothing");
+    let first = ask(&mut world, 5000, 1);
+    assert_eq!(
+        (first[0].to(), first[0].tuple().destination_port, first[0].tuple().source_port),
+        ((2, 12), 3868, 5000)
+    );
+    assert_eq!((world.list()[0].state, world.counts(key)), ("INIT1", vec![(0, 0), (0, 1)]));
+    assert_eq!(say(&mut world, 5000, 2)[0].tuple().source_port, PORT);
+    ask(&mut world, 5000, 10);
+    say(&mut world, 5000, 11);
+    for _ in 0..3 {
+        assert_eq!((ask(&mut world, 5000, 0).len(), say(&mut world, 5000, 3).len()), (1, 1));
+    }
+    assert_eq!((world.list()[0].state, world.counts(key)), ("ESTABLISHED", vec![(0, 0), (1, 0)]));
+    // Another port of the same client: another association.
+    assert_eq!(ask(&mut world, 5001, 1)[0].to(), (2, 11));
+    ask(&mut world, 5000, 7);
+    say(&mut world, 5000, 8);
+    ask(&mut world, 5000, 14);
+    assert_eq!(world.list().iter().filter(|listed| listed.state == "CLOSED").count(), 1);
+    assert_eq!(ask(&mut world, 5000, 1)[0].to(), (2, 12), "scheduled anew");
+}
