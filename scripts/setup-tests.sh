@@ -33,6 +33,21 @@ flock 9 # one at a time: test runs of the same tree may start together
 
 "$REPO/scripts/apt-install.sh" $PACKAGES
 
+# What the scenarios call on this machine. A package that was installed and no longer has its program is told here, not by
+# a scenario that fails.
+PROGRAMS="cc objcopy busybox cpio depmod lz4 dash ip bridge tc ss ping arping ethtool iperf3 tcpdump nc setpriv unshare
+  timeout sysctl ps tracepath traceroute curl dhclient conntrack nft dpdk-testpmd valgrind awk sha256sum"
+lacking=
+for program in $PROGRAMS; do
+  PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null || lacking+=" $program"
+done
+[ -z "$lacking" ] || die "these programs are missing although their packages are installed:$lacking"
+for applet in httpd udhcpc; do
+  busybox --list | grep -qx "$applet" || die "this busybox has no $applet: busybox-static of Debian has"
+done
+/usr/bin/python3 -c 'import scapy, pyftpdlib' || die "Debian's python3 finds no scapy or no pyftpdlib"
+[ -x /lib/systemd/systemd-networkd ] || die "/lib/systemd/systemd-networkd is missing: package systemd of Debian has it"
+
 # --- QEMU and the guest kernel: downloaded with apt's own mirror and keys, unpacked, never installed ----------------------
 # Debian 12's QEMU 7.2 crashes under emulation as soon as a driver starts a vhost-user device with MSI-X; the one in its
 # backports does not. Later releases bring a newer QEMU by themselves.

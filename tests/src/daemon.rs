@@ -46,8 +46,7 @@ impl Shuntd {
     /// The same inside a namespace, where its TAP and netdev ports then live.
     #[track_caller]
     pub fn start_within(netns: &NetNs) -> Self {
-        let mut daemon = Self::new();
-        daemon.netns = Some(netns.id().to_owned());
+        let mut daemon = Self::new().within(netns);
         daemon.launch();
         daemon
     }
@@ -58,6 +57,12 @@ impl Shuntd {
         let dir = tempfile::Builder::new().prefix("shunt-test-").tempdir();
         let dir = dir.unwrap_or_else(|e| panic!("no temporary directory: {e}"));
         Self { dir, process: None, arguments: Vec::new(), netns: None }
+    }
+
+    /// Has it run inside a namespace from the next start on, where its TAP and netdev ports then live.
+    pub fn within(mut self, netns: &NetNs) -> Self {
+        self.netns = Some(netns.id().to_owned());
+        self
     }
 
     /// Adds command line arguments for the next start.

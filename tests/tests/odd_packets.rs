@@ -365,6 +365,22 @@ fn errors_are_translated_with_what_they_quote() {
     lab.inside
         .expect("ICMP in p and p[IP].src == '10.2.0.77' and p[IP].dst == '10.1.0.2' and good(p, IP, ICMP)");
 
+    // In pieces, of which only the first one says what it is about; also the wrong way round.
+    lab.outside.define(
+        "def pieces(n):\n    error = IP(src='10.2.0.77', dst='10.2.0.1', id=n)/ICMP(type=3, code=1)/Q/(b'odd' * 30)\n    \
+         return [E/f for f in fragment(error, fragsize=80)]",
+    );
+    for (id, order) in [(201, "pieces(201)"), (202, "pieces(202)[::-1]")] {
+        lab.inside.send("[]");
+        lab.outside.send(order);
+        for offset in [0, 10] {
+            lab.inside.expect(&format!(
+                "IP in p and p[IP].id == {id} and p[IP].frag == {offset} and p[IP].src == '10.2.0.77' \
+                 and p[IP].dst == '10.1.0.2' and p[IP].ttl == 63 and good(p, IP)"
+            ));
+        }
+    }
+
     lab.inside.send("E/A6/UDP(sport=1600, dport=9)/b'question'");
     lab.outside.expect("UDP in p and p[UDP].dport == 9 and p[IPv6].src == 'fd02::1'");
     lab.outside.send(

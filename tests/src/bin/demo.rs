@@ -39,8 +39,9 @@ fn main() {
     consoles[1].run(b, "iperf3 -c 10.0.3.11 -t5 -R --forceflush | grep -E 'Gbits|Mbits'");
     drop(server);
 
-    let outside = nix::unistd::geteuid().is_root().then(|| NetNs::new("demo"));
-    if let Some(outside) = &outside {
+    let root = nix::unistd::geteuid().is_root();
+    let neighbour = root.then(|| NetNs::new("demo"));
+    if let Some(outside) = &neighbour {
         heading("a TAP port reaches a namespace of this machine");
         show(&shuntd, &format!("port add out --bridge shunt0 --tap tap0 --netns {}", outside.id()));
         outside.up("tap0", Some("10.0.3.13/24"));
@@ -48,14 +49,42 @@ fn main() {
     } else {
         heading("not root: the TAP port to this machine is skipped");
     }
+    let outside = root.then(|| the_outside(&shuntd, [a, b], &consoles));
 
     heading("what the switch knows");
     show(&shuntd, "port list");
     show(&shuntd, "fdb list shunt0");
     show(&shuntd, "worker list");
     consoles.into_iter().for_each(Console::end);
-    drop((guests, outside, shuntd));
+    drop((guests, neighbour, outside, shuntd));
     heading("guests, shuntd and their files are gone");
+}
+
+/// Layer 3: a second network, translation, a published port.
+fn the_outside(shuntd: &Shuntd, [a, b]: [&Guest; 2], consoles: &[Console; 2]) -> NetNs {
+    heading(
+        "a second bridge is the outside: its host knows nothing of the guests, whose sources are translated",
+    );
+    show(shuntd, "bridge add wan");
+    show(shuntd, "interface add wan --bridge wan --address 198.51.100.1/24");
+    let outside = NetNs::new("outside");
+    show(shuntd, &format!("port add outside --bridge wan --tap tap0 --netns {}", outside.id()));
+    outside.up("tap0", Some("198.51.100.2/24"));
+    for (at, guest) in [a, b].into_iter().enumerate() {
+        guest.sh("ip route add default via 10.0.3.1");
+        consoles[at].run(guest, "ping -c3 -i0.5 198.51.100.2");
+    }
+
+    heading("a port of guest a is published; the outside measures TCP to it");
+    show(shuntd, "nat publish add --proto tcp --listen 198.51.100.1:5201 --to 10.0.3.11:5201");
+    let server = a.start("iperf3 -s", LIMIT);
+    wait_for("guest a to listen", LIMIT, || (!a.sh("ss -Hltn sport = :5201").is_empty()).then_some(()));
+    println!("outside$ iperf3 -c 198.51.100.1 -t3");
+    println!("{}", outside.sh("iperf3 -c 198.51.100.1 -t3 | grep -E 'Gbits|Mbits'"));
+    drop(server);
+    show(shuntd, "nat list");
+    show(shuntd, "conntrack list --proto tcp");
+    outside
 }
 
 fn heading(text: &str) {

@@ -1,5 +1,6 @@
-//! `make soak`: hours of what a host goes through in months. Guests talk, are killed and come back, ports come and go,
-//! and the one shuntd underneath must neither end nor grow. SOAK_MINUTES says how long (30).
+//! `make soak`: hours of what a host goes through in months. Guests talk, among themselves and through translation, are
+//! killed and come back; ports, routes, rules and connections come and go; and the one shuntd underneath must neither end
+//! nor grow. SOAK_MINUTES says how long (30).
 
 #![forbid(unsafe_code)]
 
@@ -25,17 +26,18 @@ fn main() {
     let b = shuntd.path("b.sock");
     shuntd.ctl(&format!("port add b --bridge shunt0 --vhost-user {} --role client --queues 2", b.display()));
     let outside = nix::unistd::geteuid().is_root().then(|| NetNs::new("soak"));
+    let world = nix::unistd::geteuid().is_root().then(|| World::new(&shuntd));
     let [a, mut b] = boot_all([
-        GuestSpec::new("a").nic(Nic::connects(&a).queues(2).address("10.0.0.1/24")),
-        GuestSpec::new("b").nic(Nic::listens(&b).queues(2).address("10.0.0.2/24")),
+        GuestSpec::new("a").nic(Nic::connects(&a).queues(2).address("10.0.3.101/24")),
+        GuestSpec::new("b").nic(Nic::listens(&b).queues(2).address("10.0.3.102/24")),
     ]);
 
     let mut warm = None;
     let mut round = 0;
     while Instant::now() < end {
         round += 1;
-        answers(&a, "10.0.0.2", SOON);
-        let traffic = start_iperf(&a, &b, "10.0.0.2", 10, "-P2");
+        answers(&a, "10.0.3.102", SOON);
+        let traffic = start_iperf(&a, &b, "10.0.3.102", 10, "-P2");
         for pairs in [1, 2] {
             a.sh(&format!("ethtool -L eth0 combined {pairs}"));
         }
@@ -49,14 +51,17 @@ fn main() {
             // The same address each time: nobody asks for it again.
             let device = format!("--tap tap0 --queues 2 --mac 02:00:00:00:00:09 --netns {}", outside.id());
             shuntd.ctl(&format!("port add out --bridge shunt0 {device}"));
-            outside.up("tap0", Some("10.0.0.9/24"));
-            answers(&a, "10.0.0.9", SOON);
-            iperf(&a, outside, "10.0.0.9", 2, "");
+            outside.up("tap0", Some("10.0.3.109/24"));
+            answers(&a, "10.0.3.109", SOON);
+            iperf(&a, outside, "10.0.3.109", 2, "");
             shuntd.ctl("port del out");
         }
+        if let Some(world) = &world {
+            world.visit(&shuntd, &a, round);
+        }
         traffic.finish();
-        copy_intact(&a, &b, "10.0.0.2", 16);
-        let flood = a.start("ping -f -w 5 10.0.0.2", SOON);
+        copy_intact(&a, &b, "10.0.3.102", 16);
+        let flood = a.start("ping -f -w 5 10.0.3.102", SOON);
         if round % 2 == 0 {
             b.restart();
         } else {
@@ -79,6 +84,54 @@ fn main() {
     }
     assert!(shuntd.alive());
     println!("soak: {round} rounds in {minutes} minutes passed");
+}
+
+/// What is behind the gateway.
+struct World {
+    host: NetNs,
+    routes: std::path::PathBuf,
+}
+
+impl World {
+    fn new(shuntd: &Shuntd) -> Self {
+        shuntd.network("wan", &["198.51.100.1/24"]);
+        let host = shuntd.host("world", "wan");
+        host.join("198.51.100.2/24", None);
+        let list: String =
+            (0..20_000).map(|n| format!("11.{}.{}.0/24 via 198.51.100.2\n", n >> 8, n & 0xff)).collect();
+        let routes = shuntd.path("routes");
+        std::fs::write(&routes, list).unwrap_or_else(|e| panic!("cannot write {}: {e}", routes.display()));
+        Self { host, routes }
+    }
+
+    /// A guest goes out and is called, while routes and rules come and go.
+    fn visit(&self, shuntd: &Shuntd, guest: &dyn Host, round: u32) {
+        guest.sh("ip route replace default via 10.0.3.1");
+        answers(guest, "198.51.100.2", SOON);
+        let traffic = start_iperf(guest, &self.host, "198.51.100.2", 5, "-P2");
+        shuntd.ctl(&format!("route load {} --replace", self.routes.display()));
+        let publish = "nat publish add --proto tcp --listen 198.51.100.1:9000-9999 --to 10.0.3.101:9000-9999";
+        let rule = shuntd.ctl(publish);
+        for n in 0..200 {
+            shuntd.ctl(&format!(
+                "policy add --source 192.0.2.{n}/32 --proto tcp --dport {} --action drop",
+                n + 1
+            ));
+        }
+        let server = guest.start("exec nc -l -k -p 9100 >/dev/null", SOON);
+        wait_for("the guest to listen", SOON, || {
+            (!guest.sh("ss -Hltn sport = :9100").is_empty()).then_some(())
+        });
+        self.host.sh("head -c 1048576 /dev/zero | timeout 20 nc -N -w 10 198.51.100.1 9100");
+        drop(server);
+        shuntd.ctl("policy flush");
+        shuntd.ctl(&format!("nat publish del {}", rule["id"]));
+        shuntd.ctl("route flush");
+        traffic.finish();
+        if round.is_multiple_of(3) {
+            shuntd.ctl("conntrack flush");
+        }
+    }
 }
 
 /// Resident memory in KiB and number of open descriptors of a process.
