@@ -41,7 +41,10 @@ impl Stage {
         let expected = expectations.find(&tuple, at.now)?;
         let redirected = match expected {
             Some(_) => None,
-            None => at.router.nat.destination(&tuple, at.interface.index),
+            None => at.router.nat.destination(&tuple, at.interface.index).or_else(|| {
+                let is_free = |reply: &Tuple| Key::answer(reply).is_some_and(|key| table.is_free(&key));
+                at.router.nat.mapped(&tuple, at.interface.index, at.now, is_free)
+            }),
         };
         if expected.is_none()
             && redirected.is_none()

@@ -133,6 +133,24 @@ impl Table {
             .any(|index| self.mappings[index as usize].outside == end)
     }
 
+    /// Who is behind an outside port now: address and port. A mapping that nobody uses any more is nobody's.
+    pub(super) fn behind(
+        &self,
+        protocol: u8,
+        address: IpAddr,
+        port: u16,
+        now: u32,
+        is_free: &mut impl FnMut(&Tuple) -> bool,
+    ) -> Option<(IpAddr, u16)> {
+        let end = End { protocol, address, port };
+        let mut behind = self.chain(&self.outside, &end, |mapping| mapping.next_outside);
+        let mapping =
+            &self.mappings[behind.find(|&index| self.mappings[index as usize].outside == end)? as usize];
+        // Another worker's clock may be a second ahead.
+        let lives = now.wrapping_sub(mapping.used) as i32 <= IDLE as i32 || !is_free(&mapping.witness);
+        lives.then_some((mapping.inside.address, mapping.inside.port))
+    }
+
     /// A mapping got another connection, which expects `answer`.
     pub(super) fn used(
         &mut self,
@@ -310,6 +328,11 @@ mod tests {
         assert_eq!(table.len, 2);
         assert!(table.find(&tuple(1)).is_some() && table.find(&tuple(4)).is_some());
         assert!(table.find(&tuple(2)).is_none() && !table.is_taken(17, outside(), 1002));
+        let behind = |port, now, free| table.behind(17, outside(), port, now, &mut |_| free);
+        let client = Some((tuple(4).source, 4));
+        assert_eq!((behind(1004, 300, true), behind(1004, 10 + IDLE + 1 + IDLE, true)), (client, client));
+        assert_eq!(behind(1004, 1000, true), None, "not yet taken away, and over");
+        assert_eq!((behind(1004, 1000, false), behind(1005, 300, true)), (client, None));
     }
 
     #[test]

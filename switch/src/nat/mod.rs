@@ -138,6 +138,19 @@ impl Nat {
         self.destinations.find(tuple, ingress, &self.own)
     }
 
+    /// What the destination of a connection's first packet becomes that calls the outside end of an endpoint-independent
+    /// mapping; asked where [`Nat::destination`] says nothing. For `is_free` see [`Nat::source`].
+    #[inline]
+    pub fn mapped(
+        &self,
+        tuple: &Tuple,
+        ingress: u16,
+        now: u32,
+        is_free: impl FnMut(&Tuple) -> bool,
+    ) -> Option<Translation> {
+        self.sources.mapped(tuple, ingress, now, is_free)
+    }
+
     /// What the source of a connection's first packet becomes; asked after routing and policy.
     ///
     /// `is_free` tells whether no connection expects this tuple as an answer. If the connection then cannot be

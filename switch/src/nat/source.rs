@@ -11,6 +11,7 @@ use super::own::Own;
 use super::ports::{self, Scarce, reply};
 use super::rule::{AddressRange, PortRange};
 use super::{CLASH, Failure, HAIRPIN, Leaving, Translation, Why};
+use crate::packet::ip::{TCP, UDP};
 use crate::packet::tuple::Tuple;
 use crate::rules::hash;
 use crate::rules::prefixes::Prefixes;
@@ -90,6 +91,8 @@ pub(super) struct Sources {
     inside: Option<Inside>,
     mappings: Arc<Mappings>,
     scarce: Arc<Scarce>,
+    /// Whether some rule has mappings.
+    independent: bool,
     /// The pools, sorted; none touches another.
     pools: Box<[AddressRange]>,
     /// Whether a destination may be translated, so that two connections may come to the same tuple.
@@ -134,7 +137,8 @@ impl Sources {
             }
         }
         let outbound: Box<[Outbound]> = outbound.into_iter().map(|(.., rule)| rule).collect();
-        if outbound.iter().any(|rule| rule.endpoint_independent) {
+        let independent = outbound.iter().any(|rule| rule.endpoint_independent);
+        if independent {
             mappings.prepare();
         }
         let inside = (!one_to_one.is_empty()).then(|| {
@@ -144,7 +148,7 @@ impl Sources {
             Inside { prefixes, outside }
         });
         let pools = united(outbound.iter().filter_map(|rule| rule.to).collect());
-        Self { prefixes, nodes, outbound, inside, mappings, scarce, pools, clashes }
+        Self { prefixes, nodes, outbound, inside, mappings, scarce, independent, pools, clashes }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -164,6 +168,30 @@ impl Sources {
         let rule = &self.outbound[rule as usize];
         let excepted = rule.except.as_ref().is_some_and(|except| except.contains(tuple.destination));
         (!excepted).then_some(rule)
+    }
+
+    /// What the destination of a packet to the outside end of an endpoint-independent mapping becomes.
+    pub(super) fn mapped(
+        &self,
+        tuple: &Tuple,
+        ingress: u16,
+        now: u32,
+        mut is_free: impl FnMut(&Tuple) -> bool,
+    ) -> Option<Translation> {
+        if !self.independent || !matches!(tuple.protocol, TCP | UDP) {
+            return None;
+        }
+        // Busy: whoever calls tries again.
+        let table = self.mappings.lock()?;
+        let (called, to) = (tuple.destination, tuple.destination_port);
+        let (address, port) = table.behind(tuple.protocol, called, to, now, &mut is_free)?;
+        drop(table);
+        // As the rules are now.
+        let mut around = self.prefixes.around(address);
+        let rule = around.find_map(|number| self.nodes[number as usize].find(ingress))?;
+        let rule = &self.outbound[rule as usize];
+        let excepted = rule.except.as_ref().is_some_and(|except| except.contains(tuple.source));
+        (rule.endpoint_independent && !excepted).then_some(Translation { address, port, slot: rule.slot })
     }
 
     /// The outside address of a source that has one.

@@ -424,6 +424,21 @@ fn endpoint_independent_means_the_same_port_for_everybody() {
         of_clients.extend(seen);
     }
     assert_eq!(of_clients.len(), 8, "and no two clients share one");
+    // Everybody reaches them there, as long as the rule says so, by the interface that it is for.
+    let (address, port) = *of_clients.iter().next().expect("eight");
+    let call = Tuple { destination: address, ..tcp("198.18.0.9", 9, "0.0.0.0", port) };
+    let inside = nat.mapped(&call, 2, 0, |reply| !replies.contains(reply)).expect("is mapped");
+    assert!(inside.port == 5000 && cidr("172.18.0.0/16").contains(&inside.address), "{inside:?}");
+    let mine = leaving(
+        Tuple { destination: ip("203.0.113.99"), ..tcp(&inside.address.to_string(), 5000, "1.1.1.1", 1) },
+        0,
+        2,
+    );
+    let from = nat.source(&mine, |reply| !replies.contains(reply), 7).expect("free").expect("translated");
+    assert_eq!((from.address, from.port), (address, port));
+    assert_eq!(nat.mapped(&Tuple { protocol: UDP, ..call }, 2, 0, |_| false), None);
+    let without = RuleSet::new(1).compile(&interfaces());
+    assert_eq!(without.mapped(&call, 2, 0, |_| false), None);
     assert_eq!(rules.hits().mappings, 8);
 }
 
