@@ -256,6 +256,13 @@ fn source_translation_keeps_to_its_addresses_and_ports() {
     assert_eq!(ports, ["40000", "40001", "40002", "40003"]);
     let dropped = shuntd.port("web")["rx"]["drops"].to_string();
     assert!(dropped.contains("exhausted"), "the drop has no name of its own: {dropped}");
+    wait_for("a warning in the log", Duration::from_secs(30), || {
+        shuntd
+            .output()
+            .lines()
+            .any(|line| line.contains("nat snat rule") && line.contains("no port left"))
+            .then_some(())
+    });
     drop((first, second, sink));
 }
 

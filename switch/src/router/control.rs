@@ -37,11 +37,14 @@ impl Switch {
         if asked && let Some(worker) = self.workers.first() {
             worker.wake();
         }
+        let (now, workers) = (self.now(), self.workers.len());
+        if let Some(live) = &mut self.live {
+            live.sound_alarms(&self.router, workers, now);
+        }
         if self.router.policy.rest() {
             self.publish_router();
-        } else {
-            self.follow_ports();
         }
+        self.follow_ports();
     }
 
     /// Has interfaces follow their ports, and routes their interfaces.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
 
+use super::alarms::Alarms;
 use super::neighbour::Fixed;
 use super::{DhcpServer, Interface, Router};
 use crate::config::{Mac, Name};
@@ -63,6 +64,7 @@ pub(crate) struct Live {
     reassembly: Arc<Reassembly>,
     placed: BTreeMap<Name, Placed>,
     pub(super) fixed: Fixed,
+    pub(super) alarms: Alarms,
 }
 
 impl Live {
@@ -87,6 +89,7 @@ impl Live {
             reassembly: Arc::default(),
             placed: BTreeMap::new(),
             fixed: Fixed::new(),
+            alarms: Alarms::default(),
         })
     }
 
@@ -272,6 +275,11 @@ impl Live {
         for logged in self.log.drain() {
             tracing::info!("{}", logged.line(name));
         }
+    }
+
+    /// Writes to the log what has run out.
+    pub(crate) fn sound_alarms(&mut self, router: &Router, workers: usize, now: u32) {
+        self.alarms.look(router, &self.conntrack, workers, now, |line| tracing::warn!("{line}"));
     }
 
     // ---- services -----------------------------------------------------------------------------------------------

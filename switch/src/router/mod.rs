@@ -5,6 +5,7 @@
 //! configuration file call; they publish what has changed to the workers.
 #![forbid(unsafe_code)]
 
+pub(crate) mod alarms;
 mod configured;
 mod conntrack;
 mod control;
