@@ -14,6 +14,7 @@ pub mod dhcp;
 pub mod guest;
 pub mod host;
 pub mod hugepages;
+pub mod ipvsadm;
 pub mod lan;
 pub mod measure;
 pub mod netns;

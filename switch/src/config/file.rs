@@ -94,6 +94,7 @@ const KEYS: &[&str] = &[
     "forward",
     "dhcp",
     "check",
+    "ipvs",
     "conntrack",
 ];
 

@@ -1,5 +1,6 @@
 //! The tables of the configuration file for layer 3: `[[interface]]`, `[[neighbour]]`, `[[route]]`, `[nat]`,
-//! `[[policy]]`, `[forward]`, `[[dhcp]]`, `[[check]]`, `[conntrack]`.
+//! `[[policy]]`, `[forward]`, `[[dhcp]]`, `[[check]]`, `[conntrack]`, and those of
+//! [`super::ipvs`].
 //!
 //! What contradicts itself (networks that overlap, gateways that nobody reaches) is found before anything is made of
 //! the file: the tables are first tried on a router of their own.
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::file::{Position, Source};
+use super::ipvs::IpvsConfig;
 use super::spec::{
     DhcpChange, InterfaceSpec, Invalid, LimitChange, NeighbourSpec, Place, PolicyChange, PolicySpec,
     RouteSpec, number,
@@ -36,6 +38,7 @@ pub(super) struct Tables {
     forward: Option<Spanned<Forward>>,
     dhcp: Vec<Spanned<api::DhcpSet>>,
     check: Vec<Spanned<api::CheckSet>>,
+    ipvs: super::ipvs::Tables,
     conntrack: Option<Spanned<Conntrack>>,
 }
 
@@ -95,12 +98,14 @@ pub struct Layer3 {
     pub dhcp: Vec<(Position, DhcpChange)>,
     /// Health checks of real servers.
     pub checks: Vec<(Position, CheckSpec)>,
+    /// Virtual services.
+    pub ipvs: IpvsConfig,
     /// Bounds and timeouts of connections.
     pub conntrack: ConntrackSpec,
 }
 
 /// Checks the tables of one array one by one. `what` names one for messages.
-fn checked<T, S>(
+pub(super) fn checked<T, S>(
     source: &Source<'_>,
     path: &[&str],
     list: &[Spanned<T>],
@@ -189,6 +194,7 @@ impl Layer3 {
                 |asked| format!("check of {}", asked.service),
                 |asked| CheckSpec::try_from(asked),
             )?,
+            ipvs: IpvsConfig::new(&tables.ipvs, source)?,
             conntrack: conntrack(tables, source)?,
             interfaces,
         };
@@ -216,7 +222,7 @@ impl Layer3 {
         for (at, dhcp) in &self.dhcp {
             router.set_dhcp(dhcp.clone()).map_err(|refusal| at.refuse(refusal))?;
         }
-        Ok(())
+        self.ipvs.apply(router.ipvs.global())
     }
 
     /// Says where the route stands that was refused as number `index`.

@@ -5,6 +5,7 @@
 
 pub mod arguments;
 pub mod file;
+pub mod ipvs;
 pub mod layer3;
 pub mod name;
 pub mod runtime;

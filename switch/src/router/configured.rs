@@ -44,6 +44,7 @@ impl Switch {
         for (at, dhcp) in &layer3.dhcp {
             self.set_dhcp(dhcp.clone()).map_err(|refusal| at.refuse(refusal))?;
         }
+        layer3.ipvs.apply(self.router.ipvs.global())?;
         for (at, check) in &layer3.checks {
             // The service may come later, by command.
             self.start_check(check.clone()).map_err(|refusal| at.refuse(refusal))?;
