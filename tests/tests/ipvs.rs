@@ -366,3 +366,29 @@ fn a_server_is_drained_while_it_serves_and_replaced_when_it_is_gone() {
 fn director_call(client: &NetNs, args: &str) -> String {
     client.sh(&balanced(&format!("call 10.9.9.9 {args}")))
 }
+
+#[test]
+fn ftp_behind_a_service() {
+    if !is_root() {
+        return;
+    }
+    let Director { shuntd, client, server } = Director::start();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().display();
+    server.sh(&format!("head -c 300000 /dev/urandom >{path}/file"));
+    let sum = server.sh(&format!("sha256sum <{path}/file"));
+    let _job = server
+        .start(&format!("exec /usr/bin/python3 -m pyftpdlib -p 21 -d {path}"), Duration::from_secs(120));
+    wait_for("the FTP server", SOON, || (!server.sh("ss -Hltn sport = :21").is_empty()).then_some(()));
+    ipvsadm(&shuntd, "-A -t 10.9.9.9:21 -s rr");
+    ipvsadm(&shuntd, "-a -t 10.9.9.9:21 -r 10.0.2.11:21 -m");
+    // With nothing but what the helper allows.
+    shuntd.ctl("policy default forward drop");
+    for options in ["", "--disable-epsv", "--ftp-port - --disable-eprt"] {
+        let got = client.run(&format!("curl -sS --max-time 20 {options} ftp://10.9.9.9/file | sha256sum"));
+        assert_eq!(got.text.trim(), sum, "curl {options}");
+        shunt_tests::progress!("FTP with `{options}` arrived unchanged");
+    }
+    let listed = ipvsadm(&shuntd, "-L -n -c");
+    assert!(listed.lines().filter(|line| line.contains("10.0.2.11:")).count() >= 5, "{listed}");
+}

@@ -169,6 +169,12 @@ impl Ipvs {
         let _ = self.registry.withdrawn.set(registry::Act(act));
     }
 
+    /// Says what is to be called when timeouts were changed, so that connections have those in force.
+    pub fn on_timeouts(&self, act: Box<dyn Fn() + Send + Sync>) {
+        // Only the first one counts.
+        let _ = self.registry.retimed.set(registry::Act(act));
+    }
+
     /// The service that a packet which came in by `port` belongs to: one of its container's scope, or else one of the
     /// global scope.
     #[inline]

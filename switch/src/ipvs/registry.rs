@@ -26,6 +26,8 @@ pub(super) struct Registry {
     pub(super) services: AtomicUsize,
     /// To be called when servers were deleted.
     pub(super) withdrawn: OnceLock<Act>,
+    /// To be called when timeouts were changed.
+    pub(super) retimed: OnceLock<Act>,
 }
 
 /// Something to do.
@@ -52,6 +54,7 @@ impl Default for Registry {
             numbers: Mutex::default(),
             services: AtomicUsize::new(0),
             withdrawn: OnceLock::new(),
+            retimed: OnceLock::new(),
         }
     }
 }

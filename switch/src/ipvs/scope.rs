@@ -172,6 +172,9 @@ impl Scope {
     /// `--set`; 0 leaves a timeout as it is.
     pub fn set_timeouts(&self, timeouts: Timeouts) {
         self.settings.set_timeouts(timeouts);
+        if let Some(act) = self.registry.retimed.get() {
+            (act.0)();
+        }
     }
 
     /// Makes all of these changes in their order, or none of them.
@@ -193,7 +196,7 @@ impl Scope {
             return Err(Failed { index, error });
         }
         if let Some(timeouts) = draft.timeouts {
-            self.settings.set_timeouts(timeouts);
+            self.set_timeouts(timeouts);
         }
         self.commit(&mut control, draft);
         Ok(())

@@ -354,6 +354,36 @@ impl Stage {
         self.send_on(burst, item, hop, at, |head, headers, partial| rewrite.forward(head, headers, partial))
     }
 
+    /// The server of the connection whose first packet this tuple was: what it announced belongs to that server, too.
+    pub(super) fn server_of<F: Routed>(&self, master: &Tuple, at: &Arrival<'_>) -> Option<Arc<Destination>> {
+        let table = at.router.conntrack.table::<F>();
+        let key = Key::<F>::request(master)?;
+        let view = table.balance(table.find(&key, table.hash(&key))?)?;
+        at.router.ipvs.destination(view.destination).clone()
+    }
+
+    /// A connection that another one announced, counted at that one's server; none if that is gone.
+    pub(super) fn with_server<F: Routed>(
+        &self,
+        new: NewConnection<F>,
+        server: &Destination,
+        packet: &Packet,
+    ) -> Option<NewConnection<F>> {
+        let flags = packet.tcp.as_ref()?.flags;
+        let state = states::tcp_next(states::tcp::NONE, Way::In, flags);
+        let balanced =
+            Balanced { destination: server.id(), template: 0, state, one_way: false, tunnel: false };
+        let bound = server.bind(counted(states::is_active(TCP, state)));
+        bound.then_some(NewConnection { balanced: Some(balanced), ..new })
+    }
+
+    /// It was not entered after all.
+    pub(super) fn without_server<F: Routed>(new: &NewConnection<F>, server: Option<&Destination>) {
+        if let (Some(balanced), Some(server)) = (&new.balanced, server) {
+            server.unbind(counted(states::is_active(TCP, balanced.state)));
+        }
+    }
+
     /// The next hop of packets of a balanced connection from the client, found anew.
     #[cold]
     pub(super) fn hop_to_server<F: Routed>(

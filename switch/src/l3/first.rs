@@ -91,6 +91,9 @@ impl Stage {
             now: at.now,
         };
         let stamp = generation.wrapping_add(slot.version());
+        let server = expected.and_then(|expected| self.server_of::<F>(&expected.master, at));
+        // What a server announces comes from its clients; what clients announce comes from the server, and counts there.
+        let server = server.filter(|server| server.address() == to.destination);
         for _ in 0..TRIES {
             let source = match expected {
                 Some(_) => None,
@@ -113,6 +116,12 @@ impl Stage {
                 related: expected.is_some(),
                 balanced: None,
             };
+            let new = match &server {
+                Some(server) => {
+                    self.with_server(new, server, &packet).ok_or(DropReason::BalanceServerGone)?
+                }
+                None => new,
+            };
             match self.local.owner::<F>().insert(table, &new, at.now) {
                 Ok(half) => {
                     for translation in [redirected, source].iter().flatten() {
@@ -127,13 +136,17 @@ impl Stage {
                     table.half(half).touch(at.now, item.headers.len);
                     return self.carry(burst, item, half, at);
                 }
-                Err(Refused::Exists) => {
+                Err(refused) if refused != Refused::Exists => {
+                    Self::without_server(&new, server.as_deref());
+                    return Err(reason(refused).into());
+                }
+                Err(_) => {
+                    Self::without_server(&new, server.as_deref());
                     // The same packet may have come by another worker a moment ago.
                     if let Some(half) = table.find(&item.key, item.hash) {
                         return self.established(burst, item, half, at);
                     }
                 }
-                Err(refused) => return Err(reason(refused).into()),
             }
         }
         Err(DropReason::CtBusy.into())

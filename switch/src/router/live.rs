@@ -248,6 +248,8 @@ impl Live {
         self.conntrack.set_balancer(router.ipvs.clone());
         let fib = router.rib.fib();
         router.ipvs.on_withdrawal(Box::new(move || fib.bump()));
+        let conntrack = self.conntrack.clone();
+        router.ipvs.on_timeouts(Box::new(move || conntrack.retime()));
         let (nat, policy) = (router.nat.snapshot(named), router.policy.snapshot(&numbers));
         Some(Arc::new(RouterTable {
             own: Own::new(&interfaces),

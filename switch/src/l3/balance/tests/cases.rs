@@ -344,7 +344,6 @@ fn timeouts_are_those_that_were_set() {
     assert!(world.list().is_empty());
     world.open(10, 30_001);
     world.router.ipvs.global().set_timeouts(Timeouts { tcp: 100, tcp_fin: 0, udp: 0 });
-    world.router.conntrack.retime();
     assert_eq!(world.list()[0].remaining, 100);
 }
 

@@ -152,6 +152,8 @@ impl World {
         conntrack.set_balancer(ipvs.clone());
         let fib = rib.fib();
         ipvs.on_withdrawal(Box::new(move || fib.bump()));
+        let timed = conntrack.clone();
+        ipvs.on_timeouts(Box::new(move || timed.retime()));
         let router = RouterTable {
             own: Own::new(&interfaces),
             interfaces,
