@@ -2,6 +2,7 @@
 //! a server's view can be told to the byte.
 
 mod cases;
+mod cost;
 mod golden;
 mod world;
 
