@@ -278,7 +278,12 @@ fn check_tunnel(key: &ServiceKey, spec: &DestinationSpec) -> Result<(), Error> {
 fn check_address(key: &ServiceKey, address: IpAddr) -> Result<(), Error> {
     let unusable = match address {
         IpAddr::V4(v4) => v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast(),
-        IpAddr::V6(v6) => v6.is_unspecified() || v6.is_multicast() || v6.is_unicast_link_local(),
+        IpAddr::V6(v6) => {
+            v6.is_unspecified()
+                || v6.is_multicast()
+                || v6.is_unicast_link_local()
+                || v6.to_ipv4_mapped().is_some()
+        }
     };
     if unusable {
         Err(Error::Invalid { key: *key, why: "a server's address is one that a host can have" })
