@@ -63,6 +63,8 @@ pub struct Ipvs {
     pub announced: sync::Announcements,
     /// Whether there ever was a connection.
     used: AtomicBool,
+    /// Whether a backup daemon runs.
+    backup: AtomicBool,
 }
 
 impl Default for Ipvs {
@@ -78,6 +80,7 @@ impl Default for Ipvs {
             templates: Default::default(),
             announced: Default::default(),
             used: AtomicBool::new(false),
+            backup: AtomicBool::new(false),
         }
     }
 }
@@ -154,6 +157,16 @@ impl Ipvs {
     #[inline(always)]
     pub fn is_used(&self) -> bool {
         !self.is_idle() || self.used.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is to be scheduled: a backup daemon runs, and `backup_only` is set.
+    pub fn is_passive(&self) -> bool {
+        self.backup.load(Ordering::Relaxed) && self.global.settings().is_on(settings::Setting::BackupOnly)
+    }
+
+    /// A backup daemon runs from now on, or not any more.
+    pub(crate) fn set_backup(&self, runs: bool) {
+        self.backup.store(runs, Ordering::Relaxed);
     }
 
     /// A connection was given to a server.

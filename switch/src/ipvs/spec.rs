@@ -94,6 +94,17 @@ pub struct Persistence {
     pub sip: bool,
 }
 
+impl Persistence {
+    /// What counts of a client's address.
+    pub fn client(&self, address: IpAddr) -> IpAddr {
+        match (address, self.mask) {
+            (IpAddr::V4(address), IpAddr::V4(mask)) => (address & mask).into(),
+            (IpAddr::V6(address), IpAddr::V6(mask)) => (address & mask).into(),
+            _ => address,
+        }
+    }
+}
+
 /// A virtual service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec {

@@ -76,7 +76,8 @@ impl Stage {
             mark: self.mark(burst, item, tuple, at),
         };
         let Some(service) = ipvs.find(at.port, &asked) else { return Ok(None) };
-        if !may_begin(burst, item, tuple, &service) || tuple.source_port == FTP_DATA {
+        let may = may_begin(burst, item, tuple, &service) && tuple.source_port != FTP_DATA;
+        if !may || ipvs.is_passive() {
             return Ok(None);
         }
         let view = service.view();
@@ -119,7 +120,7 @@ impl Stage {
         let client = if persistence.sip && tuple.protocol == UDP {
             self.caller(burst, item).ok_or(DropReason::BalanceNoCall)?
         } else {
-            masked(tuple.source, persistence.mask)
+            persistence.client(tuple.source)
         };
         let mut pattern = Pattern {
             client,
@@ -495,15 +496,6 @@ fn hop_to(server: IpAddr, hash: u64, at: &Arrival<'_>) -> Result<Hop, Refusal> {
         return Err(Refusal::Local);
     }
     along(at, path, Address::from(server))
-}
-
-/// An address without the bits that do not count.
-fn masked(address: IpAddr, mask: IpAddr) -> IpAddr {
-    match (address, mask) {
-        (IpAddr::V4(address), IpAddr::V4(mask)) => (address & mask).into(),
-        (IpAddr::V6(address), IpAddr::V6(mask)) => (address & mask).into(),
-        _ => address,
-    }
 }
 
 /// The Call-ID of a SIP message (RFC 3261, section 20.8), also in its compact form.

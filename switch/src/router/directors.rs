@@ -56,6 +56,7 @@ impl Switch {
     /// See [`DaemonError`].
     pub fn start_daemon(&mut self, spec: &DaemonSpec) -> Result<DaemonConfig, DaemonError> {
         let config = self.directors.daemons.start(spec)?;
+        self.note_backup();
         tracing::info!(
             "sync daemon started: {}, interface {}, sync ID {}, {} port {}",
             config.role,
@@ -73,8 +74,15 @@ impl Switch {
     /// None of this role runs.
     pub fn stop_daemon(&mut self, role: Role) -> Result<(), DaemonError> {
         self.directors.daemons.stop(role)?;
+        self.note_backup();
         tracing::info!("sync daemon stopped: {role}");
         Ok(())
+    }
+
+    /// Who balances knows whether a backup daemon runs.
+    fn note_backup(&self) {
+        let backup = self.directors.daemons.list().any(|(config, _)| config.role == Role::Backup);
+        self.router.ipvs.set_backup(backup);
     }
 
     /// The sync daemons that run, the master first.

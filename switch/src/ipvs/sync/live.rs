@@ -14,7 +14,7 @@ use crate::conntrack::Conntrack;
 use crate::conntrack::adopt::Announced;
 use crate::conntrack::balance::{Balanced, BalancedRecord};
 use crate::ipvs::Ipvs;
-use crate::ipvs::connection::{counted, protocol, scope_number};
+use crate::ipvs::connection::{counted, port_of, protocol, scope_number};
 use crate::ipvs::destination::{Counted, Destination};
 use crate::ipvs::persistence::{Pattern, Template};
 use crate::ipvs::service::Service;
@@ -26,6 +26,8 @@ use crate::packet::tuple::Tuple;
 
 /// Connections that are shown before others get their turn.
 const AT_ONCE: usize = 512;
+/// FTP's port.
+const FTP: u16 = 21;
 /// The state of a template under which a connection was established.
 const ASSURED: u16 = 1;
 
@@ -156,9 +158,39 @@ impl LiveConnections {
         }
     }
 
+    /// The template that a connection of a persistent service follows, if there is one for this server; 0 if not.
+    fn follow(&self, connection: &SyncConnection, service: &Service, server: &Destination) -> u32 {
+        let Some(persistence) = service.view().spec.persistence.filter(|persistence| !persistence.sip) else {
+            return 0;
+        };
+        let service_port = port_of(&service.key());
+        let own_port = connection.service.port() == service_port && service_port != FTP;
+        let mut pattern = Pattern {
+            client: persistence.client(connection.client.ip()),
+            address: connection.service.ip(),
+            protocol: connection.protocol,
+            port: if own_port { service_port } else { 0 },
+            scope: scope_number(self.ipvs.global().settings()),
+        };
+        if let ServiceKey::Mark { mark, .. } = service.key() {
+            pattern.address = Ipv4Addr::from_bits(mark).into();
+            (pattern.protocol, pattern.port) = (0, 0);
+        }
+        let (templates, now) = (&self.ipvs.templates, crate::clock::seconds());
+        match templates.follow(&pattern, now, |server| self.ipvs.template_over(server)) {
+            Ok(Some((number, destination, _))) if destination == server.id() => number,
+            Ok(Some((number, ..))) => {
+                templates.release(number);
+                0
+            }
+            _ => 0,
+        }
+    }
+
     fn adopt_connection(
         &self,
         connection: &SyncConnection,
+        service: &Service,
         server: &Destination,
         tables: &Tables,
     ) -> Option<Announced> {
@@ -185,7 +217,7 @@ impl LiveConnections {
         }
         let balanced = Balanced {
             destination: server.id(),
-            template: 0,
+            template: self.follow(connection, service, server),
             state: connection.state as u8,
             one_way: !translated,
             tunnel: matches!(forward, Forward::Tunnel(_)),
@@ -197,8 +229,11 @@ impl LiveConnections {
             inactive: connection.flags.any(ConnectionFlags::INACTIVE),
         };
         self.ipvs.note_use();
-        let put = self.ipvs.announced.put(announced, &tables.wake);
-        put.then_some(announced)
+        if self.ipvs.announced.put(announced, &tables.wake) {
+            return Some(announced);
+        }
+        self.ipvs.templates.release(announced.balanced.template);
+        None
     }
 }
 
@@ -240,13 +275,13 @@ impl Connections for LiveConnections {
             // Known to nobody here: what SIP tells clients apart by, FTP's shifted numbers, FTP's expected connections.
             return Adopted::Refused;
         }
-        let server = self.service(&connection).and_then(|service| self.find(&service, &connection));
-        let Some(server) = server else { return Adopted::Refused };
+        let Some(service) = self.service(&connection) else { return Adopted::Refused };
+        let Some(server) = self.find(&service, &connection) else { return Adopted::Refused };
         if connection.flags.is_template() {
             return self.adopt_template(&connection, &server);
         }
         let Some(tables) = self.tables.get() else { return Adopted::Refused };
-        match self.adopt_connection(&connection, &server, tables) {
+        match self.adopt_connection(&connection, &service, &server, tables) {
             Some(_) => Adopted::Yes,
             None => Adopted::Refused,
         }
@@ -270,15 +305,20 @@ impl LiveConnections {
 
 impl Ipvs {
     /// Counts a connection that another director told of at its server, before it is entered; false if the server is
-    /// no more.
+    /// no more, and the connection's template is let go of then.
     pub(crate) fn count_announced(&self, announced: &Announced) -> bool {
         let active = states::is_active(announced.original.protocol, announced.balanced.state);
         let server = self.destination(announced.balanced.destination);
-        server.as_deref().is_some_and(|server| server.bind(counted(active)))
+        let counted = server.as_deref().is_some_and(|server| server.bind(counted(active)));
+        if !counted {
+            self.templates.release(announced.balanced.template);
+        }
+        counted
     }
 
     /// Takes that back: it was not entered.
     pub(crate) fn discount_announced(&self, announced: &Announced) {
+        self.templates.release(announced.balanced.template);
         let active = states::is_active(announced.original.protocol, announced.balanced.state);
         if let Some(server) = self.destination(announced.balanced.destination).as_deref() {
             server.unbind(counted(active));

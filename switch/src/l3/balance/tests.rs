@@ -21,7 +21,10 @@ fn calls_are_told_by_their_header() {
 #[test]
 fn masks_may_have_holes() {
     let masked = |address: &str, mask: &str| {
-        masked(address.parse().expect("an address"), mask.parse().expect("a mask")).to_string()
+        let mask = mask.parse().expect("a mask");
+        Persistence { timeout: 300, mask, sip: false }
+            .client(address.parse().expect("an address"))
+            .to_string()
     };
     assert_eq!(masked("10.0.1.37", "255.255.255.240"), "10.0.1.32");
     assert_eq!(masked("10.7.1.37", "255.0.255.0"), "10.0.1.0");

@@ -272,6 +272,33 @@ fn templates_are_told_and_followed() {
 }
 
 #[test]
+fn templates_live_as_long_as_connections_that_were_told_of() {
+    let mut backup = Director::new();
+    let mut service = backup.ipvs.global().table.get(&key(80)).unwrap().view().spec.clone();
+    let mask = IpAddr::from([255, 255, 255, 0]);
+    service.persistence = Some(crate::ipvs::spec::Persistence { timeout: 300, mask, sip: false });
+    backup.ipvs.global().edit_service(service).unwrap();
+    let template = SyncConnection {
+        flags: ConnectionFlags(ConnectionFlags::TEMPLATE | ConnectionFlags::INACTIVE),
+        client: ([10, 0, 1, 0], 0).into(),
+        timeout: 300,
+        ..told(80)
+    };
+    let held = |backup: &Director| {
+        let mut held = Vec::new();
+        backup.ipvs.templates.list(crate::clock::seconds(), |template| held.push(template.held));
+        held
+    };
+    backup.hear(&[template, told(80)]);
+    assert_eq!(held(&backup), [1]);
+    // A repetition is not another connection.
+    backup.hear(&[told(80)]);
+    assert_eq!(held(&backup), [1]);
+    backup.conntrack.flush(&Default::default(), crate::clock::seconds(), |_| ());
+    assert_eq!((held(&backup), backup.counts(key(80))), (vec![0], (0, 0)));
+}
+
+#[test]
 fn what_is_not_known_here_is_refused() {
     let mut backup = Director::new();
     let server = |address: [u8; 4]| SyncConnection { server: (address, 8080).into(), ..told(80) };
