@@ -175,7 +175,7 @@ fn connections_that_servers_answer_past_the_director_go_on() {
                  echo 2 >/proc/sys/net/ipv4/conf/$device/arp_announce
              done");
     }
-    pair.tell(["--syncid 1 --mcast-group 10.0.9.2", "--mcast-group 10.0.9.2"]);
+    pair.tell(["--syncid 1 --mcast-group =10.0.9.2", "--mcast-group =10.0.9.2"]);
     let download = pair.download("10.9.9.9");
     pair.told_of(1);
     pair.fail_over();

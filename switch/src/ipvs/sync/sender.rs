@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
@@ -22,13 +23,31 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How long the network is waited for, before a message is lost.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Identities are hashes already.
+#[derive(Default)]
+struct Known(u64);
+
+impl Hasher for Known {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id;
+    }
+}
+
 pub(super) struct Sender {
     socket: UdpSocket,
     connections: Arc<dyn Connections>,
     counters: Arc<Counters>,
     stop: Arc<EventFd>,
     encoder: Encoder,
-    told: HashMap<u64, Told>,
+    told: HashMap<u64, Told, BuildHasherDefault<Known>>,
     round: u32,
 }
 
@@ -41,7 +60,7 @@ impl Sender {
         stop: Arc<EventFd>,
     ) -> Self {
         let encoder = Encoder::new(config.sync_id, usize::from(config.max_length));
-        Self { socket, connections, counters, stop, encoder, told: HashMap::new(), round: 0 }
+        Self { socket, connections, counters, stop, encoder, told: HashMap::default(), round: 0 }
     }
 
     /// Until it is stopped.
