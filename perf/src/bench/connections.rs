@@ -47,38 +47,7 @@ pub(super) fn run(site: &Site, arguments: &Arguments, kinds: &[Kind], results: &
     let task = Task::Snat { limit: ROOM };
     for round in 0..arguments.rounds() {
         for kind in only(kinds, |kind| kind != Kind::Testpmd) {
-            // A fresh one each time: what the last run left would have to expire first.
-            let mut running = kind.launch(site, &Wiring::layer3(task))?;
-            short_lived(&mut running)?;
-            running.pause()?;
-            let before = distance(arguments)?;
-            running.resume()?;
-            let measured = new_connections(site, arguments, &mut running, task);
-            running.pause()?;
-            let (measured, busy_cycles) = match measured {
-                Ok(measured) => measured,
-                Err(why) => {
-                    let line = format!("connections: {}: {why:#}", kind.name());
-                    say(&format!("FAILED {line}"));
-                    results.failures.push(line);
-                    continue;
-                }
-            };
-            let line_transfer = Some([before, distance(arguments)?]);
-            let sample = Sample {
-                part: "connections",
-                candidate: kind.name(),
-                guests: "new",
-                queues: 1,
-                size: SIZE,
-                round,
-                mpps: measured.mpps[0],
-                gbps: measured.mpps[0] * SIZE as f64 * 8.0 / 1e3,
-                busy_cycles,
-                line_transfer,
-                generator_busy: Some(measured.generator_busy),
-            };
-            note(results, sample);
+            one_round(site, arguments, (kind, kind.name()), "connections", task, round, results)?;
         }
     }
     if kinds.contains(&Kind::Shunt) {
@@ -91,9 +60,82 @@ pub(super) fn run(site: &Site, arguments: &Arguments, kinds: &[Kind], results: &
     Ok(())
 }
 
+/// New connections to virtual services, by scheduler and number of servers.
+pub(super) fn balanced(
+    site: &Site,
+    arguments: &Arguments,
+    kinds: &[Kind],
+    results: &mut Results,
+) -> Result<()> {
+    if !kinds.contains(&Kind::Shunt) {
+        return Ok(());
+    }
+    let cases = [
+        ("shunt", "rr", 3),
+        ("shunt-wlc", "wlc", 3),
+        ("shunt-mh", "mh", 3),
+        ("shunt-wlc-1000-servers", "wlc", 1000),
+    ];
+    for round in 0..arguments.rounds() {
+        for (name, scheduler, servers) in cases {
+            let task = Task::Balance { services: 1, servers, scheduler, limit: ROOM };
+            one_round(site, arguments, (Kind::Shunt, name), "balance", task, round, results)?;
+        }
+    }
+    Ok(())
+}
+
+fn one_round(
+    site: &Site,
+    arguments: &Arguments,
+    (kind, candidate): (Kind, &'static str),
+    part: &'static str,
+    task: Task,
+    round: u32,
+    results: &mut Results,
+) -> Result<()> {
+    // A fresh one each time: what the last run left would have to expire first.
+    let mut running = kind.launch(site, &Wiring::layer3(task))?;
+    short_lived(&mut running, task)?;
+    running.pause()?;
+    let before = distance(arguments)?;
+    running.resume()?;
+    let measured = new_connections(site, arguments, &mut running, task);
+    running.pause()?;
+    let (measured, busy_cycles) = match measured {
+        Ok(measured) => measured,
+        Err(why) => {
+            let line = format!("{part}: {candidate}: {why:#}");
+            say(&format!("FAILED {line}"));
+            results.failures.push(line);
+            return Ok(());
+        }
+    };
+    let line_transfer = Some([before, distance(arguments)?]);
+    let sample = Sample {
+        part,
+        candidate,
+        guests: "new",
+        queues: 1,
+        size: SIZE,
+        round,
+        mpps: measured.mpps[0],
+        gbps: measured.mpps[0] * SIZE as f64 * 8.0 / 1e3,
+        busy_cycles,
+        line_transfer,
+        generator_busy: Some(measured.generator_busy),
+    };
+    note(results, sample);
+    Ok(())
+}
+
 /// Entries without an answer live for a second, so that as many expire as come.
-fn short_lived(running: &mut Running) -> Result<()> {
+fn short_lived(running: &mut Running, task: Task) -> Result<()> {
     if let Some(control) = running.control() {
+        if let Task::Balance { .. } = task {
+            let timeouts = json!({ "set-timeouts": { "tcp": 0, "tcp_fin": 0, "udp": 1 } });
+            control.call("ipvs.apply", json!({ "changes": [timeouts] }))?;
+        }
         control.call("conntrack.set-timeout", json!({ "kind": "udp", "seconds": 1 }))?;
     }
     Ok(())
@@ -106,7 +148,11 @@ fn new_connections(
     task: Task,
 ) -> Result<(crate::flows::Measured, Option<f64>)> {
     let [inner, outer] = running.sockets() else { anyhow::bail!("a router has two ports") };
-    let mut traffic = traffic(arguments, task, 0, layer3::destinations(4096));
+    let destinations = match task {
+        Task::Balance { .. } => vec![layer3::service(0).into()],
+        _ => layer3::destinations(4096),
+    };
+    let mut traffic = traffic(arguments, task, 0, destinations);
     traffic.one_way = true;
     let mut generator = FlowGenerator::connect([inner, outer], &traffic)?;
     // Long enough that entries expire all the while.
@@ -124,7 +170,7 @@ fn sustained(site: &Site, arguments: &Arguments, found: &mut Connections) -> Res
     let length = seconds(if arguments.is_quick() { 3.0 } else { 30.0 });
     for (count, new) in [(1024, false), (0, true)] {
         let mut running = Kind::Shunt.launch(site, &Wiring::layer3(task))?;
-        short_lived(&mut running)?;
+        short_lived(&mut running, task)?;
         let [inner, outer] = running.sockets() else { anyhow::bail!("a router has two ports") };
         let mut traffic = traffic(arguments, task, count, layer3::destinations(4096));
         traffic.one_way = true;

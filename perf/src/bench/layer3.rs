@@ -100,6 +100,35 @@ pub(super) fn snat(site: &Site, arguments: &Arguments, kinds: &[Kind], results: 
     flowgen(site, arguments, kinds, "snat", Task::Snat { limit: 262_144 }, results)
 }
 
+/// Masqueraded by one virtual service and by many, beside translated sources.
+pub(super) fn balance(
+    site: &Site,
+    arguments: &Arguments,
+    kinds: &[Kind],
+    results: &mut Results,
+) -> Result<()> {
+    let limit = 262_144;
+    let of = |services| Task::Balance { services, servers: 3, scheduler: "rr", limit };
+    let to = |services: u32| {
+        (0..services.min(1024)).map(move |n| layer3::service(n * services.div_ceil(1024).min(4)).into())
+    };
+    let mut entrants = Vec::new();
+    if kinds.contains(&Kind::Shunt) {
+        for (name, services) in [("shunt", 5000), ("shunt-1-service", 1)] {
+            let traffic = traffic(arguments, of(services), 1024, to(services).collect());
+            entrants.extend(enter(site, Kind::Shunt, name, traffic, of(services), results));
+        }
+        let task = Task::Snat { limit };
+        let traffic = traffic(arguments, task, 1024, layer3::destinations(1024));
+        entrants.extend(enter(site, Kind::Shunt, "shunt-snat", traffic, task, results));
+    }
+    if kinds.contains(&Kind::Ovs) {
+        let traffic = traffic(arguments, of(5000), 1024, to(5000).collect());
+        entrants.extend(enter(site, Kind::Ovs, Kind::Ovs.name(), traffic, of(5000), results));
+    }
+    rounds(site, arguments, &mut entrants, "balance", "1,024 flows", results)
+}
+
 fn rounds(
     site: &Site,
     arguments: &Arguments,

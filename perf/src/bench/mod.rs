@@ -151,6 +151,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Part::Gso => vhost::large_frames(&site, arguments, &kinds, &mut results),
             Part::Route => layer3::route(&site, arguments, &kinds, &mut results),
             Part::Snat => layer3::snat(&site, arguments, &kinds, &mut results),
+            Part::Balance => {
+                layer3::balance(&site, arguments, &kinds, &mut results)?;
+                connections::balanced(&site, arguments, &kinds, &mut results)
+            }
             Part::Connections => connections::run(&site, arguments, &kinds, &mut results),
             Part::Table => table::run(arguments, &mut results),
             Part::Idle if !kinds.contains(&Kind::Shunt) => Ok(()),

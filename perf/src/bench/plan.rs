@@ -24,6 +24,9 @@ pub enum Part {
     Route,
     /// Many established flows with their source translated: 1,024 and 1,048,576 of them
     Snat,
+    /// Many established flows to virtual services: one with 3 servers, 5,000 with 15,000; beside translated sources; new
+    /// connections by scheduler
+    Balance,
     /// New connections: each frame the first of another one; a full table at rest and while it empties
     Connections,
     /// The table of connections alone: lookups, new connections, two workers that share it
@@ -37,12 +40,13 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Vhost,
         Self::Testpmd,
         Self::Gso,
         Self::Route,
         Self::Snat,
+        Self::Balance,
         Self::Connections,
         Self::Table,
         Self::Idle,

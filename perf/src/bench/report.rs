@@ -78,7 +78,7 @@ fn paired(
 
 /// Whether a part's rates are shown in Gbit/s.
 pub(super) fn in_gigabits(part: &str) -> bool {
-    !matches!(part, "vhost" | "testpmd" | "adaptive" | "route" | "snat" | "connections")
+    !matches!(part, "vhost" | "testpmd" | "adaptive" | "route" | "snat" | "balance" | "connections")
 }
 
 fn heading(part: &str, guests: &str) -> String {
@@ -95,6 +95,14 @@ fn heading(part: &str, guests: &str) -> String {
         ("snat", flows) => {
             return format!(
                 "Source translated, our own guests, {flows}, each frame answered (Mpps each way)"
+            );
+        }
+        ("balance", "new") => {
+            "Virtual services, masqueraded, each frame the first of a new connection, by scheduler (Mpps)"
+        }
+        ("balance", flows) => {
+            return format!(
+                "Virtual services, masqueraded, our own guests, {flows}, each frame answered (Mpps each way)"
             );
         }
         ("connections", _) => "Source translated, each frame the first of a new connection (Mpps)",

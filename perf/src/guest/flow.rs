@@ -276,7 +276,9 @@ impl FlowLane {
             self.counts.received_bytes += u64::from(len) - NET_HEADER_LEN as u64;
             let flow = read(&head);
             self.pair.rx.offer(id as u16);
-            if len as usize != self.frame_len || !self.sound(&head, flow) {
+            if head[IP - 2..IP] != [8, 0] {
+                // The switch announces its addresses when a guest comes.
+            } else if len as usize != self.frame_len || !self.sound(&head, flow) {
                 self.wrong += 1;
             } else if answer && outer && room > 0 {
                 let back = Flow {

@@ -5,6 +5,8 @@
 //! the switch at .1 of both links. These are the addresses that testpmd's flowgen sends from and to; the inner
 //! interface has the MAC address that it sends to.
 
+use std::net::Ipv4Addr;
+
 use crate::frames::mac;
 
 /// MAC addresses of the switch on the inner and on the outer link.
@@ -39,6 +41,19 @@ pub fn guests() -> [[u8; 6]; 2] {
 /// `count` destinations in the outer network.
 pub fn destinations(count: u32) -> Vec<u32> {
     (0..count).map(|n| OUTER + (n & 0xffff)).collect()
+}
+
+/// The port of services and servers.
+pub const SERVICE_PORT: u16 = 2000;
+
+/// The address of a virtual service: in a network that nobody routes.
+pub fn service(n: u32) -> Ipv4Addr {
+    (0x0afb_0000 + (n & 0xffff)).into()
+}
+
+/// The address of a real server.
+pub fn server(n: u32) -> Ipv4Addr {
+    (OUTER + (n & 0xffff)).into()
 }
 
 /// A table with as many prefixes, and lengths in such shares, as routers of the internet have: address and length, none

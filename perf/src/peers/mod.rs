@@ -71,6 +71,18 @@ pub enum Task {
         /// Connections for which there is room.
         limit: u32,
     },
+    /// The same without translation of sources; virtual UDP services ([`layer3::service`]), whose masqueraded servers
+    /// are in the outer network ([`layer3::server`]).
+    Balance {
+        /// How many.
+        services: u32,
+        /// Servers of each.
+        servers: u32,
+        /// Who chooses, as IPVS calls it.
+        scheduler: &'static str,
+        /// Connections for which there is room.
+        limit: u32,
+    },
 }
 
 impl Wiring {

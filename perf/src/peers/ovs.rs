@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use shunt_tests::NetNs;
 use shunt_tests::process::{Process, run};
 
-use super::layer3::{self, GATEWAYS, NETWORKS};
+use super::layer3::{self, GATEWAYS, NETWORKS, SERVICE_PORT};
 use super::{Candidate, Site, Task, Wiring, await_start, program};
 
 /// Where Debian puts the switch that is built with DPDK; the plain one is not.
@@ -72,7 +72,34 @@ fn flows(task: Task) -> Vec<String> {
             format!("table=1,in_port=1,ip,actions={}", hop(1)),
             format!("table=1,in_port=2,ip,actions={}", hop(0)),
         ],
+        // As OVN balances: what is not established goes to its service's group.
+        Task::Balance { services, .. } => {
+            let mut flows = vec![
+                format!("table=0,{},actions=ct(zone=1,nat,table=2)", to_switch(0)),
+                format!("table=0,{},actions=ct(zone=1,nat,table=1)", to_switch(1)),
+                format!("table=1,in_port=1,ip,actions={}", hop(1)),
+                format!("table=1,in_port=2,ip,actions={}", hop(0)),
+                format!("table=2,priority=2,ct_state=+est+trk,ip,actions={}", hop(1)),
+            ];
+            flows.extend((0..services).map(|n| {
+                format!("table=2,ct_state=+new+trk,udp,nw_dst={},actions=group:{}", layer3::service(n), n + 1)
+            }));
+            flows
+        }
     }
+}
+
+/// The groups of servers for [`Task::Balance`].
+fn groups(task: Task) -> Vec<String> {
+    let Task::Balance { services, servers, .. } = task else { return Vec::new() };
+    let group = |n: u32| {
+        let buckets = (0..servers).map(|m| {
+            let to = format!("{}:{SERVICE_PORT}", layer3::server(n * servers + m));
+            format!(",bucket=actions=ct(commit,zone=1,nat(dst={to}),table=1)")
+        });
+        format!("group_id={},type=select,selection_method=dp_hash{}", n + 1, buckets.collect::<String>())
+    };
+    (0..services).map(group).collect()
 }
 
 impl Ovs {
@@ -141,7 +168,7 @@ impl Ovs {
         await_start("DPDK in ovs-vswitchd", &mut switch, LIMIT, |_| {
             vsctl("get Open_vSwitch . dpdk_initialized").ok().filter(|s| s.contains("true")).map(drop)
         })?;
-        vsctl("add-br br0 -- set bridge br0 datapath_type=netdev")?;
+        vsctl("add-br br0 -- set bridge br0 datapath_type=netdev protocols=OpenFlow10,OpenFlow15")?;
         let mut sockets = Vec::new();
         // Ports that make their sockets themselves never offer segmentation offload; those that connect do.
         let guests_listen = wiring.tso;
@@ -163,8 +190,10 @@ impl Ovs {
             sh(&["ovs-appctl", "-t", &at("sw.ctl"), "dpctl/ct-set-maxconns", "8000000"])?;
             let bridge = format!("unix:{}", at("br0.mgmt"));
             sh(&["ovs-ofctl", "del-flows", &bridge])?;
-            for flow in flows(wiring.task) {
-                sh(&["ovs-ofctl", "add-flow", &bridge, &flow])?;
+            for (command, lines) in [("add-groups", groups(wiring.task)), ("add-flows", flows(wiring.task))] {
+                let file = dir.join(command);
+                std::fs::write(&file, lines.join("\n"))?;
+                sh(&["ovs-ofctl", "-O", "OpenFlow15", command, &bridge, &file.display().to_string()])?;
             }
         }
         for (device, namespace) in &wiring.taps {

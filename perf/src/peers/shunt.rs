@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use shunt_tests::process::Process;
 
-use super::layer3::{self, ADDRESSES, GATEWAYS, GUESTS, LINKS, NETWORKS};
+use super::layer3::{self, ADDRESSES, GATEWAYS, GUESTS, LINKS, NETWORKS, SERVICE_PORT};
 use super::{Candidate, Site, Task, Wiring, await_start};
 
 pub(super) fn missing(site: &Site) -> Option<String> {
@@ -74,8 +74,8 @@ impl Shunt {
         let control = dir.join("control.sock");
         let config = dir.join("shunt.toml");
         let limit = match wiring.task {
-            Task::Snat { limit } => format!("[conntrack]\nlimit = {limit}\n"),
-            _ => String::new(),
+            Task::Snat { limit } | Task::Balance { limit, .. } => format!("[conntrack]\nlimit = {limit}\n"),
+            Task::Bridge | Task::Route { .. } => String::new(),
         };
         std::fs::write(&config, limit)?;
         let argv: Vec<String> = [
@@ -159,11 +159,38 @@ fn route(control: &mut Control, task: Task) -> Result<()> {
             }
         }
         Task::Snat { limit } => {
-            // Everything comes in by one port.
-            control.call("conntrack.set-limit", json!({ "port_quota": limit, "half_open": limit }))?;
+            one_port_may_have(control, limit)?;
             let rule = json!({ "source": NETWORKS[0], "out": LINKS[1], "to": layer3::TRANSLATED });
             control.call("nat.add-snat", rule)?;
         }
+        Task::Balance { services, servers, scheduler, limit } => {
+            one_port_may_have(control, limit)?;
+            balance(control, services, servers, scheduler)?;
+        }
+    }
+    Ok(())
+}
+
+/// Everything comes in by one port.
+fn one_port_may_have(control: &mut Control, limit: u32) -> Result<()> {
+    control.call("conntrack.set-limit", json!({ "port_quota": limit, "half_open": limit })).map(drop)
+}
+
+fn balance(control: &mut Control, services: u32, servers: u32, scheduler: &str) -> Result<()> {
+    let mut changes = Vec::new();
+    for n in 0..services {
+        let service = format!("udp:{}:{SERVICE_PORT}", layer3::service(n));
+        changes.push(json!({ "add-service": { "service": service, "scheduler": scheduler } }));
+        for m in 0..servers {
+            let address = format!("{}:{SERVICE_PORT}", layer3::server(n * servers + m));
+            let server = json!({ "service": service, "address": address, "forward": "masquerade" });
+            changes.push(json!({ "add-server": server }));
+        }
+    }
+    let mut left = changes.len();
+    for part in changes.chunks(20_000) {
+        left -= part.len();
+        control.call("ipvs.apply", json!({ "changes": part, "more": left > 0 }))?;
     }
     Ok(())
 }
