@@ -242,8 +242,8 @@ impl<F: Family> Owner<F> {
             (None, None) => false,
         };
         if call && !half.is_reply() && table.is_renewed(half) {
-            self.kill(table, half);
-            return Fate::Renew;
+            // Who is called and cannot be entered anew at once will be called again.
+            return if self.kill(table, half) { Fate::Renew } else { Fate::Invalid };
         }
         let record = table.record(slot);
         let way = record.way(half.is_reply());
@@ -363,10 +363,9 @@ impl<F: Family> Owner<F> {
                     status &= !(State::ASSURED | State::SEEN_REPLY);
                     Phase::SynSent
                 }
-                Next::Renew => {
-                    self.kill(table, half);
-                    return Fate::Renew;
-                }
+                // It will be sent again.
+                Next::Renew if !self.kill(table, half) => return Fate::Invalid,
+                Next::Renew => return Fate::Renew,
                 Next::Ignore if kind == Kind::Syn => {
                     (status, note) = (status | State::ODD_SYN, segment.end() as u16);
                     phase
