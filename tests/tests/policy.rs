@@ -157,8 +157,27 @@ fn isolation_closes_bridges_to_each_other_as_docker_does() {
     let outside = shuntd.host("outside", "wan");
     outside.join("192.0.2.2/24", Some("192.0.2.1"));
     let server = Web::serve(&b, 80, 64);
+    let beyond = Web::serve(&outside, 80, 64);
+    // The way out is the bridge through which a gateway is reached.
+    shuntd.ctl("route add default --via 192.0.2.2");
+    shuntd.ctl("nat publish add --proto tcp --listen 10.1.0.1:8080 --to 10.2.0.2:80");
     shuntd.ctl("policy isolation on");
-    assert_eq!(knock(&r, "10.2.0.2", 80), Knock::Silent);
+    for address in ["10.2.0.2", "fd02::2"] {
+        assert_eq!(knock(&r, address, 80), Knock::Silent);
+        assert_eq!(pings(&r, address, 1, ""), 0);
+    }
+    assert_eq!(pings(&b, "10.1.0.2", 1, ""), 0, "nor the other way round");
+    assert!(shuntd.drops("r", "rx", "policy_isolation") >= 2, "{}", shuntd.port("r"));
+    assert_eq!(
+        pings(&r, "10.2.0.1", 1, ""),
+        1,
+        "the gateway's addresses are the switch, not the other bridge"
+    );
+    beyond.fetch_intact(&r, "192.0.2.2:80");
+    server.fetch_intact(&r, "10.1.0.1:8080");
+    let other = shuntd.host("r2", "red");
+    other.join("10.1.0.3/24", Some("10.1.0.1"));
+    answers(&other, "10.1.0.2", SOON);
     shuntd.ctl("policy isolation off");
     server.fetch_intact(&r, "10.2.0.2:80");
 }
