@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shunt_tests::{Host, Job, NetNs, Shuntd, answers, is_root, poll_for, wait_for};
+use shunt_tests::{GuestSpec, Host, Job, NetNs, Nic, Shuntd, answers, is_root, poll_for, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Longer than a transfer takes, with all retransmissions.
@@ -21,7 +21,7 @@ struct Pair {
     _places: [NetNs; 2],
     _web: Vec<Job>,
     sum: String,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Pair {
@@ -74,8 +74,7 @@ impl Pair {
             server.start(&format!("exec busybox httpd -f -p 80 -h {path}"), Duration::from_secs(600))
         });
         let web = web.collect();
-        let pair =
-            Self { wires, client, servers, master, backup, _places: places, _web: web, sum, _dir: dir };
+        let pair = Self { wires, client, servers, master, backup, _places: places, _web: web, sum, dir };
         pair.plug(0);
         for server in &pair.servers {
             wait_for("the server to listen", SOON, || {
@@ -155,6 +154,59 @@ fn a_transfer_goes_on_at_the_backup() {
     // And it is a director like any other.
     let fetched = pair.client.sh("curl -sS --max-time 20 http://10.9.9.9/file | sha256sum");
     assert_eq!(fetched, pair.sum);
+}
+
+/// Sends what is asked for piece by piece, to anybody, over some ten seconds: `PORT FILE`.
+const SLOW_SERVER: &str = "
+import socket, sys, threading, time
+def serve(peer):
+    with peer, open(sys.argv[2], 'rb') as file:
+        while piece := file.read(64 << 10):
+            peer.sendall(piece)
+            time.sleep(0.03)
+listener = socket.create_server(('', int(sys.argv[1])))
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+";
+
+#[test]
+fn a_guest_on_a_switch_of_its_own_does_not_notice() {
+    if !is_root() {
+        return;
+    }
+    let mut pair = Pair::start(&[
+        "-A -t 10.9.9.9:90 -s wlc",
+        "-a -t 10.9.9.9:90 -r 10.0.2.11:90 -m",
+        "-a -t 10.9.9.9:90 -r 10.0.2.12:90 -m",
+    ]);
+    pair.tell(["--syncid 1", "--syncid 1"]);
+    // A third daemon stands on the wire of the clients, and a Linux guest on it.
+    let edge = Shuntd::start_within(&pair.wires);
+    pair.wires.ip("link add edge type veth peer name edge-port");
+    pair.wires.ip("link set edge master outside");
+    pair.wires.up("edge", None);
+    edge.ctl("bridge add clients");
+    edge.ctl("port add uplink --bridge clients --netdev edge-port");
+    let socket = edge.path("guest.sock");
+    edge.ctl(&format!("port add guest --bridge clients --vhost-user {}", socket.display()));
+    let guest = GuestSpec::new("guest").nic(Nic::connects(&socket).address("10.0.1.9/24")).boot();
+    guest.sh("ip route add default via 10.0.1.1");
+    answers(&guest, "10.0.1.1", SOON);
+    let file = pair.dir.path().join("file");
+    let _serving = pair.servers.each_ref().map(|server| {
+        let job = server.start(
+            &format!("exec python3 - 90 {} <<'END'{SLOW_SERVER}END", file.display()),
+            Duration::from_secs(600),
+        );
+        wait_for("the server to listen", SOON, || {
+            (!server.sh("ss -Hltn sport = :90").is_empty()).then_some(())
+        });
+        job
+    });
+    let downloads = [(); 2].map(|()| guest.start("nc -n 10.9.9.9 90 </dev/null | sha256sum", LONG));
+    pair.told_of(2);
+    pair.fail_over();
+    pair.arrived(downloads);
 }
 
 #[test]

@@ -26,6 +26,8 @@ use crate::packet::tuple::Tuple;
 
 /// Connections that are shown before others get their turn.
 const AT_ONCE: usize = 512;
+/// Seconds that a template lives at most: persistence can be told no more.
+const LONGEST: u32 = 31 * 86_400;
 /// FTP's port.
 const FTP: u16 = 21;
 /// The state of a template under which a connection was established.
@@ -142,7 +144,7 @@ impl LiveConnections {
             return Adopted::Refused;
         }
         let place = (server.id(), connection.server.port());
-        match templates.insert(&pattern, place, connection.timeout.max(1), now, over) {
+        match templates.insert(&pattern, place, connection.timeout.clamp(1, LONGEST), now, over) {
             Ok(number) => {
                 if connection.state == ASSURED {
                     templates.assure(number);
