@@ -23,6 +23,8 @@ pub(super) struct Wanted {
     pub(super) last_weight: i32,
     /// It may have connections again if it was overloaded.
     pub(super) relieve: bool,
+    /// The upper threshold that it was added with, if it may be one that lies in the trash.
+    pub(super) added_with: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -71,6 +73,11 @@ pub(super) enum Item {
     Changed(Arc<Destination>, Wanted),
     /// To be made.
     New(Wanted),
+}
+
+/// Whether a server that is overloaded may have connections again for its new upper threshold.
+pub(super) fn relieves(new: u32, old: u32) -> bool {
+    new == 0 || new > old
 }
 
 fn gcd(mut a: i32, mut b: i32) -> i32 {
@@ -136,8 +143,9 @@ impl List {
             return false;
         }
         let kept = self.dropped.remove(&socket);
-        let relieve = spec.upper == 0 || kept.as_ref().is_none_or(|kept| spec.upper > kept.upper());
-        let wanted = Wanted { spec: spec.clone(), last_weight: spec.weight, relieve };
+        let relieve = kept.as_ref().is_some_and(|kept| relieves(spec.upper, kept.upper()));
+        let added_with = kept.is_none().then_some(spec.upper);
+        let wanted = Wanted { spec: spec.clone(), last_weight: spec.weight, relieve, added_with };
         if let Some(index) = &mut self.index {
             index.insert(socket, self.slots.len());
         }
@@ -158,9 +166,10 @@ impl List {
         };
         let (weight, last_weight, upper) = Self::present(entry);
         let last_weight = if spec.weight == 0 { last_weight } else { spec.weight };
-        let relieved = entry.wanted.as_ref().is_some_and(|wanted| wanted.relieve);
-        let relieve = relieved || spec.upper == 0 || spec.upper > upper;
-        entry.wanted = Some(Wanted { spec: spec.clone(), last_weight, relieve });
+        let before = entry.wanted.as_ref();
+        let relieve = before.is_some_and(|wanted| wanted.relieve) || relieves(spec.upper, upper);
+        let added_with = before.and_then(|wanted| wanted.added_with);
+        entry.wanted = Some(Wanted { spec: spec.clone(), last_weight, relieve, added_with });
         self.step(Some(weight), Some(spec.weight));
         true
     }

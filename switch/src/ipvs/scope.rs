@@ -11,7 +11,7 @@ use super::account::{Account, Totals};
 use super::destination::Destination;
 use super::draft::{Change, Draft, Drafted};
 use super::error::{Error, Failed};
-use super::list::Item;
+use super::list::{Item, relieves};
 use super::registry::Registry;
 use super::schedulers::Edits;
 use super::service::{Service, View};
@@ -288,12 +288,15 @@ impl Scope {
         let (server, wanted) = match item {
             Item::Kept(server) => return Some(server),
             Item::Changed(server, wanted) => (server, wanted),
-            Item::New(wanted) => {
+            Item::New(mut wanted) => {
                 let (address, port) = (wanted.spec.address, wanted.spec.port);
-                let server = trash.take(account.key(), address, port, serial).or_else(|| {
+                let server = if let Some(server) = trash.take(account.key(), address, port, serial) {
+                    wanted.relieve |= wanted.added_with.is_some_and(|upper| relieves(upper, server.upper()));
+                    server
+                } else {
                     let make = |id| Destination::new(id, address, port, Arc::clone(account));
-                    self.registry.enter(make)
-                })?;
+                    self.registry.enter(make)?
+                };
                 (server, wanted)
             }
         };

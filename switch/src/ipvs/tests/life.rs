@@ -123,6 +123,17 @@ fn thresholds_close_and_open_a_server() {
     }
     server.unbind(Counted::Active);
     assert!(!server.is_overloaded(), "below the lower threshold");
+    // Deleted and added again, it is as closed as before, unless its threshold is larger now.
+    for _ in 0..4 {
+        assert!(!server.is_overloaded() && server.bind(Counted::Active));
+    }
+    assert!(server.is_overloaded());
+    for (upper, closed) in [(5, true), (4, true), (6, false)] {
+        scope.delete_destination(key(80), address(1), 80).expect("deleted");
+        scope.add_destination(key(80), limit(upper, 0)).expect("added");
+        assert_eq!(get(scope, 1).is_overloaded(), closed, "{upper}");
+    }
+    (0..4).for_each(|_| server.unbind(Counted::Active));
     // Three quarters of the upper one if there is no lower one.
     scope.edit_destination(key(80), limit(4, 0)).expect("edited");
     for _ in 0..3 {

@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::super::draft::Change;
 use super::super::error::Error;
@@ -39,8 +39,15 @@ fn table(services: std::ops::Range<u32>, weight: i32) -> Vec<(ServiceSpec, Vec<D
     services.map(one).collect()
 }
 
+/// What this thread has spent of the processor's time: what else the machine does is left out.
+fn spent() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    Duration::from_nanos(stat.split(' ').next().and_then(|ns| ns.parse().ok()).expect("nanoseconds"))
+}
+
 /// Asserts of release builds.
-fn within(what: &str, took: Duration, most: Duration) {
+fn within(what: &str, start: Duration, most: Duration) {
+    let took = spent() - start;
     println!("{what}: {took:?}");
     assert!(cfg!(debug_assertions) || took <= most, "{what}: {took:?}, not {most:?}");
 }
@@ -56,9 +63,9 @@ fn a_containers_rules_are_applied_changed_and_listed_in_no_time() {
         let ipvs = Ipvs::default();
         let scope = ipvs.ensure_container("c1");
         let changes = rules(scheduler, CONTAINER_RULES as u32 / 4);
-        let start = Instant::now();
+        let start = spent();
         scope.apply(changes).expect("possible");
-        within(&format!("20,000 rules of {scheduler:?} applied"), start.elapsed(), Duration::from_millis(60));
+        within(&format!("20,000 rules of {scheduler:?} applied"), start, Duration::from_millis(100));
         assert_eq!((scope.rules(), scope.table.len()), (CONTAINER_RULES, CONTAINER_RULES / 4));
         let refused = scope.add_service(service(nth(1_000_000), scheduler)).expect_err("full");
         assert_eq!(refused, Error::Full { key: nth(1_000_000), server: None, limit: CONTAINER_RULES });
@@ -66,13 +73,13 @@ fn a_containers_rules_are_applied_changed_and_listed_in_no_time() {
             refused.to_string(),
             "service tcp 10.100.244.36:80: 20000 services and servers are the most that this table holds"
         );
-        let start = Instant::now();
+        let start = spent();
         let listing = scope.services(&Live::default());
-        within("20,000 rules listed", start.elapsed(), Duration::from_millis(20));
+        within("20,000 rules listed", start, Duration::from_millis(50));
         assert_eq!(listing.iter().map(|service| 1 + service.destinations.len()).sum::<usize>(), 20_000);
-        let start = Instant::now();
+        let start = spent();
         scope.flush();
-        within("20,000 rules flushed", start.elapsed(), Duration::from_millis(60));
+        within("20,000 rules flushed", start, Duration::from_millis(100));
         assert!(ipvs.is_idle());
     }
 }
@@ -84,9 +91,9 @@ fn a_million_rules_fit_and_a_change_among_them_costs_what_it_does_among_few() {
     let scope = ipvs.global();
     let before = resident();
     let changes = rules(Scheduler::Wlc, services);
-    let start = Instant::now();
+    let start = spent();
     scope.apply(changes).expect("possible");
-    within("1,000,000 rules applied", start.elapsed(), Duration::from_secs(3));
+    within("1,000,000 rules applied", start, Duration::from_secs(4));
     let grown = resident().saturating_sub(before);
     println!("{} MiB, {} bytes a rule", grown >> 20, grown / (4 * services as usize));
     assert!(cfg!(debug_assertions) || grown <= 1 << 30, "{grown} bytes");
@@ -95,7 +102,7 @@ fn a_million_rules_fit_and_a_change_among_them_costs_what_it_does_among_few() {
         assert!(matches!(refused, Error::Full { server: Some(_), limit: GLOBAL_RULES, .. }));
     }
     // An edit storm.
-    let start = Instant::now();
+    let start = spent();
     for number in 0..1000 {
         let key = nth(number * (services / 1000));
         let first = 3 * (number * (services / 1000) % 1000);
@@ -105,19 +112,19 @@ fn a_million_rules_fit_and_a_change_among_them_costs_what_it_does_among_few() {
         scope.delete_service(key).expect("deleted");
         scope.add_service(service(key, Scheduler::Rr)).expect("added");
     }
-    within("5,000 single changes", start.elapsed(), Duration::from_millis(500));
+    within("5,000 single changes", start, Duration::from_millis(500));
     let lookups = 10_000;
-    let start = Instant::now();
+    let start = spent();
     for number in 0..lookups {
         let ServiceKey::Address { protocol, address, port } = nth(number * 7 % services) else {
             unreachable!()
         };
         assert!(ipvs.find(0, &Asked { protocol, address, port, mark: 0 }).is_some());
     }
-    println!("a look-up among them: {:?}", start.elapsed() / lookups);
-    let start = Instant::now();
+    println!("a look-up among them: {:?}", (spent() - start) / lookups);
+    let start = spent();
     scope.flush();
-    within("flushed", start.elapsed(), Duration::from_secs(2));
+    within("flushed", start, Duration::from_secs(2));
 }
 
 #[test]
@@ -137,9 +144,9 @@ fn replacing_a_table_touches_only_what_differs() {
     wanted[2].1.pop();
     wanted[3].1.push(server(59_999, 1));
     wanted[4].0.scheduler = Some(Scheduler::Rr);
-    let start = Instant::now();
+    let start = spent();
     let replaced = scope.replace(&wanted).expect("possible");
-    within("20,000 rules compared", start.elapsed(), Duration::from_millis(60));
+    within("20,000 rules compared", start, Duration::from_millis(100));
     assert_eq!(replaced, Replaced { added: 4 + 1, edited: 2, deleted: 4 + 1 });
     assert!(Arc::ptr_eq(&kept, &scope.table.get(&nth(7)).expect("there")));
     assert!(Arc::ptr_eq(&server_of_it, &kept.view().destinations[0]));
