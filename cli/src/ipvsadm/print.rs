@@ -77,7 +77,7 @@ fn large(number: u64, exact: bool) -> String {
         return format!(" {number:>8}");
     }
     match number {
-        0..100_000_000 => format!("{number:>9}"),
+        ..100_000_000 => format!("{number:>9}"),
         ..1_000_000_000 => format!("{:>8}K", number / 1000),
         ..100_000_000_000 => format!("{:>8}M", number / 1_000_000),
         ..100_000_000_000_000 => format!("{:>8}G", number / 1_000_000_000),
