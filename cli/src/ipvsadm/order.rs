@@ -45,11 +45,21 @@ fn addresses(a: IpAddr, b: IpAddr) -> i32 {
     }
 }
 
-/// Sorts servers of a service.
+/// An address as four words, of IPv4 only the first.
+fn words(address: IpAddr) -> [u32; 4] {
+    match address {
+        IpAddr::V4(v4) => [v4.to_bits(), 0, 0, 0],
+        IpAddr::V6(v6) => std::array::from_fn(|at| (v6.to_bits() >> (96 - 32 * at)) as u32),
+    }
+}
+
+/// Sorts servers of a service, which may be of both families: one of IPv4 compares its only word.
 pub(super) fn servers(list: Vec<Server>) -> Vec<Server> {
-    sort(list, &|a: &Server, b: &Server| match addresses(a.address, b.address) {
-        0 => i32::from(a.port) - i32::from(b.port),
-        other => other,
+    sort(list, &|a: &Server, b: &Server| {
+        let count = if a.address.is_ipv6() { 4 } else { 1 };
+        let pairs = words(a.address).into_iter().zip(words(b.address)).take(count);
+        let first = pairs.map(|(a, b)| difference(a, b)).find(|difference| *difference != 0);
+        first.unwrap_or_else(|| i32::from(a.port) - i32::from(b.port))
     })
 }
 
