@@ -266,7 +266,11 @@ impl Stage {
                 Forward::FullNat { first, last } => Some(self.pool_source::<F>(&to, (first, last), at)?),
                 Forward::Masquerade => {
                     translation = self.translate_source::<F>(&leaving, at)?;
-                    translation.map(|found| (found.address, found.port))
+                    match translation {
+                        Some(found) => Some((found.address, found.port)),
+                        // A client may call two services of one server from the same port: the port changes then.
+                        None => Some(self.pool_source::<F>(&to, (to.source, to.source), at)?),
+                    }
                 }
                 Forward::Route | Forward::Tunnel(_) => None,
             };

@@ -131,13 +131,13 @@ fn cost_of_a_balanced_packet() {
 /// Cycles for a connection's first packet.
 fn measure_first(world: &mut World, frames: &[Vec<u8>]) -> f64 {
     let (mut spent, mut count) = (0, 0);
-    for port in 0..40_u16 {
+    for port in 0..16_u16 {
         for frame in frames {
             let mut frame = frame.clone();
             let old = u16::from_be_bytes([frame[34], frame[35]]);
             frame[34..36].copy_from_slice(&(old + port * 64).to_be_bytes());
             let from = clock::cycles();
-            assert_eq!(world.put(1, &frame).len(), 1);
+            assert_eq!(world.put(1, &frame).len(), 1, "{:?} {port} {:?}", &frame[26..38], world.all_drops());
             spent += clock::cycles() - from;
             count += 1;
         }

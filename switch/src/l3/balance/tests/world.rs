@@ -231,9 +231,14 @@ impl World {
         }
     }
 
+    /// What was dropped, and why.
+    pub(super) fn all_drops(&self) -> std::collections::BTreeMap<&'static str, u64> {
+        crate::stats::total(&self.counters, |set| &set.rx).drops
+    }
+
     /// How often something was dropped for this reason.
     pub(super) fn drops(&self, reason: &str) -> u64 {
-        crate::stats::total(&self.counters, |set| &set.rx).drops.get(reason).copied().unwrap_or(0)
+        self.all_drops().get(reason).copied().unwrap_or(0)
     }
 
     pub(super) fn servers(&self, key: ServiceKey) -> Vec<Arc<Destination>> {
