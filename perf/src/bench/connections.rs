@@ -18,6 +18,8 @@ use crate::peers::{Kind, Running, Site, Task, Wiring, layer3};
 const ROOM: u32 = 4_194_304;
 /// Connections of the full table.
 const FULL: u64 = 1 << 22;
+/// How long the full table's connections live without packets.
+const LIFE: Duration = Duration::from_secs(60);
 /// Bytes of a frame without FCS.
 const SIZE: usize = 64;
 
@@ -209,28 +211,30 @@ fn full_table(site: &Site, arguments: &Arguments, found: &mut Connections) -> Re
     let control = running.control().context("shunt has a control socket")?;
     // A table may be full a little before its limit: unanswered entries make way, which their flows then do again.
     for kind in ["udp", "udp_stream"] {
-        control.call("conntrack.set-timeout", json!({ "kind": kind, "seconds": 600 }))?;
+        control.call("conntrack.set-timeout", json!({ "kind": kind, "seconds": LIFE.as_secs() }))?;
     }
     on_its_core(site, || generator.establish(Duration::from_secs(180)))?;
+    let established = Instant::now();
     let control = running.control().context("shunt has a control socket")?;
     let count = |control: &mut crate::peers::Control| -> Result<u64> {
         control.call("conntrack.count", json!({}))?["count"].as_u64().context("no count")
     };
     found.full = count(control)?;
     found.full_mib = anonymous_kib(pid)?.saturating_sub(before) as f64 / 1024.0;
+    found.rest_share = cpu_share(pid, Duration::from_secs(if arguments.is_quick() { 2 } else { 5 }))?;
 
-    let length = Duration::from_secs(if arguments.is_quick() { 2 } else { 5 });
-    found.rest_share = cpu_share(pid, length)?;
-    // From now on they expire, as soon as somebody looks at them.
+    // Nobody sends any more: they end as they were last seen, one after the other.
+    let (cpu, start) = (super::idle::cpu_ns(pid)?, Instant::now());
     let control = running.control().context("shunt has a control socket")?;
-    for kind in ["udp", "udp_stream"] {
-        control.call("conntrack.set-timeout", json!({ "kind": kind, "seconds": 1 }))?;
-    }
-    let start = Instant::now();
     let first = count(control)?;
-    found.expiry_share = cpu_share(pid, length)?;
-    let control = running.control().context("shunt has a control socket")?;
-    found.expired_per_second = first.saturating_sub(count(control)?) as f64 / start.elapsed().as_secs_f64();
+    let mut left = first;
+    while left > 0 && established.elapsed() < LIFE * 3 {
+        std::thread::sleep(Duration::from_secs(1));
+        left = count(control)?;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    found.expiry_share = (super::idle::cpu_ns(pid)? - cpu) as f64 / 1e9 / seconds;
+    found.expired_per_second = (first - left) as f64 / seconds;
     Ok(())
 }
 
