@@ -154,7 +154,6 @@ fn lookups(fib: &Fib, what: &str) {
         median(&v4, one_v4),
         median(&v4, |burst| {
             let steps = fib.v4().steps();
-            burst.iter().for_each(|&address| steps.prefetch(address));
             for (&address, slot) in burst.iter().zip(&mut slots) {
                 *slot = steps.enter(address);
             }
@@ -170,7 +169,6 @@ fn lookups(fib: &Fib, what: &str) {
         median(&v6, one_v6),
         median(&v6, |burst| {
             let steps = fib.v6().steps();
-            burst.iter().for_each(|&address| steps.prefetch(address));
             for (&address, slot) in burst.iter().zip(&mut slots) {
                 *slot = steps.enter(address);
             }

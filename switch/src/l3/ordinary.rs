@@ -137,36 +137,32 @@ impl Stage {
             }
             let (source, destination) = F::apart(F::both_of(head));
             if F::may_pass(source, destination, at) {
-                routes.prefetch(destination);
-                packets[count % BURST] = Plain { destination, slot: 0, frame: i as u8 };
+                packets[count % BURST] =
+                    Plain { destination, slot: routes.enter(destination), frame: i as u8 };
                 count += 1;
             }
         }
-        let packets = &mut packets[..count];
-        for packet in packets.iter_mut() {
-            packet.slot = routes.enter(packet.destination);
-        }
         // Packets that follow each other mostly take the same path, and then the same way.
-        let mut last = PathId::NONE;
+        let mut last: Option<PathId> = None;
         let mut way = Way::NONE;
         let mut place = None;
         let longest = burst.longest();
-        let mut left = frames;
-        for packet in packets.iter() {
+        let mut taken = 0;
+        for packet in &packets[..count] {
             let i = usize::from(packet.frame) % BURST;
             let set = NextHopSetId::found(routes.finish(packet.slot, packet.destination));
             let path = fib.choose(set, || {
                 let key = Compact::<F>::of_ordinary(burst.snapshot(i));
                 at.router.conntrack.table::<F>().hash_compact(&key) as u32
             });
-            if path != last {
+            if Some(path) != last {
                 self.went(place, &way);
                 place = start_of(at, path, F::wide(packet.destination))
                     .ok()
                     .map(|hop| self.place_of_way(hop, at));
                 way = place.map_or(Way::NONE, |place| *self.ways.at(place));
                 // To a network of our own each packet may go elsewhere.
-                last = if fib.path(path).is_via() { path } else { PathId::NONE };
+                last = fib.path(path).is_via().then_some(path);
             }
             if !way.fits(longest) && !way.fits(burst.frame_len(i)) {
                 continue;
@@ -174,10 +170,10 @@ impl Stage {
             let head = burst.snapshot_mut(i);
             rewrite::decrement_ttl_ordinary::<F::Address>(head);
             way.take(1 << i, head);
-            left &= !(1 << i);
+            taken |= 1 << i;
         }
         self.went(place, &way);
-        left
+        frames & !taken
     }
 
     /// Notes what took a way that was at hand.

@@ -1,6 +1,7 @@
 //! Connections balanced by a router without ports: packets go in as bytes and come out as bytes, so that a client's and
 //! a server's view can be told to the byte.
 
+mod bursts;
 mod cases;
 mod cost;
 mod golden;

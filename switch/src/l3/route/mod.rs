@@ -51,11 +51,6 @@ impl NextHopSetId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathId(u32);
 
-impl PathId {
-    /// No path at all.
-    pub const NONE: Self = Self(0);
-}
-
 /// Where one path leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Path {

@@ -190,12 +190,16 @@ impl World {
     }
 
     pub(super) fn put_with(&mut self, network: u8, frame: &[u8], header: NetHeader) -> Vec<Out> {
+        self.put_all(network, &[(header, frame)])
+    }
+
+    /// The same with several frames, a burst.
+    pub(super) fn put_all(&mut self, network: u8, frames: &[(NetHeader, &[u8])]) -> Vec<Out> {
         self.epochs.quiesce(0);
         let port = u16::from(network) - 1;
         let Self { router, stage, now, counters, burst, .. } = self;
         let (interface, now) = (router.interface(port).expect("there").clone(), *now);
         let mut out = Vec::new();
-        let (head, rest) = frame.split_at(frame.len().min(SNAPSHOT));
         let mut take = |burst: &mut Burst, port: u16, frames: u64| {
             for i in (0..64).filter(|i| frames >> i & 1 == 1) {
                 let mut bytes = vec![0; burst.frame_len(i)];
@@ -204,7 +208,12 @@ impl World {
             }
         };
         burst.with_slices(
-            |filler| assert!(filler.push(header, head, rest)),
+            |filler| {
+                for &(header, frame) in frames {
+                    let (head, rest) = frame.split_at(frame.len().min(SNAPSHOT));
+                    assert!(filler.push(header, head, rest));
+                }
+            },
             |burst| {
                 let at = Arrival { router, interface: &interface, port, now, counted: &counters[0].rx };
                 let all = burst.all();

@@ -112,13 +112,7 @@ pub struct Steps<'a, K> {
 }
 
 impl<K: Bits> Steps<'_, K> {
-    /// First, for all: asks for the root's slot.
-    #[inline(always)]
-    pub fn prefetch(&self, key: K) {
-        crate::memory::prefetch(&self.root[key.first16() % ROOT]);
-    }
-
-    /// Second, for all: reads that slot, and asks for the node that it leads to.
+    /// First, for all: reads the root's slot, and asks for the node that it leads to.
     #[inline(always)]
     pub fn enter(&self, key: K) -> u32 {
         // A node is written before the slot that leads to it.
