@@ -66,15 +66,16 @@ fn after_zeros(mut register: u32, bytes: usize) -> u32 {
 /// how long all are, so that only ports that stay are right.
 pub fn set_ports(head: &mut [u8], headers: &Headers, source: u16, destination: u16) {
     let at = usize::from(headers.transport);
-    let before = at - usize::from(headers.network);
-    let Some(len) = (headers.len as usize).checked_sub(before).filter(|&len| len >= HEADER_LEN) else {
-        return;
-    };
+    let len = at
+        .checked_sub(usize::from(headers.network))
+        .and_then(|before| (headers.len as usize).checked_sub(before))
+        .filter(|&len| len >= HEADER_LEN);
+    let Some(len) = len else { return };
     let Some(header) = head.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<HEADER_LEN>()) else {
         return;
     };
-    let new = [source.to_be_bytes(), destination.to_be_bytes()].concat();
-    if header[..4] == new[..] || headers.fragment == Fragment::Later {
+    let new = (u32::from(source) << 16 | u32::from(destination)).to_be_bytes();
+    if header[..4] == new || headers.fragment == Fragment::Later {
         return;
     }
     let difference: [u8; 4] = std::array::from_fn(|n| header[n] ^ new[n]);

@@ -82,7 +82,7 @@ proptest! {
 
     #[test]
     fn errors_quote_what_was_sent(
-        v6: bool, payload in proptest::collection::vec(any::<u8>(), 0..2000), at_hand in 60..2100_usize, mtu: u32
+        v6: bool, payload in proptest::collection::vec(any::<u8>(), 0..2000), at_hand in 62..2100_usize, mtu: u32
     ) {
         let sent = Tcp { payload, ..Tcp::new(v6, 0) }.bytes(Checksum::Whole);
         let about = &sent[14..sent.len().min(at_hand)];
