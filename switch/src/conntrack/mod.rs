@@ -135,11 +135,11 @@ impl Local {
     }
 
     /// What is to be done once a turn, after [`Epochs::quiesce`], when the worker holds no [`Ref`]; and once a second
-    /// by a worker that sleeps, unless [`Local::is_idle`]. Bounded: at worst some ten microseconds.
+    /// by a worker that sleeps, unless [`Local::is_idle`]. Bounded: at worst some ten microseconds; true if that was not
+    /// enough, so that the next turn had better come soon.
     #[inline]
-    pub fn turn(&mut self, conntrack: &Conntrack, now: u32) {
-        self.v4.turn(&conntrack.v4, now);
-        self.v6.turn(&conntrack.v6, now);
+    pub fn turn(&mut self, conntrack: &Conntrack, now: u32) -> bool {
+        self.v4.turn(&conntrack.v4, now) | self.v6.turn(&conntrack.v6, now)
     }
 
     /// Whether a sleeping worker need not be woken for its connections.

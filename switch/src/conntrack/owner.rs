@@ -292,19 +292,16 @@ impl<F: Family> Owner<F> {
         Ok(slot.original())
     }
 
-    /// What is to be done once a turn, when the worker holds no [`Ref`], after it has quiesced.
+    /// What is to be done once a turn, when the worker holds no [`Ref`], after it has quiesced; whether connections wait
+    /// whose time is over.
     #[inline]
-    pub(super) fn turn(&mut self, table: &Table<F>, now: u32) {
+    pub(super) fn turn(&mut self, table: &Table<F>, now: u32) -> bool {
         self.patience = PATIENCE;
         for _ in 0..MESSAGES_PER_TURN {
             let Some(slot) = table.inbox(self.worker).take() else { break };
             self.look_at(table, Slot(slot), now);
         }
-        for _ in 0..DUE_PER_TURN / DUE_AT_ONCE {
-            if !self.keep_appointments(table, now) {
-                break;
-            }
-        }
+        let behind = (0..DUE_PER_TURN / DUE_AT_ONCE).all(|_| self.keep_appointments(table, now));
         if self.waiting.count > 0 && table.shared.epochs.passed(self.awaited) {
             self.recycle(table);
         }
@@ -312,6 +309,7 @@ impl<F: Family> Owner<F> {
             self.waiting = std::mem::replace(&mut self.dead, Chain::EMPTY);
             self.awaited = table.shared.epochs.advance();
         }
+        behind
     }
 
     /// Nobody can hold what waited.

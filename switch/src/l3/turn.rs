@@ -140,15 +140,17 @@ impl Stage {
         }
     }
 
-    /// Lets the worker's connections age; to be called when it holds no references into the tables.
+    /// Lets the worker's connections age; to be called when it holds no references into the tables. Whether there is more
+    /// of that to be done at once.
     #[inline]
-    pub fn age(&mut self, router: &RouterTable, now: u32) {
-        self.local.turn(&router.conntrack, now);
+    pub fn age(&mut self, router: &RouterTable, now: u32) -> bool {
+        let behind = self.local.turn(&router.conntrack, now);
         if let Some(gathering) = self.gathering
             && gathering.looked != now
         {
             self.forget_fragments(router, gathering, now);
         }
+        behind
     }
 
     /// Takes what the service thread wants sent; one worker does it.

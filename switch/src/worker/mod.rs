@@ -209,11 +209,11 @@ impl Worker {
     fn route(&mut self, now: u32) -> bool {
         let Some(router) = &self.tables.router else { return false };
         let (stage, id) = (&mut self.stage, self.handle.id);
-        stage.age(router, now);
-        let mut worked = false;
+        // Nobody sleeps over connections that are over.
+        let mut worked = stage.age(router, now);
         if id == 0 {
             stage.take_injected(router);
-            worked = stage.take_announced(router, now);
+            worked |= stage.take_announced(router, now);
         }
         if !stage.is_pending() {
             return worked;

@@ -128,3 +128,23 @@ fn queries_and_other_protocols_have_their_own_timeouts() {
     world.pass(1);
     assert!(world.find(gre).is_none());
 }
+
+#[test]
+fn a_worker_is_told_that_more_connections_are_over_than_a_turn_ends() {
+    let mut world = World::new(1000, 1);
+    for n in 0..500 {
+        world.begin(0, key(17, n), &UDP).expect("room");
+    }
+    world.now += 31;
+    let mut turns = 0;
+    loop {
+        world.epochs.quiesce(0);
+        turns += 1;
+        if !world.locals[0].turn(&world.conntrack, world.now) {
+            break;
+        }
+        assert!(turns < 100, "it comes to an end");
+    }
+    assert!(turns > 5, "each turn is bounded: {turns}");
+    assert_eq!((world.conntrack.shared.count(), world.counter("expired")), (0, 500));
+}
