@@ -9,6 +9,7 @@ mod address;
 mod bridge;
 mod check;
 mod conntrack;
+mod container;
 mod dhcp;
 mod interface;
 mod ipvs;
@@ -31,6 +32,10 @@ pub use address::{
 pub use bridge::{BridgeChange, BridgeSpec};
 pub use check::check_view;
 pub use conntrack::LimitChange;
+pub use container::{
+    AGENT_PORT, AgentAddress, CONTAINER_BRIDGE, CONTAINER_ID_MAX, ContainerId, ContainerRoute,
+    ContainerRouteMatch, ContainerSpec, Destination, NIC_ADDRESSES_MAX, NicSpec, TapOpen, container_id,
+};
 pub use dhcp::{ClasslessRoute, DNS_MAX, DhcpChange, RANGE_MAX, reservation, v4};
 pub use interface::{ADDRESSES_MAX, InterfaceChange, InterfaceSpec, check_mtu};
 pub use ipvs::{

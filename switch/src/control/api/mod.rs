@@ -29,6 +29,7 @@ macro_rules! parameters {
 mod bridge;
 mod check;
 mod conntrack;
+mod container;
 mod dhcp;
 mod fdb;
 mod interface;
@@ -44,6 +45,7 @@ mod worker;
 pub use bridge::*;
 pub use check::*;
 pub use conntrack::*;
+pub use container::*;
 pub use dhcp::*;
 pub use fdb::*;
 pub use interface::*;
