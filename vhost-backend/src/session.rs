@@ -416,7 +416,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let running = self.shared.rings()[index].control(|ring| ring.set_call(again(&call))).is_some();
         // An interrupt may have gone to the old descriptor, or nowhere: one too many does no harm.
         if let Some(call) = call.as_ref().filter(|_| running) {
-            let _ = call.write(1);
+            eventfd::signal(call);
         }
         self.vrings[index].call = call;
         Ok(())

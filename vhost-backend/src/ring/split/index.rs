@@ -4,6 +4,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::{Ring, UsedElem};
+use crate::eventfd;
 use crate::frame::BURST;
 use crate::ring::RingFault;
 use crate::ring::copy::prefetch_read;
@@ -120,7 +121,7 @@ impl Ring {
             flags & AVAIL_F_NO_INTERRUPT == 0
         };
         if wanted {
-            let _ = call.write(1);
+            eventfd::signal(call);
         }
     }
 

@@ -21,6 +21,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{RingFault, RingSetup};
+use crate::eventfd;
 use crate::frame::BURST;
 use crate::memory::GuestMap;
 use crate::net_header::{LEGACY_NET_HEADER_LEN, NET_HEADER_LEN};
@@ -207,7 +208,7 @@ impl Ring {
     /// Tells the frontend that the ring broke.
     pub(crate) fn report_fault(&self) {
         if let Some(err) = &self.err {
-            let _ = err.write(1);
+            eventfd::signal(err);
         }
     }
 }
