@@ -14,17 +14,22 @@ use std::{
     os::fd::AsRawFd,
     ptr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
 use crate::sigbus::{self, Guarded};
+use joined::{Joined, Piece};
+
+mod joined;
 
 /// Most regions of one guest: what QEMU's vhost-user asks for, and what we announce (`GET_MAX_MEM_SLOTS`).
 pub const MAX_SLOTS: usize = 509;
 /// Most bytes that one guest may share; one frontend must not use up the address space of all.
 pub const MAX_MEMORY: u64 = 8 << 40;
+/// Most rings' parts of one map that cross regions: three of each of 256 rings, some asked for in two lengths.
+const MAX_JOINED: usize = 2048;
 /// What guest addresses, frontend addresses and file offsets of a region must be multiples of.
 const REGION_ALIGN: u64 = 4096;
 
@@ -139,6 +144,8 @@ struct Slot {
 pub struct GuestMap {
     ranges: Vec<Range>,
     slots: Vec<Slot>,
+    /// Rings that cross regions, mapped once more in one piece.
+    joined: Mutex<Vec<Joined>>,
     /// The value of `sigbus::faults` for which `poisoned` holds.
     faults_seen: AtomicU32,
     poisoned: AtomicBool,
@@ -158,7 +165,13 @@ impl GuestMap {
 
     fn from_parts(ranges: Vec<Range>, slots: Vec<Slot>) -> Self {
         // Stale at once if a fault has ever been seen: the first question then looks at every mapping.
-        Self { ranges, slots, faults_seen: AtomicU32::new(0), poisoned: AtomicBool::new(false) }
+        Self {
+            ranges,
+            slots,
+            joined: Mutex::default(),
+            faults_seen: AtomicU32::new(0),
+            poisoned: AtomicBool::new(false),
+        }
     }
 
     /// This memory and one region more: `size` bytes at guest address `gpa`, which the frontend sees at `user_addr`
@@ -260,13 +273,66 @@ impl GuestMap {
         self.ranges.get(hint as usize).map(|range| (range.gpa, range.size, range.host))
     }
 
-    /// Where `len` bytes at the frontend's own address `user_addr` are in this process, if they lie in one region.
+    /// Copies guest memory from `gpa` on to `to`, from one region into the next where they are adjacent. False if part of
+    /// it lies outside of guest memory.
+    #[cold]
+    pub(crate) fn copy_out(&self, mut gpa: u64, mut to: &mut [u8]) -> bool {
+        let mut hint = 0;
+        while !to.is_empty() {
+            let Some((from, room)) = self.translate(gpa, &mut hint) else { return false };
+            let len = to.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            let (now, rest) = to.split_at_mut(len);
+            for (i, byte) in now.iter_mut().enumerate() {
+                // SAFETY: `translate` found `room` bytes, and `len` are not more. Volatile: the guest may write meanwhile.
+                *byte = unsafe { from.wrapping_add(i).read_volatile() };
+            }
+            to = rest;
+            gpa = gpa.wrapping_add(len as u64);
+        }
+        true
+    }
+
+    /// Where `len` bytes at the frontend's own address `user_addr` are in this process, in one piece. Where they cross
+    /// regions that are adjacent for the frontend, those pages are mapped once more, for as long as this map lives.
     pub fn user_range(&self, user_addr: u64, len: u64) -> Option<*mut u8> {
-        self.ranges.iter().zip(&self.slots).find_map(|(range, slot)| {
+        let within_one = self.ranges.iter().zip(&self.slots).find_map(|(range, slot)| {
             let offset = user_addr.checked_sub(slot.user_addr)?;
             let rest = range.size.checked_sub(offset)?;
             (len <= rest && rest > 0).then(|| range.host.wrapping_add(offset as usize))
-        })
+        });
+        within_one.or_else(|| self.joined_range(user_addr, len))
+    }
+
+    #[cold]
+    fn joined_range(&self, user_addr: u64, len: u64) -> Option<*mut u8> {
+        let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = joined.iter().find_map(|piece| piece.find(user_addr, len)) {
+            return Some(at);
+        }
+        // A frontend that names ever new addresses must not fill our address space.
+        if joined.len() >= MAX_JOINED {
+            return None;
+        }
+        let mut pieces = Vec::new();
+        let end = user_addr.checked_add(len)?;
+        let mut at = user_addr;
+        while at < end {
+            let (range, slot) = self.ranges.iter().zip(&self.slots).find(|(range, slot)| {
+                at.checked_sub(slot.user_addr).is_some_and(|offset| offset < range.size)
+            })?;
+            let offset = at - slot.user_addr;
+            let len = (range.size - offset).min(end - at);
+            pieces.push(Piece {
+                host: range.host as usize + offset as usize,
+                len: len as usize,
+                page: slot.mapping.page,
+            });
+            at += len;
+        }
+        let piece = Joined::new(user_addr, &pieces)?;
+        let at = piece.find(user_addr, len);
+        joined.push(piece);
+        at
     }
 
     /// Whether the frontend took memory away that was then touched: part of a region is now private zero pages.
@@ -281,7 +347,9 @@ impl GuestMap {
 
     #[cold]
     fn look_for_poison(&self, faults: u32) -> bool {
-        let poisoned = self.slots.iter().any(|s| s.mapping.guard.poisoned());
+        let joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        let poisoned = self.slots.iter().any(|s| s.mapping.guard.poisoned())
+            || joined.iter().any(|piece| piece.guard.poisoned());
         if poisoned {
             // Never unset: a mapping stays poisoned as long as it lives.
             self.poisoned.store(true, Ordering::Relaxed);
@@ -315,6 +383,8 @@ impl std::fmt::Debug for GuestMap {
 struct Mapping {
     base: *mut libc::c_void,
     len: usize,
+    /// Bytes of the pages that it consists of.
+    page: usize,
     guard: std::mem::ManuallyDrop<Guarded>,
 }
 
@@ -376,7 +446,7 @@ impl Mapping {
             }
         };
         let host = base.cast::<u8>().wrapping_add((offset - start) as usize);
-        Ok((Self { base, len, guard: std::mem::ManuallyDrop::new(guard) }, host))
+        Ok((Self { base, len, page: page as usize, guard: std::mem::ManuallyDrop::new(guard) }, host))
     }
 }
 

@@ -367,7 +367,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             for (address, len) in parts {
                 if self.map.user_range(address, len).is_none() {
                     let why = format!(
-                        "address {address:#x} and {len} bytes from there are not in one memory region"
+                        "address {address:#x} and {len} bytes from there are not all in guest memory"
                     );
                     return Err(self.refuse_ring(index, why));
                 }

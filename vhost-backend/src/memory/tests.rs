@@ -46,6 +46,64 @@ fn addresses_lead_into_the_file() {
     assert_eq!(map.user_range(0, 1), None);
 }
 
+/// Reads through a pointer of a map that still lives.
+fn bytes_at(at: *const u8, len: usize) -> Vec<u8> {
+    // SAFETY: the tests ask only for what a living map has vouched for.
+    unsafe { std::slice::from_raw_parts(at, len).to_vec() }
+}
+
+#[test]
+fn rings_may_cross_regions_that_are_adjacent_for_the_frontend() {
+    let (low, high) = (memfd(4 * PAGE), memfd(4 * PAGE));
+    low.write_all_at(b"ab", 3 * PAGE - 2).unwrap();
+    high.write_all_at(b"cdef", PAGE).unwrap();
+    // Far apart for the guest, side by side for the frontend; the second begins within its file.
+    let map = GuestMap::empty()
+        .with_region(0, 2 * PAGE, 0x10_0000, PAGE, &low)
+        .unwrap()
+        .with_region(64 * PAGE, 2 * PAGE, 0x10_0000 + 2 * PAGE, PAGE, &high)
+        .unwrap();
+    let edge = 0x10_0000 + 2 * PAGE;
+    let at = map.user_range(edge - 2, 6).unwrap();
+    assert_eq!(bytes_at(at, 6), b"abcdef");
+    // The same memory, not a copy, and the same place when asked again.
+    // SAFETY: within what was just found.
+    unsafe { at.add(3).write_volatile(b'X') };
+    let mut byte = [0];
+    high.read_exact_at(&mut byte, PAGE + 1).unwrap();
+    assert_eq!(byte, *b"X");
+    assert_eq!(map.user_range(edge - 1, 3), Some(at.wrapping_add(1)));
+    assert!(map.user_range(0x10_0000, 4 * PAGE).is_some(), "both as a whole");
+    assert_eq!(map.user_range(edge, 2 * PAGE + 1), None, "beyond the last one");
+    assert_eq!(map.user_range(0x10_0000 - 1, 2), None, "before the first one");
+    // A map without the region has no such place; the old one keeps it.
+    let less = map.without_region(64 * PAGE, 2 * PAGE, edge).unwrap();
+    assert_eq!(less.user_range(edge - 2, 6), None);
+    assert_eq!(bytes_at(at, 2), b"ab");
+
+    // And the file may shrink: its pages read as zeroes then, and the map is known to be spoilt.
+    high.set_len(0).unwrap();
+    assert_eq!(bytes_at(at.wrapping_add(2), 4), [0; 4]);
+    assert!(map.poisoned());
+}
+
+#[test]
+fn copies_cross_regions_that_are_adjacent_for_the_guest() {
+    let (low, high) = (memfd(PAGE), memfd(PAGE));
+    low.write_all_at(b"ab", PAGE - 2).unwrap();
+    high.write_all_at(b"cd", 0).unwrap();
+    let map = GuestMap::empty()
+        .with_region(PAGE, PAGE, 0x7000_0000, 0, &high)
+        .unwrap()
+        .with_region(0, PAGE, 0x1000_0000, 0, &low)
+        .unwrap();
+    let mut bytes = [0; 4];
+    assert!(map.copy_out(PAGE - 2, &mut bytes));
+    assert_eq!(&bytes, b"abcd");
+    assert!(!map.copy_out(2 * PAGE - 2, &mut bytes), "beyond the end");
+    assert!(!map.copy_out(u64::MAX - 1, &mut bytes));
+}
+
 #[test]
 fn a_new_map_shares_the_mappings_of_the_old() {
     let file = memfd(4 * PAGE);

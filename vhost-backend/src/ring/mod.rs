@@ -51,7 +51,7 @@ pub enum RingFault {
     /// The size is no power of two, or is out of range.
     #[error("the ring's size is not a power of two of at most 32768")]
     BadSize = 1,
-    /// The descriptor table or a ring does not lie wholly in one memory region.
+    /// The descriptor table or a ring does not lie wholly in guest memory.
     #[error("the ring's address does not lie in guest memory")]
     RingNotMapped,
     /// The descriptor table or a ring is not aligned as the specification demands.

@@ -126,6 +126,15 @@ const USER: u64 = 0x7e00_0000_0000;
 impl Guest {
     /// A guest with regions of these guest addresses and sizes.
     pub(crate) fn new(regions: &[(u64, u64)]) -> Self {
+        Self::placed(regions, |i, gpa| gpa + USER + (i << 32))
+    }
+
+    /// The same, whose frontend has everything in one piece: what is adjacent for the guest is adjacent for it, too.
+    pub(crate) fn in_one_piece(regions: &[(u64, u64)]) -> Self {
+        Self::placed(regions, |_, gpa| gpa + USER)
+    }
+
+    fn placed(regions: &[(u64, u64)], user: impl Fn(u64, u64) -> u64) -> Self {
         let mut map = GuestMap::empty();
         let (mut made, mut guards) = (Vec::new(), Vec::new());
         for (i, &(gpa, size)) in regions.iter().enumerate() {
@@ -149,7 +158,7 @@ impl Guest {
                 own.at.write_bytes(CANARY, PAGE);
                 own.at.add(PAGE + size as usize).write_bytes(CANARY, len - PAGE - size as usize);
             }
-            let user = gpa + USER + ((i as u64) << 32);
+            let user = user(i as u64, gpa);
             map = map.with_region(gpa, size, user, PAGE as u64, &file).expect("with_region");
             let at = map.user_range(user, size).expect("user_range") as usize;
             guards.extend(guard(at - GUARD));

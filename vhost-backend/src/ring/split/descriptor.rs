@@ -20,6 +20,17 @@ pub(super) enum More {
     No,
 }
 
+/// Where a table of descriptors is.
+#[derive(Clone, Copy)]
+enum Table {
+    /// In one piece, aligned for a descriptor.
+    Aligned(*const Descriptor),
+    /// In one piece, at any address.
+    Odd(*const Descriptor),
+    /// At this guest address, from one region into the next, if it is mapped at all.
+    Scattered(u64),
+}
+
 /// A region of guest memory at hand: its first guest address, its bytes, and where it is here.
 #[derive(Clone, Copy)]
 pub(super) struct Region {
@@ -64,6 +75,23 @@ impl Ring {
         unsafe { std::mem::transmute::<[u8; 16], Descriptor>(at.read_volatile()) }
     }
 
+    /// Reads descriptor `index` of the table at guest address `table`, once, wherever its bytes lie.
+    #[cold]
+    fn read_scattered(&self, table: u64, index: u16) -> Result<Descriptor, RingFault> {
+        let mut bytes = [0; 16];
+        let at = table.checked_add(16 * u64::from(index));
+        if !at.is_some_and(|at| self.map.copy_out(at, &mut bytes)) {
+            return Err(RingFault::BufferNotMapped);
+        }
+        let [a, b, c, d, e, f, g, h, len @ .., i, j, k, l] = bytes;
+        Ok(Descriptor {
+            addr: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            len: u32::from_le_bytes(len),
+            flags: u16::from_le_bytes([i, j]),
+            next: u16::from_le_bytes([k, l]),
+        })
+    }
+
     /// Where `len` bytes at `addr` lie, if they lie within one region.
     #[inline(always)]
     pub(super) fn whole(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
@@ -92,11 +120,11 @@ impl Ring {
         write: bool,
         mut piece: impl FnMut(*mut u8, u32) -> Result<More, RingFault>,
     ) -> Result<(), RingFault> {
-        let mut table = self.desc;
+        let mut table = Table::Aligned(self.desc);
         let mut table_len = self.size;
         let mut index = head;
         let mut budget = u32::from(self.size.min(LONGEST_CHAIN));
-        let (mut in_indirect, mut aligned) = (false, true);
+        let mut in_indirect = false;
         loop {
             if index >= table_len {
                 return Err(RingFault::BadDescriptor);
@@ -105,9 +133,13 @@ impl Ring {
                 return Err(RingFault::ChainTooLong);
             }
             budget -= 1;
-            // SAFETY: `index` is below the table's length; the table is mapped (checked below or by `set_map`).
-            let desc =
-                unsafe { if aligned { Self::read(table, index) } else { Self::read_odd(table, index) } };
+            let desc = match table {
+                // SAFETY: `index` is below the table's length; the table is mapped (checked by `set_map` or below).
+                Table::Aligned(table) => unsafe { Self::read(table, index) },
+                // SAFETY: as above.
+                Table::Odd(table) => unsafe { Self::read_odd(table, index) },
+                Table::Scattered(at) => self.read_scattered(at, index)?,
+            };
             if desc.flags & F_INDIRECT != 0 {
                 // Section 2.7.5.3.1: no nesting, not together with NEXT. It also says that a table is at most as long as
                 // the queue, but Linux fills longer ones when the queue is tiny, and other devices take them.
@@ -121,10 +153,13 @@ impl Ring {
                 {
                     return Err(RingFault::BadIndirect);
                 }
-                let at = self.whole(desc.addr, desc.len).ok_or(RingFault::BufferNotMapped)?;
                 // Unlike the queue's own, these tables may lie anywhere.
-                aligned = at.align_offset(align_of::<Descriptor>()) == 0;
-                (table, table_len, index, in_indirect) = (at.cast(), count as u16, 0, true);
+                table = match self.whole(desc.addr, desc.len) {
+                    Some(at) if at.align_offset(align_of::<Descriptor>()) == 0 => Table::Aligned(at.cast()),
+                    Some(at) => Table::Odd(at.cast()),
+                    None => Table::Scattered(desc.addr),
+                };
+                (table_len, index, in_indirect) = (count as u16, 0, true);
                 budget = count;
                 continue;
             }
