@@ -8,7 +8,10 @@
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::{
-    virtio_config::{VIRTIO_F_ANY_LAYOUT, VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1},
+    virtio_config::{
+        VIRTIO_F_ANY_LAYOUT, VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFY_ON_EMPTY, VIRTIO_F_RING_PACKED,
+        VIRTIO_F_VERSION_1,
+    },
     virtio_net::{
         VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
         VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
@@ -22,7 +25,7 @@ use virtio_bindings::{
 pub const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 /// Bits that are offered, with the names that operators see.
-const OFFERED: [(u32, &str); 19] = [
+const OFFERED: [(u32, &str); 21] = [
     (VIRTIO_NET_F_CSUM, "CSUM"),
     (VIRTIO_NET_F_GUEST_CSUM, "GUEST_CSUM"),
     (VIRTIO_NET_F_MTU, "MTU"),
@@ -36,18 +39,20 @@ const OFFERED: [(u32, &str); 19] = [
     (VIRTIO_NET_F_CTRL_VQ, "CTRL_VQ"),
     (VIRTIO_NET_F_GUEST_ANNOUNCE, "GUEST_ANNOUNCE"),
     (VIRTIO_NET_F_MQ, "MQ"),
+    (VIRTIO_F_NOTIFY_ON_EMPTY, "NOTIFY_ON_EMPTY"),
     (VIRTIO_F_ANY_LAYOUT, "ANY_LAYOUT"),
     (VIRTIO_RING_F_INDIRECT_DESC, "INDIRECT_DESC"),
     (VIRTIO_RING_F_EVENT_IDX, "EVENT_IDX"),
     (PROTOCOL_FEATURES.trailing_zeros(), "PROTOCOL_FEATURES"),
     (VIRTIO_F_VERSION_1, "VERSION_1"),
+    (VIRTIO_F_RING_PACKED, "RING_PACKED"),
     (VIRTIO_F_IN_ORDER, "IN_ORDER"),
 ];
 
 /// The feature word that GET_FEATURES answers.
 ///
 /// IN_ORDER: rings give buffers back in the order they were made available. MTU: the frontend may tell its guest one.
-/// LOG_ALL (live migration), packed rings and UDP segmentation are not there.
+/// LOG_ALL (live migration) and UDP segmentation are not there.
 pub fn offered() -> u64 {
     OFFERED.iter().fold(0, |word, (bit, _)| word | 1 << bit)
 }

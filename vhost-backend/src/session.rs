@@ -60,7 +60,7 @@ struct Vring {
     size: u16,
     addresses: Option<Addresses>,
     /// Where to begin; while the ring runs, where it began.
-    base: u16,
+    base: Option<u32>,
     kick: Kick,
     call: Option<EventFd>,
     err: Option<EventFd>,
@@ -143,6 +143,11 @@ impl Session {
         }
     }
 
+    /// Whether the driver has chosen packed rings.
+    fn packed(&self) -> bool {
+        self.features.is_some_and(Ring::is_packed)
+    }
+
     /// Starts a ring if it does not run and nothing is missing.
     fn start(&mut self, index: usize) -> std::result::Result<(), RingFault> {
         let (Some(features), Some(vring)) = (self.features, self.vrings.get_mut(index)) else {
@@ -171,7 +176,7 @@ impl Session {
         };
         self.shared.rings()[index].start(Ring::new(setup)?);
         vring.running = true;
-        debug!(port = self.port, "{} starts at {}", ring_name(index), vring.base);
+        debug!(port = self.port, "{} starts at {:#x}", ring_name(index), vring.base.unwrap_or(0));
         Ok(())
     }
 
@@ -186,8 +191,8 @@ impl Session {
     fn stop(&mut self, index: usize) {
         let vring = &mut self.vrings[index];
         if let Some(ring) = self.shared.rings()[index].stop() {
-            vring.base = ring.next_avail();
-            debug!(port = self.port, "{} stops at {}", ring_name(index), vring.base);
+            vring.base = Some(ring.base());
+            debug!(port = self.port, "{} stops at {:#x}", ring_name(index), ring.base());
         }
         vring.running = false;
     }
@@ -336,8 +341,9 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
         let index = self.index(index)?;
-        if num == 0 || num > MAX_RING || !num.is_power_of_two() {
-            let why = format!("size {num} is not a power of two from 1 to {MAX_RING}");
+        if num == 0 || num > MAX_RING || !(self.packed() || num.is_power_of_two()) {
+            let kind = if self.packed() { "number" } else { "power of two" };
+            let why = format!("size {num} is not a {kind} from 1 to {MAX_RING}");
             return Err(self.refuse_ring(index, why));
         }
         // MAX_RING fits.
@@ -361,10 +367,10 @@ impl VhostUserBackendReqHandlerMut for Session {
     ) -> Result<()> {
         let index = self.index(index)?;
         let at = Addresses { desc: descriptor, avail: available, used };
-        let size = u64::from(self.vrings[index].size);
-        if self.map.regions() > 0 && size > 0 {
-            let parts = [(at.desc, 16 * size), (at.avail, 4 + 2 * size), (at.used, 4 + 8 * size)];
-            for (address, len) in parts {
+        let size = self.vrings[index].size;
+        if let (Some(features), true) = (self.features, self.map.regions() > 0 && size > 0) {
+            let parts = Ring::parts(features, size);
+            for (address, len) in [at.desc, at.avail, at.used].into_iter().zip(parts) {
                 if self.map.user_range(address, len).is_none() {
                     let why = format!(
                         "address {address:#x} and {len} bytes from there are not all in guest memory"
@@ -382,11 +388,11 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         let index = self.index(index)?;
-        let Ok(base) = u16::try_from(base) else {
+        if !self.packed() && base > u32::from(u16::MAX) {
             return Err(self.refuse_ring(index, format!("base {base} does not fit a split ring's 16 bits")));
-        };
+        }
         self.stop(index);
-        self.vrings[index].base = base;
+        self.vrings[index].base = Some(base);
         self.start_or_refuse(index)
     }
 
@@ -397,7 +403,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         // Both come anew before the ring runs again.
         vring.kick = Kick::Unknown;
         vring.call = None;
-        let base = u32::from(vring.base);
+        let base = vring.base.unwrap_or(0);
         self.shared.publish();
         Ok(VhostUserVringState::new(index, base))
     }

@@ -174,7 +174,7 @@ fn refusals() {
         ("kick of ring 255", |vmm| vmm.frontend.set_vring_kick(255, &vmm.kicks[0]).map(|()| 0)),
         ("call of ring 255", |vmm| vmm.frontend.set_vring_call(255, &vmm.calls[0]).map(|()| 0)),
         ("enable of ring 2", |vmm| vmm.frontend.set_vring_enable(2, true).map(|()| 0)),
-        ("features", |vmm| vmm.frontend.set_features(features::offered() | 1 << 34).map(|()| 0)),
+        ("features", |vmm| vmm.frontend.set_features(features::offered() | 1 << 63).map(|()| 0)),
         ("misaligned", |vmm| {
             let mut addresses = Vmm::addresses(0);
             addresses.used_ring_addr += 2;

@@ -91,7 +91,7 @@ fn queue<'a>(
         desc: queue.desc_table_ptr() as u64,
         avail: queue.driver_area_ptr() as u64,
         used: queue.device_area_ptr() as u64,
-        base: 0,
+        base: None,
         features,
         map: map.clone(),
         kick: Some(kick.clone()),

@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::split::Ring;
-use super::{Delivered, RingFault, Served};
+use super::{Delivered, Ring, RingFault, Served};
 use crate::frame::Burst;
 
 /// What a worker that wants to sleep learns from a ring.

@@ -1,37 +1,45 @@
 //! Virtio rings, device side: what a worker fetches from a guest and delivers to it.
 //!
 //! [`cell::RingCell`] is where a ring lives: the control thread puts it in and takes it out, workers use it for a
-//! burst at a time under its lock. [`split::Ring`] is the split virtqueue (virtio 1.3, section 2.7).
+//! burst at a time under its lock. [`Ring`] is a virtqueue of either layout: split (virtio 1.3, section 2.7) or packed
+//! (section 2.8), as the driver has chosen; which one is asked once for each burst and not for each packet.
 //!
 //! Whatever lies in guest memory may be a lie and may change at any time. Every descriptor is read once into locals,
 //! every address is checked against the [`GuestMap`](crate::memory::GuestMap) before use, and a ring that breaks the
 //! specification's rules is taken out of service with a [`RingFault`]; nobody else notices.
 
 pub mod cell;
+mod common;
 mod copy;
-pub mod split;
+mod gather;
+mod packed;
+mod scatter;
+mod split;
 
 use std::sync::Arc;
 
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::eventfd;
+use crate::frame::Burst;
 use crate::memory::GuestMap;
 
 pub use cell::RingCell;
-pub use split::Ring;
+use common::Common;
 
 /// What the control thread knows about a ring when it starts it (vhost-user: SET_VRING_NUM, _ADDR, _BASE, _KICK, _CALL).
 pub struct RingSetup {
-    /// Entries, a power of two up to 32768.
+    /// Entries, up to 32768; of a split ring a power of two.
     pub size: u16,
     /// Descriptor table, as an address of the frontend.
     pub desc: u64,
-    /// Available ring, likewise.
+    /// Available ring, or the driver's event area of a packed ring, likewise.
     pub avail: u64,
-    /// Used ring, likewise.
+    /// Used ring, or the device's event area of a packed ring, likewise.
     pub used: u64,
-    /// Next available index, where the ring was stopped.
-    pub base: u16,
+    /// Where the ring was stopped, as [`Ring::base`] says it; `None` for a ring that nobody has used yet.
+    pub base: Option<u32>,
     /// Virtio features that the driver accepted.
     pub features: u64,
     /// The guest's memory.
@@ -49,7 +57,7 @@ pub struct RingSetup {
 #[repr(u8)]
 pub enum RingFault {
     /// The size is no power of two, or is out of range.
-    #[error("the ring's size is not a power of two of at most 32768")]
+    #[error("the ring's size is not possible: 1 to 32768 entries, a power of two if the ring is split")]
     BadSize = 1,
     /// The descriptor table or a ring does not lie wholly in guest memory.
     #[error("the ring's address does not lie in guest memory")]
@@ -81,6 +89,9 @@ pub enum RingFault {
     /// The frontend truncated the file behind the guest's memory.
     #[error("the guest's memory was taken away by its frontend")]
     MemoryGone,
+    /// The frontend lets a packed ring begin behind its end.
+    #[error("the ring's base lies beyond its end")]
+    BadBase,
 }
 
 impl RingFault {
@@ -99,6 +110,7 @@ impl RingFault {
             BadIndirect,
             HeaderTooShort,
             MemoryGone,
+            BadBase,
         ]
         .into_iter()
         .find(|fault| fault.code() == code)
@@ -131,4 +143,146 @@ pub struct Delivered {
     pub too_small: u64,
     /// The ring is not running (or broke at this burst).
     pub stopped: u64,
+}
+
+/// What who looks at a chain says after each piece.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum More {
+    Yes,
+    No,
+}
+
+/// What became of one frame.
+enum Placed {
+    Whole,
+    NoBuffers,
+    TooSmall,
+}
+
+/// A running virtqueue.
+pub struct Ring(Layout);
+
+enum Layout {
+    Split(split::Ring),
+    Packed(packed::Ring),
+}
+
+/// The same for both layouts.
+macro_rules! either {
+    ($self:expr, $ring:ident => $what:expr) => {
+        match $self {
+            Layout::Split($ring) => $what,
+            Layout::Packed($ring) => $what,
+        }
+    };
+}
+
+impl Ring {
+    /// Whether rings are packed with these features.
+    pub(crate) fn is_packed(features: u64) -> bool {
+        features >> VIRTIO_F_RING_PACKED & 1 == 1
+    }
+
+    /// Bytes of the three parts of a ring of `size` entries, in the order of [`RingSetup`].
+    pub(crate) fn parts(features: u64, size: u16) -> [u64; 3] {
+        let size = u64::from(size);
+        if Self::is_packed(features) { [16 * size, 4, 4] } else { [16 * size, 4 + 2 * size, 4 + 8 * size] }
+    }
+
+    /// Checks the setup and takes the ring over: a split one at its used index, a packed one at its base.
+    ///
+    /// # Errors
+    /// Bad size or base, or addresses that are misaligned or not wholly within one region of guest memory.
+    pub fn new(setup: RingSetup) -> Result<Self, RingFault> {
+        Ok(Self(if Self::is_packed(setup.features) {
+            Layout::Packed(packed::Ring::new(setup)?)
+        } else {
+            Layout::Split(split::Ring::new(setup)?)
+        }))
+    }
+
+    /// Where the ring stands (vhost-user: the answer to GET_VRING_BASE): the next available index of a split ring; of a
+    /// packed one the next descriptor to take in 15 bits and its wrap counter, and in the upper half the same of the
+    /// next one to give back.
+    pub fn base(&self) -> u32 {
+        either!(&self.0, ring => ring.base())
+    }
+
+    /// Moves the ring to another memory map, in which its addresses must be valid again.
+    ///
+    /// # Errors
+    /// The addresses are not in the new map; the ring then keeps the old one and is broken.
+    pub fn set_map(&mut self, map: Arc<GuestMap>) -> Result<(), RingFault> {
+        either!(&mut self.0, ring => ring.set_map(map))
+    }
+
+    fn common(&self) -> &Common {
+        either!(&self.0, ring => &ring.common)
+    }
+
+    fn common_mut(&mut self) -> &mut Common {
+        either!(&mut self.0, ring => &mut ring.common)
+    }
+
+    /// Replaces the descriptor by which the guest is interrupted.
+    pub fn set_call(&mut self, call: Option<EventFd>) {
+        self.common_mut().call = call;
+    }
+
+    /// Replaces the descriptor by which the guest kicks.
+    pub fn set_kick(&mut self, kick: Option<Arc<EventFd>>) {
+        self.common_mut().kick = kick;
+    }
+
+    /// Replaces the descriptor by which a fault is told.
+    pub fn set_err(&mut self, err: Option<EventFd>) {
+        self.common_mut().err = err;
+    }
+
+    /// The descriptor by which the guest kicks.
+    pub fn kick(&self) -> Option<&Arc<EventFd>> {
+        self.common().kick.as_ref()
+    }
+
+    /// Why the ring is out of service, if it is.
+    #[inline]
+    pub fn fault(&self) -> Option<RingFault> {
+        self.common().fault
+    }
+
+    /// Tells the frontend that the ring broke.
+    pub(crate) fn report_fault(&self) {
+        if let Some(err) = &self.common().err {
+            eventfd::signal(err);
+        }
+    }
+
+    /// Fills the (empty) burst with what the guest sent. Every chain taken must be given back by [`Ring::complete`]
+    /// once the burst is cleared.
+    #[inline]
+    pub(crate) fn fetch(&mut self, burst: &mut Burst) -> Served {
+        either!(&mut self.0, ring => ring.fetch(burst))
+    }
+
+    /// Gives back what `fetch` took.
+    #[inline]
+    pub(crate) fn complete(&mut self) {
+        either!(&mut self.0, ring => ring.complete());
+    }
+
+    /// Copies the frames of `mask` into the guest's buffers and publishes them, all at once.
+    #[inline]
+    pub(crate) fn deliver(&mut self, burst: &Burst, mask: u64) -> Delivered {
+        either!(&mut self.0, ring => ring.deliver(burst, mask))
+    }
+
+    /// Asks for a kick at the next buffer; true if there are buffers already.
+    pub(crate) fn arm(&mut self) -> bool {
+        either!(&mut self.0, ring => ring.arm())
+    }
+
+    /// Asks for no kicks.
+    pub(crate) fn disarm(&mut self) {
+        either!(&mut self.0, ring => ring.disarm());
+    }
 }

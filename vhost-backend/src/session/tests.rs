@@ -21,6 +21,7 @@ use super::*;
 use crate::{device::State, frame::Burst};
 
 const MEMORY: u64 = 1 << 16;
+const PACKED: u64 = 1 << 34;
 
 /// A number as liars like it.
 fn number() -> impl Strategy<Value = u64> {
@@ -57,6 +58,7 @@ fn message() -> impl Strategy<Value = Message> {
         // SET_FEATURES, SET_PROTOCOL_FEATURES
         any::<u64>().prop_map(move |word| plain(2, bytes(&[word & features::offered()]))),
         Just(plain(2, bytes(&[features::offered()]))),
+        Just(plain(2, bytes(&[features::offered() & !PACKED]))),
         any::<u64>().prop_map(move |word| plain(16, bytes(&[word & features::offered_protocol().bits()]))),
         // SET_OWNER, RESET_OWNER, RESET_DEVICE, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_MAX_MEM_SLOTS
         prop::sample::select(vec![3, 4, 34, 1, 15, 17, 36]).prop_map(move |request| plain(request, vec![])),
@@ -98,10 +100,10 @@ fn message() -> impl Strategy<Value = Message> {
 }
 
 /// What an honest frontend says until two rings run.
-fn boot() -> Vec<Message> {
+fn boot(packed: bool) -> Vec<Message> {
     let plain = |request, words: &[u64]| Message { request, body: bytes(words), memory: false, event: false };
     let mut messages = vec![
-        plain(2, &[features::offered()]),
+        plain(2, &[if packed { features::offered() } else { features::offered() & !PACKED }]),
         Message { memory: true, ..plain(5, &[1, 0, MEMORY, 0x10000, 0]) },
     ];
     for ring in 0..2 {
@@ -130,7 +132,10 @@ fn send(stream: &UnixStream, message: &Message, memory: RawFd, event: RawFd) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
     #[test]
-    fn nothing_that_is_said_breaks_a_session(messages in prop::collection::vec(message(), 1..60)) {
+    fn nothing_that_is_said_breaks_a_session(
+        packed in any::<bool>(),
+        messages in prop::collection::vec(message(), 1..60)
+    ) {
         let file = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(MEMORY).unwrap();
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
@@ -138,7 +143,7 @@ proptest! {
         shared.connected();
         let mut burst = Burst::new();
         let mut messages = messages.into_iter().peekable();
-        let mut booting = boot();
+        let mut booting = boot(packed);
         // One session after the other on the same rings: each ends with the first message that is refused.
         while messages.peek().is_some() {
             let session = Arc::new(Mutex::new(Session::new("port", shared.clone())));

@@ -355,7 +355,7 @@ impl Queue {
             desc: guest.user(self.desc),
             avail: guest.user(self.avail),
             used: guest.user(self.used),
-            base,
+            base: Some(base.into()),
             features,
             map: guest.map.clone(),
             kick: Some(wires.kick.clone()),

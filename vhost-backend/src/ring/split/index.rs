@@ -4,7 +4,6 @@ use std::ptr;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::{Ring, UsedElem};
-use crate::eventfd;
 use crate::frame::BURST;
 use crate::ring::RingFault;
 use crate::ring::copy::prefetch_read;
@@ -39,7 +38,7 @@ impl Ring {
     pub(super) fn pending(&mut self) -> usize {
         let pending = self.avail_idx().wrapping_sub(self.next_avail);
         if pending > self.size {
-            return self.broken(RingFault::AvailIndexJump);
+            return self.common.broken(RingFault::AvailIndexJump);
         }
         usize::from(pending)
     }
@@ -109,10 +108,12 @@ impl Ring {
         self.next_used = new;
         // SAFETY: mapped per `set_map`. Release: elements and buffers are visible before the index.
         unsafe { self.used_idx().store(new, Ordering::Release) };
-        let Some(call) = &self.call else { return };
+        if self.common.call.is_none() {
+            return;
+        }
         // The guest writes its wish and then looks at our index; we do it the other way round.
         fence(Ordering::SeqCst);
-        let wanted = if self.event_idx {
+        let wanted = if self.common.event_idx {
             let event = self.head_event();
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
@@ -120,8 +121,9 @@ impl Ring {
             let flags = unsafe { AtomicU16::from_ptr(self.avail.cast_mut()).load(Ordering::Relaxed) };
             flags & AVAIL_F_NO_INTERRUPT == 0
         };
-        if wanted {
-            eventfd::signal(call);
+        // A driver that asked to hear of it when the device has run out hears of it whatever else it said (section 6.3).
+        if wanted || self.common.notify_on_empty && self.avail_idx() == self.next_avail {
+            self.common.interrupt();
         }
     }
 
@@ -148,7 +150,7 @@ impl Ring {
 
     /// Asks for a kick at the next buffer; true if there are buffers already.
     pub(crate) fn arm(&mut self) -> bool {
-        if self.event_idx {
+        if self.common.event_idx {
             self.store_avail_event(self.next_avail);
         } else {
             self.store_used_flags(0);
@@ -160,7 +162,7 @@ impl Ring {
 
     /// Asks for no kicks. With EVENT_IDX the stale `avail_event` does that by itself.
     pub(crate) fn disarm(&mut self) {
-        if !self.event_idx {
+        if !self.common.event_idx {
             self.store_used_flags(USED_F_NO_NOTIFY);
         }
     }

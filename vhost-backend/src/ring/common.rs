@@ -1,0 +1,336 @@
+//! What a ring is whatever its layout: the guest's memory, what the driver accepted, and the descriptors by which both
+//! sides wake each other.
+
+use std::ptr;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFY_ON_EMPTY, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::copy::copy_upto_128;
+use super::{More, RingFault, RingSetup};
+use crate::eventfd;
+use crate::frame::{BURST, Burst, Frame, SNAPSHOT, Segment};
+use crate::memory::GuestMap;
+use crate::net_header::{LEGACY_NET_HEADER_LEN, NET_HEADER_LEN, NetHeader};
+
+/// `flags` of a descriptor: the chain goes on.
+pub(super) const F_NEXT: u16 = 1;
+/// `flags`: for the device to write; otherwise to read.
+pub(super) const F_WRITE: u16 = 2;
+/// `flags`: the buffer is a table of descriptors.
+pub(super) const F_INDIRECT: u16 = 4;
+/// Longest chain, and longest indirect table however short the queue is: QEMU's and Linux's own limit. It also bounds
+/// what a guest with a long queue and tiny buffers can make a worker do.
+pub(super) const LONGEST_CHAIN: u16 = 1024;
+/// Bytes of a descriptor in every table.
+pub(super) const DESCRIPTOR: u32 = 16;
+
+/// Where an indirect table is.
+#[derive(Clone, Copy)]
+pub(super) enum Table {
+    /// In one piece, at any address.
+    Whole(*const u8),
+    /// At this guest address, from one region into the next, if it is mapped at all.
+    Scattered(u64),
+}
+
+/// A region of guest memory at hand: its first guest address, its bytes, and where it is here.
+#[derive(Clone, Copy)]
+struct Region {
+    gpa: u64,
+    size: u64,
+    host: *mut u8,
+}
+
+impl Region {
+    /// A region of no bytes.
+    const NONE: Self = Self { gpa: 0, size: 0, host: ptr::null_mut() };
+
+    #[inline(always)]
+    fn whole(&self, addr: u64, len: u32) -> Option<*mut u8> {
+        let offset = addr.wrapping_sub(self.gpa);
+        (offset < self.size && u64::from(len) <= self.size - offset)
+            .then(|| self.host.wrapping_add(offset as usize))
+    }
+}
+
+/// The part of a ring that does not depend on its layout.
+pub(crate) struct Common {
+    pub(super) header_len: u8,
+    pub(super) mergeable: bool,
+    pub(super) indirect: bool,
+    pub(super) event_idx: bool,
+    pub(super) in_order: bool,
+    pub(super) notify_on_empty: bool,
+    /// Whether the guest may ask for checksum or segmentation; otherwise its header is not even read.
+    offloads: bool,
+    hint: u32,
+    /// The regions of `map` that were last used.
+    regions: [Region; 2],
+    pub(super) map: Arc<GuestMap>,
+    pub(super) fault: Option<RingFault>,
+    pub(super) kick: Option<Arc<EventFd>>,
+    pub(super) call: Option<EventFd>,
+    pub(super) err: Option<EventFd>,
+}
+
+// SAFETY: the pointers lead into guest memory, which belongs to no thread; `map` keeps it mapped wherever the ring goes.
+unsafe impl Send for Common {}
+
+fn has(features: u64, bit: u32) -> bool {
+    features >> bit & 1 == 1
+}
+
+impl Common {
+    /// What the setup says, all but where the ring is.
+    pub(super) fn new(setup: RingSetup) -> Self {
+        let modern = has(setup.features, VIRTIO_F_VERSION_1);
+        let mergeable = has(setup.features, VIRTIO_NET_F_MRG_RXBUF);
+        Self {
+            header_len: if modern || mergeable { NET_HEADER_LEN } else { LEGACY_NET_HEADER_LEN } as u8,
+            mergeable,
+            indirect: has(setup.features, VIRTIO_RING_F_INDIRECT_DESC),
+            event_idx: has(setup.features, VIRTIO_RING_F_EVENT_IDX),
+            in_order: has(setup.features, VIRTIO_F_IN_ORDER),
+            notify_on_empty: has(setup.features, VIRTIO_F_NOTIFY_ON_EMPTY),
+            offloads: [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6]
+                .iter()
+                .any(|&bit| has(setup.features, bit)),
+            hint: 0,
+            regions: [Region::NONE; 2],
+            map: setup.map,
+            fault: None,
+            kick: setup.kick,
+            call: setup.call,
+            err: setup.err,
+        }
+    }
+
+    /// Goes over to another memory map.
+    pub(super) fn use_map(&mut self, map: Arc<GuestMap>) {
+        self.map = map;
+        self.hint = 0;
+        self.regions = [Region::NONE; 2];
+    }
+
+    /// Where `len` bytes at `addr` lie, if they lie within one region.
+    #[inline(always)]
+    pub(super) fn whole(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+        match self.regions[0].whole(addr, len) {
+            Some(at) => Some(at),
+            None => self.whole_elsewhere(addr, len),
+        }
+    }
+
+    #[inline(never)]
+    fn whole_elsewhere(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+        // A large guest has memory below and above 4 GiB, and its buffers lie in both.
+        if let Some(at) = self.regions[1].whole(addr, len) {
+            return Some(at);
+        }
+        let (gpa, size, host) = self.map.region_of(addr)?;
+        self.regions = [Region { gpa, size, host }, self.regions[0]];
+        self.regions[0].whole(addr, len)
+    }
+
+    /// Gives the buffer at `addr` to `piece`; if it crosses regions, in several pieces.
+    #[inline]
+    pub(super) fn buffer(
+        &mut self,
+        mut addr: u64,
+        mut left: u32,
+        mut piece: impl FnMut(*mut u8, u32) -> Result<More, RingFault>,
+    ) -> Result<More, RingFault> {
+        while left > 0 {
+            let (ptr, room) = self.map.translate(addr, &mut self.hint).ok_or(RingFault::BufferNotMapped)?;
+            let len = u64::from(left).min(room) as u32;
+            if len == 0 {
+                return Err(RingFault::BufferNotMapped);
+            }
+            if piece(ptr, len)? == More::No {
+                return Ok(More::No);
+            }
+            addr = addr.wrapping_add(u64::from(len));
+            left -= len;
+        }
+        Ok(More::Yes)
+    }
+
+    /// The indirect table of `len` bytes at `addr`, and how many descriptors it has. `flags` are those of the descriptor
+    /// that names it.
+    pub(super) fn table(&mut self, addr: u64, len: u32, flags: u16) -> Result<(Table, u16), RingFault> {
+        // Sections 2.7.5.3.1 and 2.8.21: not together with NEXT. They also say that a table is at most as long as the
+        // queue, but Linux fills longer ones when the queue is tiny, and other devices take them.
+        let count = len / DESCRIPTOR;
+        if !self.indirect
+            || flags & F_NEXT != 0
+            || !len.is_multiple_of(DESCRIPTOR)
+            || count == 0
+            || count > u32::from(LONGEST_CHAIN)
+        {
+            return Err(RingFault::BadIndirect);
+        }
+        let table = self.whole(addr, len).map_or(Table::Scattered(addr), |at| Table::Whole(at));
+        Ok((table, count as u16))
+    }
+
+    /// Reads descriptor `index` of a table, once: its address, and the rest in one word.
+    ///
+    /// # Safety
+    /// The table must hold more than `index` descriptors.
+    #[inline]
+    pub(super) unsafe fn read(&self, table: Table, index: u16) -> Result<(u64, u64), RingFault> {
+        /// A word at any address.
+        #[repr(C, packed)]
+        struct Word(u64);
+        let at = match table {
+            Table::Whole(at) => at.wrapping_add(DESCRIPTOR as usize * usize::from(index)).cast::<Word>(),
+            Table::Scattered(table) => return self.read_scattered(table, index),
+        };
+        // SAFETY: per contract; volatile since the guest may write meanwhile.
+        Ok(unsafe { (at.read_volatile().0, at.add(1).read_volatile().0) })
+    }
+
+    #[cold]
+    fn read_scattered(&self, table: u64, index: u16) -> Result<(u64, u64), RingFault> {
+        let mut words = [[0; 8]; 2];
+        let at = table.checked_add(u64::from(DESCRIPTOR) * u64::from(index));
+        if !at.is_some_and(|at| self.map.copy_out(at, words.as_flattened_mut())) {
+            return Err(RingFault::BufferNotMapped);
+        }
+        Ok((u64::from_le_bytes(words[0]), u64::from_le_bytes(words[1])))
+    }
+
+    #[cold]
+    pub(super) fn broken<T: Default>(&mut self, fault: RingFault) -> T {
+        // Memory that was taken away reads as zeroes, which may look like any other fault.
+        self.fault = Some(if self.map.poisoned() { RingFault::MemoryGone } else { fault });
+        T::default()
+    }
+
+    /// Breaks the ring if memory was taken away from under what has just been done.
+    #[inline]
+    pub(super) fn look_for_poison(&mut self) {
+        if self.map.poisoned() {
+            self.fault = Some(RingFault::MemoryGone);
+        }
+    }
+
+    /// Appends the frames that lie, header first, in one piece each, up to the first that does not; how many.
+    ///
+    /// # Safety
+    /// All bytes of a piece that is not null are mapped, and they are more than the header's.
+    #[inline(always)]
+    pub(super) unsafe fn push_whole(&self, burst: &mut Burst, pieces: &[(*const u8, u32)]) -> usize {
+        let header_len = usize::from(self.header_len);
+        let first = burst.len;
+        let mut totals = burst.totals;
+        let mut pushed = 0;
+        for &(at, len) in pieces {
+            let slot = (first + pushed) % BURST;
+            if at.is_null() {
+                break;
+            }
+            let data = at.wrapping_add(header_len);
+            let len = len - header_len as u32;
+            let head_len = (len as usize).min(SNAPSHOT);
+            // SAFETY: the snapshot holds 128 bytes; header and `len` bytes of data are mapped. The segment is the rest
+            // of them, and the burst is cleared before the ring is let go (`RingCell::serve`).
+            let (header, tail) = unsafe {
+                copy_upto_128(data, burst.snapshots[slot].0.as_mut_ptr(), head_len);
+                (self.read_header(at), Segment::new(data.wrapping_add(head_len), len - head_len as u32))
+            };
+            totals.add(slot, len, &header);
+            burst.frames[slot] = Frame { len, head_len: head_len as u16, more: 0, more_at: 0, header, tail };
+            pushed += 1;
+        }
+        burst.totals = totals;
+        burst.len = first + pushed;
+        pushed
+    }
+
+    /// # Safety
+    /// At least 10 bytes at `at` are mapped.
+    #[inline(always)]
+    unsafe fn read_header(&self, at: *const u8) -> NetHeader {
+        if !self.offloads {
+            return NetHeader::default();
+        }
+        #[repr(C, packed)]
+        struct Words(u64, u16);
+        // SAFETY: per contract; packed words have no alignment. Volatile: what is looked at is what is kept, whatever the
+        // guest writes meanwhile. The last two bytes (`num_buffers`) mean nothing on this way.
+        let Words(first, last) = unsafe { at.cast::<Words>().read_volatile() };
+        // Neither flags nor a GSO type.
+        if first as u16 == 0 {
+            return NetHeader::default();
+        }
+        let mut full = [0; NET_HEADER_LEN];
+        full[..8].copy_from_slice(&first.to_le_bytes());
+        full[8..LEGACY_NET_HEADER_LEN].copy_from_slice(&last.to_le_bytes());
+        NetHeader::from_bytes(&full)
+    }
+
+    /// What the bytes of a header mean for this driver.
+    pub(super) fn header(&self, mut bytes: [u8; NET_HEADER_LEN]) -> NetHeader {
+        bytes[LEGACY_NET_HEADER_LEN..].fill(0);
+        if self.offloads { NetHeader::from_bytes(&bytes) } else { NetHeader::default() }
+    }
+
+    /// Puts frame `index` (below [`BURST`]) with its header into a buffer in one piece.
+    ///
+    /// # Safety
+    /// Header and frame have room at `to`.
+    #[inline(always)]
+    pub(super) unsafe fn place(&self, burst: &Burst, index: usize, to: *mut u8) {
+        let frame = &burst.frames[index];
+        let data = to.wrapping_add(usize::from(self.header_len));
+        let head_len = usize::from(frame.head_len);
+        // SAFETY: per contract; the snapshot has `head_len` bytes; segments are readable while the burst holds them, and
+        // together with the snapshot they are `len` bytes. They may overlap with `to` if a guest wants that; our snapshot
+        // does not.
+        unsafe {
+            self.write_header(to, &frame.header);
+            copy_upto_128(burst.snapshots[index].0.as_ptr(), data, head_len);
+            let mut at = data.wrapping_add(head_len);
+            if frame.more > 0 {
+                for segment in burst.tail(index) {
+                    ptr::copy(segment.ptr(), at, segment.len());
+                    at = at.wrapping_add(segment.len());
+                }
+            } else if !frame.tail.is_empty() {
+                ptr::copy(frame.tail.ptr(), at, frame.tail.len());
+            }
+        }
+    }
+
+    /// Writes the header of a frame that takes one buffer.
+    ///
+    /// # Safety
+    /// `header_len` bytes at `to` are mapped.
+    #[inline(always)]
+    unsafe fn write_header(&self, to: *mut u8, header: &NetHeader) {
+        let header = NetHeader { num_buffers: 1, ..*header };
+        // SAFETY: per contract. The struct is the header as it lies in memory (`repr(C)`, little-endian).
+        unsafe {
+            if usize::from(self.header_len) == NET_HEADER_LEN {
+                to.cast::<NetHeader>().write_unaligned(header);
+            } else {
+                copy_upto_128(ptr::from_ref(&header).cast(), to, LEGACY_NET_HEADER_LEN);
+            }
+        }
+    }
+
+    /// Interrupts the guest, if it can be.
+    #[inline]
+    pub(super) fn interrupt(&self) {
+        if let Some(call) = &self.call {
+            eventfd::signal(call);
+        }
+    }
+}
