@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use arguments::{Arguments, Bridge, Fdb, Noun, Placement, Port, Worker};
 use clap::{CommandFactory, Parser};
+
 use client::{Client, Failure};
 use serde::Serialize;
 use shunt_switch::config::arguments::one_line;
@@ -194,15 +195,31 @@ impl Asker {
                     pins,
                     guard: port.guard,
                     allow_address: port.allow_address,
+                    ingress_rate: port.limits.ingress_rate,
+                    ingress_burst: port.limits.ingress_burst,
+                    egress_rate: port.limits.egress_rate,
+                    egress_burst: port.limits.egress_burst,
                 };
                 self.ask(&request, silent)
             }
             Port::Del { name } => self.ask(&api::PortDel { name }, silent),
             Port::List => self.ask(&api::PortList {}, |ports| show::ports(ports)),
             Port::Show { name } => self.ask(&api::PortShow { name }, show::port),
-            Port::Set { name, mtu, worker, guard, allow_address, revoke_address } => {
+            Port::Set { name, mtu, worker, guard, allow_address, revoke_address, limits } => {
                 let (pins, unpin) = placements(&worker);
-                let request = api::PortSet { name, mtu, pins, unpin, guard, allow_address, revoke_address };
+                let request = api::PortSet {
+                    name,
+                    mtu,
+                    pins,
+                    unpin,
+                    guard,
+                    allow_address,
+                    revoke_address,
+                    ingress_rate: limits.ingress_rate,
+                    ingress_burst: limits.ingress_burst,
+                    egress_rate: limits.egress_rate,
+                    egress_burst: limits.egress_burst,
+                };
                 self.ask(&request, silent)
             }
         }

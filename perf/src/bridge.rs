@@ -88,7 +88,8 @@ impl Bridge {
     /// What a worker does for queue 0 of port `port` in one turn: fetch, classify, place, give back.
     #[inline(never)]
     pub fn turn(&mut self, port: usize) -> usize {
-        let from = Ingress { port: port as u16, fdb: &self.fdb, members: &self.members, guard: None };
+        let from =
+            Ingress { port: port as u16, fdb: &self.fdb, members: &self.members, guard: None, limit: None };
         let (ports, verdict, scratch) = (&self.ports, &mut self.verdict, &mut self.scratch);
         let finisher = &mut scratch.finisher;
         let counted = ports[port].rx_counters(0);

@@ -203,7 +203,13 @@ impl Router {
     pub fn turn(&mut self, port: usize) -> usize {
         self.epochs.quiesce(0);
         let bridge = &self.bridges[port];
-        let from = Ingress { port: port as u16, fdb: &bridge.fdb, members: &bridge.members, guard: None };
+        let from = Ingress {
+            port: port as u16,
+            fdb: &bridge.fdb,
+            members: &bridge.members,
+            guard: None,
+            limit: None,
+        };
         let (ports, verdict, scratch) = (&self.ports, &mut self.verdict, &mut self.scratch);
         let (stage, router) = (&mut self.stage, &self.table);
         let finisher = &mut scratch.finisher;

@@ -17,6 +17,20 @@ pub fn cycles() -> u64 {
     }
 }
 
+/// [`ticks`] in a second.
+pub const TICKS_PER_SECOND: u64 = 64_000_000_000;
+
+/// Time in units of 1/64 ns since somebody first asked: fine enough for a byte at 1 Tbit/s, and for nine years.
+#[inline]
+pub fn ticks() -> u64 {
+    /// Cycles at the beginning, and ticks a cycle with 32 binary digits behind the point.
+    static SCALE: OnceLock<(u64, u64)> = OnceLock::new();
+    let &(start, scale) =
+        SCALE.get_or_init(|| (cycles(), (((TICKS_PER_SECOND / 1_000_000) << 32) / cycles_per_us()).max(1)));
+    // Processors' counters may differ by some cycles at the very beginning.
+    ((u128::from(cycles().saturating_sub(start)) * u128::from(scale)) >> 32) as u64
+}
+
 fn start() -> Instant {
     static START: OnceLock<Instant> = OnceLock::new();
     *START.get_or_init(Instant::now)

@@ -50,6 +50,8 @@ reasons! {
     GuardNeighbour = "guard_neighbour",
     /// Received by a guarded port: an answer of a DHCP server or of a router, which the port must not be.
     GuardServer = "guard_server",
+    /// Received or to send: above the port's limit for this direction.
+    RateLimit = "rate_limit",
     /// To route: the IP packet is longer than its frame, or its headers than the bytes that are looked at.
     IpTruncated = "ip_truncated",
     /// To route: version or lengths of the IP header contradict each other.

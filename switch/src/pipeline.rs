@@ -6,11 +6,13 @@
 
 use vhost_backend::frame::{Burst, SNAPSHOT};
 
+use crate::clock;
 use crate::drops::DropReason;
 use crate::l2::fdb::{Fdb, Key, Learned};
 use crate::members::Verdict;
 use crate::packet;
 use crate::policy::guard::Guard;
+use crate::port::bucket::Bucket;
 use crate::stats::Direction;
 
 /// Ethernet header: two addresses and the type.
@@ -29,6 +31,8 @@ pub struct Ingress<'a> {
     pub members: &'a [u16],
     /// Who the port may send as; anybody if `None`.
     pub guard: Option<&'a Guard>,
+    /// How much it may send; anything if `None`.
+    pub limit: Option<&'a Bucket>,
 }
 
 /// What is to be done with a frame.
@@ -47,6 +51,11 @@ pub fn classify(burst: &mut Burst, from: &Ingress<'_>, now: u32, counted: &Direc
     let mut refused = if burst.offloads() == 0 { 0 } else { check_offloads(burst, counted) };
     if let Some(guard) = from.guard.filter(|guard| guard.is_active()) {
         refused |= check_senders(burst, refused, guard, counted);
+    }
+    if let Some(limit) = from.limit {
+        let above = !refused & burst.all() & !limit.admit(burst, burst.all() & !refused, clock::ticks());
+        counted.drop(DropReason::RateLimit, u64::from(above.count_ones()));
+        refused |= above;
     }
 
     // Frames of a burst mostly come from and go to the same station: what is the same in its first 16 bytes (addresses,
@@ -212,7 +221,7 @@ mod tests {
                 }
             },
             |burst| {
-                let from = Ingress { port: 1, fdb, members: &[1, 2, 3], guard };
+                let from = Ingress { port: 1, fdb, members: &[1, 2, 3], guard, limit: None };
                 classify(burst, &from, 5, &counters[0].rx, &mut verdict);
                 while let Some((port, mask)) = verdict.take() {
                     ways.insert(port, mask);

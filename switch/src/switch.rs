@@ -270,6 +270,7 @@ impl Switch {
         let number = self.free_number()?;
         let (attachment, mtu) = self.attach(&spec)?;
         let port = Port::new(number, attachment, mtu, self.workers.len());
+        port.set_limits(&spec.limits);
         if let (Some(mac), Asked::VhostUser { .. }) = (spec.mac, &spec.attachment) {
             // Whose address is known need not be learned, and nobody else can claim it.
             self.fix(spec.bridge.as_str(), mac, 0, number)?;
@@ -422,6 +423,12 @@ impl Switch {
             }
             member.pins.extend(change.pins.iter().copied());
             member.spec.guard = change.guard.or(member.spec.guard);
+            let limits = &mut member.spec.limits;
+            (limits.ingress, limits.egress) =
+                (change.ingress.of(limits.ingress), change.egress.of(limits.egress));
+            if (change.ingress, change.egress) != Default::default() {
+                member.port.set_limits(limits);
+            }
             member.spec.allow.retain(|network| !change.revoke.contains(network));
             for network in &change.allow {
                 if !member.spec.allow.contains(network) {

@@ -154,6 +154,10 @@ fn port_view(member: &Member) -> api::Port {
         guarded: false,
         leased_address: Vec::new(),
         allow_address: spec.allow.clone(),
+        ingress_rate: spec.limits.ingress.map(|rate| rate.bits),
+        ingress_burst: spec.limits.ingress.map(|rate| rate.burst),
+        egress_rate: spec.limits.egress.map(|rate| rate.bits),
+        egress_burst: spec.limits.egress.map(|rate| rate.burst),
     };
     match &spec.attachment {
         Asked::VhostUser { path, role } => {

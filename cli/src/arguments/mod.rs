@@ -165,7 +165,7 @@ pub(crate) enum Port {
     },
     /// Changes a port
     #[command(group(ArgGroup::new("change")
-        .args(["mtu", "worker", "guard", "allow_address", "revoke_address"]).required(true).multiple(true)))]
+        .args(["mtu", "worker", "guard", "allow_address", "revoke_address", "ingress_rate", "egress_rate"]).required(true).multiple(true)))]
     Set {
         /// Its name
         name: String,
@@ -184,7 +184,53 @@ pub(crate) enum Port {
         /// One that it may send from no longer
         #[arg(long, value_name = "A")]
         revoke_address: Vec<String>,
+        #[command(flatten)]
+        limits: Limits,
     },
+}
+
+/// Rate limits of a port.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Limits {
+    /// Bits per second that may reach whoever is behind the port, such as 500k, 10M, 2.5G; 0 or none: no limit
+    #[arg(long, value_name = "RATE", value_parser = bits)]
+    pub(crate) ingress_rate: Option<i64>,
+    /// Bits of them that may come at once after a pause [default: a tenth of a second's, at least 64 KiB]
+    #[arg(long, value_name = "BITS", value_parser = bits, requires = "ingress_rate")]
+    pub(crate) ingress_burst: Option<i64>,
+    /// Bits per second that may come from there
+    #[arg(long, value_name = "RATE", value_parser = bits)]
+    pub(crate) egress_rate: Option<i64>,
+    /// Bits of them that may come at once after a pause
+    #[arg(long, value_name = "BITS", value_parser = bits, requires = "egress_rate")]
+    pub(crate) egress_burst: Option<i64>,
+}
+
+/// A number of bits: digits, perhaps a fraction, and `k`, `M`, `G` or `T` for powers of 1000.
+fn bits(text: &str) -> Result<i64, String> {
+    let wrong = || "it must be a number of bits such as 800000, 500k, 10M or 2.5G".to_owned();
+    if text == "none" {
+        return Ok(0);
+    }
+    let digits = text.trim_end_matches(['k', 'M', 'G', 'T']);
+    let mut scale: i64 = match &text[digits.len()..] {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        _ => return Err(wrong()),
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+    if whole.is_empty() || !(whole.bytes().chain(fraction.bytes())).all(|b| b.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let mut sum = whole.parse::<i64>().ok().and_then(|whole| whole.checked_mul(scale)).ok_or_else(wrong)?;
+    for digit in fraction.bytes() {
+        scale /= 10;
+        sum = sum.saturating_add(i64::from(digit - b'0') * scale);
+    }
+    Ok(sum)
 }
 
 /// `port add ...`
@@ -233,6 +279,8 @@ pub(crate) struct PortAdd {
     /// An address or network that it may send from; may be given several times
     #[arg(long, value_name = "A")]
     pub(crate) allow_address: Vec<String>,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
 }
 
 /// `fdb ...`
@@ -403,6 +451,24 @@ mod tests {
     #[test]
     fn the_tree_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_of_bits() {
+        for (text, number) in [
+            ("0", 0),
+            ("none", 0),
+            ("500k", 500_000),
+            ("2.5G", 2_500_000_000),
+            ("1T", 1_000_000_000_000),
+            ("1.0005k", 1000),
+            ("5000000000", 5_000_000_000),
+        ] {
+            assert_eq!(bits(text), Ok(number), "{text}");
+        }
+        for bad in ["", "k", "1K", "1kM", "-1", "1e6", ".5M", "+1", "1 M", "99999999T"] {
+            assert!(bits(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

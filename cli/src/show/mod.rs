@@ -169,6 +169,14 @@ fn guard(port: &api::Port) -> String {
         .join(", ")
 }
 
+/// A rate limit: bits per second, and how many may come at once.
+fn limit(rate: Option<u64>, burst: Option<u64>) -> String {
+    match (rate, burst) {
+        (Some(rate), Some(burst)) => format!("{rate} bit/s, {burst} bit at once"),
+        _ => String::new(),
+    }
+}
+
 /// `port show`
 pub(crate) fn port(port: &api::Port) -> String {
     let state = match &port.reason {
@@ -197,6 +205,8 @@ pub(crate) fn port(port: &api::Port) -> String {
         ("queues", port.queues.to_string()),
         ("pins", joined(port.pins.iter().map(|pin| format!("{}={}", pin.queue, pin.core)))),
         ("guard", guard(port)),
+        ("ingress", limit(port.ingress_rate, port.ingress_burst)),
+        ("egress", limit(port.egress_rate, port.egress_burst)),
         ("features", joined(&port.features)),
         ("rx", direction(&port.rx)),
         ("tx", direction(&port.tx)),

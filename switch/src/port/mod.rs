@@ -4,6 +4,7 @@
 //! that somebody else made. [`Port::receive`] lends a burst to the pipeline, [`Port::send`] takes the frames that are
 //! to leave, after the checks and conversions that only the receiver's side can know: MTU and offloads.
 
+pub mod bucket;
 pub mod device;
 mod host_stack;
 pub mod link;
@@ -17,7 +18,7 @@ mod watch;
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use crossbeam_utils::CachePadded;
 use vhost_backend::device::Device;
@@ -27,11 +28,14 @@ use vhost_backend::ring::Served;
 use vhost_backend::ring::cell::Armed;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::clock;
+use crate::config::spec::Limits;
 use crate::drops::DropReason;
 use crate::packet::fits;
 use crate::packet::offload::{Capabilities, Finisher};
 use crate::pipeline::ETHERNET_HEADER;
 use crate::stats::{Direction, PortCounters, Totals, total};
+use bucket::Bucket;
 use device::{ReceiveBuffer, Sent};
 use netdev::Netdev;
 use tap::Tap;
@@ -64,6 +68,12 @@ pub struct Port {
     number: u16,
     attachment: Attachment,
     mtu: AtomicU16,
+    /// Bytes of the longest frame that leaves without a closer look: as the MTU says, 0 where there is a limit.
+    watermark: AtomicU32,
+    /// Towards whoever is behind the port.
+    ingress: Bucket,
+    /// From there.
+    egress: Bucket,
     counters: Box<[CachePadded<PortCounters>]>,
 }
 
@@ -75,7 +85,37 @@ impl Port {
     /// A port with a set of counters for each of `workers` workers.
     pub fn new(number: u16, attachment: Attachment, mtu: u16, workers: usize) -> Self {
         let counters = (0..workers).map(|_| CachePadded::default()).collect();
-        Self { number, attachment, mtu: AtomicU16::new(mtu), counters }
+        let port = Self {
+            number,
+            attachment,
+            mtu: AtomicU16::new(mtu),
+            watermark: AtomicU32::default(),
+            ingress: Bucket::default(),
+            egress: Bucket::default(),
+            counters,
+        };
+        port.set_watermark();
+        port
+    }
+
+    /// Changes how much may pass.
+    pub fn set_limits(&self, limits: &Limits) {
+        self.ingress.set(limits.ingress);
+        self.egress.set(limits.egress);
+        self.set_watermark();
+    }
+
+    /// Has frames looked at more closely before they leave if there is reason to.
+    fn set_watermark(&self) {
+        let longest =
+            if self.ingress.is_limited() { 0 } else { u32::from(self.mtu()) + ETHERNET_HEADER as u32 };
+        self.watermark.store(longest, Ordering::Relaxed);
+    }
+
+    /// The limit of what comes from whoever is behind the port, if there is one.
+    #[inline]
+    pub fn egress_limit(&self) -> Option<&Bucket> {
+        Some(&self.egress).filter(|bucket| bucket.is_limited())
     }
 
     /// The number by which tables know it.
@@ -110,6 +150,7 @@ impl Port {
             }
         }
         self.mtu.store(mtu, Ordering::Relaxed);
+        self.set_watermark();
         Ok(())
     }
 
@@ -121,6 +162,7 @@ impl Port {
             Attachment::Netdev(netdev) => netdev.mtu(),
         };
         self.mtu.store(u16::try_from(mtu).unwrap_or(u16::MAX), Ordering::Relaxed);
+        self.set_watermark();
     }
 
     /// Receive queues (queue pairs of a guest, queues of a device), running or not.
@@ -194,17 +236,28 @@ impl Port {
     pub fn send(&self, burst: &Burst, mask: u64, key: usize, worker: usize, finisher: &mut Finisher) {
         let tx = &self.counters[worker].tx;
         let mut mask = mask;
-        let mtu = self.mtu();
-        if burst.longest() > usize::from(mtu) + ETHERNET_HEADER {
-            let refused = too_long(burst, mask, mtu);
-            tx.drop(DropReason::MtuExceeded, u64::from(refused.count_ones()));
-            mask &= !refused;
+        if burst.longest() > self.watermark.load(Ordering::Relaxed) as usize {
+            mask = self.admit(burst, mask, tx);
         }
         if mask & burst.offloads() != 0 {
             self.send_offloads(burst, mask, key, tx, finisher);
         } else if mask != 0 {
             self.place(burst, mask, key, tx);
         }
+    }
+
+    /// Of the frames of `mask`, those that fit the MTU and the limit; the others are counted as dropped.
+    #[cold]
+    fn admit(&self, burst: &Burst, mask: u64, tx: &Direction) -> u64 {
+        let mtu = self.mtu();
+        let mut fitting = mask;
+        if burst.longest() > usize::from(mtu) + ETHERNET_HEADER {
+            fitting &= !too_long(burst, mask, mtu);
+            tx.drop(DropReason::MtuExceeded, u64::from((mask & !fitting).count_ones()));
+        }
+        let passed = self.ingress.admit(burst, fitting, clock::ticks());
+        tx.drop(DropReason::RateLimit, u64::from((fitting & !passed).count_ones()));
+        passed
     }
 
     /// Like `send` where some frames have offloads: what the receiver did not negotiate is finished in software.

@@ -155,6 +155,7 @@ impl Worker {
                 fdb: &slot.bridge.fdb,
                 members: &slot.bridge.members,
                 guard: slot.guard.as_deref(),
+                limit: slot.port.egress_limit(),
             };
             let counted = slot.port.rx_counters(id);
             let (tables, verdict, finisher) = (&self.tables, &mut self.verdict, &mut self.scratch.finisher);

@@ -18,6 +18,7 @@ mod neighbour;
 mod policy;
 mod port;
 mod protocol;
+mod rate;
 mod route;
 
 use std::path::PathBuf;
@@ -47,6 +48,7 @@ pub use neighbour::NeighbourSpec;
 pub use policy::{POLICY_ID_MAX, Place, PolicyChange, PolicySpec, policy_id, policy_view};
 pub use port::{Attachment, PortChange, PortSpec, Role};
 pub use protocol::{SCTP, protocol, protocol_name};
+pub use rate::{Limits, RATE_BURST_MAX, RATE_MAX, RATE_MIN, Rate, RateChange};
 pub use route::{RouteKind, RouteMatch, RouteSpec};
 
 /// Seconds after which a learned address is forgotten unless it is seen again, where nothing else is said

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::super::name::{is_device, is_netns};
 use super::super::runtime::CORES_MAX;
 use super::{
-    DEVICE_QUEUES_MAX, Invalid, Mac, Name, VHOST_PAIRS_MAX, mac, mtu, name, number, prefix, socket_path,
-    something,
+    DEVICE_QUEUES_MAX, Invalid, Limits, Mac, Name, RateChange, VHOST_PAIRS_MAX, mac, mtu, name, number,
+    prefix, rate, socket_path, something,
 };
 use crate::control::api;
 
@@ -97,6 +97,8 @@ pub struct PortSpec {
     pub guard: Option<bool>,
     /// Networks and addresses that it may send from beside those that shunt assigns; none twice.
     pub allow: Vec<IpNet>,
+    /// How much may pass.
+    pub limits: Limits,
 }
 
 /// What is to change at a port; what is `None` or empty stays.
@@ -115,7 +117,14 @@ pub struct PortChange {
     pub allow: Vec<IpNet>,
     /// Networks and addresses that it was allowed to send from and may no longer.
     pub revoke: Vec<IpNet>,
+    /// The limit of what reaches whoever is behind it.
+    pub ingress: RateChange,
+    /// The limit of what comes from there.
+    pub egress: RateChange,
 }
+
+const INGRESS: (&str, &str) = ("ingress_rate", "ingress_burst");
+const EGRESS: (&str, &str) = ("egress_rate", "egress_burst");
 
 fn pins(pins: &[api::Pin], queues: Option<u16>) -> Result<Vec<(u16, u32)>, Invalid> {
     let mut checked: Vec<(u16, u32)> = Vec::new();
@@ -229,6 +238,10 @@ impl TryFrom<&api::PortAdd> for PortSpec {
             pins: pins(&asked.pins, Some(queues))?,
             guard: asked.guard,
             allow: networks("allow_address", &asked.allow_address)?,
+            limits: Limits {
+                ingress: rate::rate(INGRESS, asked.ingress_rate, asked.ingress_burst)?.of(None),
+                egress: rate::rate(EGRESS, asked.egress_rate, asked.egress_burst)?.of(None),
+            },
         })
     }
 }
@@ -258,6 +271,8 @@ impl TryFrom<&api::PortSet> for PortChange {
             guard: asked.guard,
             allow: networks("allow_address", &asked.allow_address)?,
             revoke: networks("revoke_address", &asked.revoke_address)?,
+            ingress: rate::rate(INGRESS, asked.ingress_rate, asked.ingress_burst)?,
+            egress: rate::rate(EGRESS, asked.egress_rate, asked.egress_burst)?,
         };
         if let Some(both) = change.allow.iter().find(|network| change.revoke.contains(network)) {
             return Err(Invalid::new(
@@ -265,7 +280,7 @@ impl TryFrom<&api::PortSet> for PortChange {
                 format!("revoke_address: {both} is to be allowed, too: choose one"),
             ));
         }
-        let fields = "mtu, pins, unpin, guard, allow_address and revoke_address";
+        let fields = "mtu, pins, unpin, guard, allow_address, revoke_address, ingress_rate and egress_rate";
         something(change != Self::default(), "port", &asked.name, fields)?;
         Ok(change)
     }

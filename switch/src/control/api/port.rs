@@ -66,6 +66,18 @@ pub struct PortAdd {
     /// IP addresses, or networks of them, that it may send from beside those that shunt assigns.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_address: Vec<String>,
+    /// Bits per second that may reach whoever is behind it, 8 to 1,000,000,000,000; 0: no limit, as if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_rate: Option<i64>,
+    /// Bits of them that may come at once after a pause; a tenth of a second's, at least 524,288, if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_burst: Option<i64>,
+    /// Bits per second that may come from there, as `ingress_rate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_rate: Option<i64>,
+    /// Bits of them that may come at once after a pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_burst: Option<i64>,
 }
 
 /// Removes a port.
@@ -113,6 +125,18 @@ pub struct PortSet {
     /// Of those, the ones that it may send from no longer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoke_address: Vec<String>,
+    /// Bits per second that may reach whoever is behind it, 8 to 1,000,000,000,000; 0 lifts the limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_rate: Option<i64>,
+    /// Bits of them that may come at once after a pause; a tenth of a second's, at least 524,288, if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_burst: Option<i64>,
+    /// Bits per second that may come from there, as `ingress_rate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_rate: Option<i64>,
+    /// Bits of them that may come at once after a pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_burst: Option<i64>,
 }
 
 /// What is behind a port.
@@ -245,4 +269,12 @@ pub struct Port {
     pub leased_address: Vec<Ipv4Addr>,
     /// IP addresses and networks that it was allowed to send from, beside those that shunt assigned.
     pub allow_address: Vec<IpNet>,
+    /// Bits per second that may reach whoever is behind it; `null`: no limit.
+    pub ingress_rate: Option<u64>,
+    /// Bits of them that may come at once after a pause; `null` without a limit.
+    pub ingress_burst: Option<u64>,
+    /// Bits per second that may come from there; `null`: no limit.
+    pub egress_rate: Option<u64>,
+    /// Bits of them that may come at once after a pause; `null` without a limit.
+    pub egress_burst: Option<u64>,
 }
