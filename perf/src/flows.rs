@@ -70,7 +70,7 @@ pub struct FlowGenerator {
     outer: FlowLane,
     traffic: Traffic,
     cycles_per_second: f64,
-    gaps: Gaps,
+    gaps: Delays,
     restarts: u64,
     _connections: [Connection; 2],
 }
@@ -103,7 +103,7 @@ impl FlowGenerator {
             outer,
             traffic: traffic.clone(),
             cycles_per_second,
-            gaps: Gaps::new(cycles_per_second),
+            gaps: Delays::new(cycles_per_second),
             restarts: 0,
             _connections: [inner_connection, outer_connection],
         })
@@ -158,6 +158,31 @@ impl FlowGenerator {
         })
     }
 
+    /// Sends a frame every `pace` from the inner guest while `go_on` says so: how long they took to the outer one. Sleeps
+    /// in between, so that the machine is left to others.
+    pub fn trickle(&mut self, pace: Duration, mut go_on: impl FnMut() -> bool) -> Result<Delays> {
+        self.bind()?;
+        let mut delays = Delays::new(self.cycles_per_second);
+        let patience = (self.cycles_per_second * 1.0) as u64;
+        while go_on() {
+            let sent = clock::cycles();
+            self.inner.transmit(1)?;
+            loop {
+                let arrived = self.outer.turn(false)?;
+                let taken = clock::cycles() - sent;
+                if arrived > 0 {
+                    delays.note(taken);
+                    break;
+                }
+                ensure!(taken < patience, "a frame was lost");
+                std::hint::spin_loop();
+            }
+            self.inner.turn(false)?;
+            std::thread::sleep(pace);
+        }
+        Ok(delays)
+    }
+
     /// Drives both guests for `length`; says how long it was and how many cycles of it found frames.
     fn drive(&mut self, length: Duration, one_way: bool) -> Result<(f64, u64)> {
         let start = Instant::now();
@@ -198,14 +223,14 @@ impl FlowGenerator {
     }
 }
 
-/// How long nothing came: a histogram with steps of 2 microseconds.
-struct Gaps {
+/// How long nothing came, or how long something took: a histogram with steps of 2 microseconds.
+pub struct Delays {
     cycles_per_us: f64,
     steps: Vec<u64>,
     longest: u64,
 }
 
-impl Gaps {
+impl Delays {
     const STEP_US: f64 = 2.0;
 
     fn new(cycles_per_second: f64) -> Self {
@@ -225,11 +250,13 @@ impl Gaps {
         self.longest = self.longest.max(cycles);
     }
 
-    fn longest(&self) -> f64 {
+    /// The longest, in microseconds.
+    pub fn longest(&self) -> f64 {
         self.longest as f64 / self.cycles_per_us
     }
 
-    fn percentile(&self, share: f64) -> f64 {
+    /// What `share` of them do not exceed, in microseconds.
+    pub fn percentile(&self, share: f64) -> f64 {
         let all: u64 = self.steps.iter().sum();
         let mut left = (all as f64 * (1.0 - share)).round() as u64;
         for (step, &count) in self.steps.iter().enumerate().rev() {
@@ -272,7 +299,7 @@ mod tests {
 
     #[test]
     fn percentiles_count_from_the_longest() {
-        let mut gaps = Gaps::new(1e6);
+        let mut gaps = Delays::new(1e6);
         for _ in 0..9998 {
             gaps.note(1);
         }

@@ -12,6 +12,7 @@ mod machine;
 mod plan;
 mod plot;
 mod report;
+mod rules;
 mod table;
 mod tap;
 mod vhost;
@@ -26,6 +27,7 @@ pub use connections::Connections;
 pub use idle::Idle;
 pub use machine::{Guardian, Machine};
 pub use plan::{Arguments, Part};
+pub use rules::Rules;
 pub use table::TableCosts;
 
 use crate::peers::{Kind, Site};
@@ -91,6 +93,8 @@ pub struct Results {
     pub idle: Option<Idle>,
     /// What new connections and a full table cost.
     pub connections: Option<Connections>,
+    /// What thousands of rules cost to load.
+    pub rules: Option<Rules>,
     /// What the table of connections costs alone.
     pub table: Option<TableCosts>,
 }
@@ -129,6 +133,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         samples: Vec::new(),
         idle: None,
         connections: None,
+        rules: None,
         table: None,
     };
     let mut kinds = Vec::new();
@@ -156,6 +161,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 connections::balanced(&site, arguments, &kinds, &mut results)
             }
             Part::Connections => connections::run(&site, arguments, &kinds, &mut results),
+            Part::Rules => rules::run(&shared, arguments, &kinds, &mut results),
             Part::Table => table::run(arguments, &mut results),
             Part::Idle if !kinds.contains(&Kind::Shunt) => Ok(()),
             Part::Idle => {

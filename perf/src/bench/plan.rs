@@ -29,6 +29,8 @@ pub enum Part {
     Balance,
     /// New connections: each frame the first of another one; a full table at rest and while it empties
     Connections,
+    /// 20,000 rules of virtual services: loaded, listed, packets meanwhile; beside iptables and the kernel's IPVS
+    Rules,
     /// The table of connections alone: lookups, new connections, two workers that share it
     Table,
     /// A hundred silent ports, waking up, adaptive beside busy polling
@@ -40,7 +42,7 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Vhost,
         Self::Testpmd,
         Self::Gso,
@@ -48,6 +50,7 @@ impl Part {
         Self::Snat,
         Self::Balance,
         Self::Connections,
+        Self::Rules,
         Self::Table,
         Self::Idle,
         Self::Tap,

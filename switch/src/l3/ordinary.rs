@@ -36,6 +36,23 @@ struct Plain<A> {
     frame: u8,
 }
 
+/// Where packets without a connection are going: those that follow each other mostly take the same path, and then the
+/// same way.
+struct Course {
+    last: Option<PathId>,
+    way: Way,
+    place: Option<usize>,
+    /// Bytes of the longest frame of the burst.
+    longest: usize,
+    taken: u64,
+}
+
+impl Course {
+    fn new(longest: usize) -> Self {
+        Self { last: None, way: Way::NONE, place: None, longest, taken: 0 }
+    }
+}
+
 /// The first word of frames to an address.
 struct Addressed(u64);
 
@@ -125,11 +142,11 @@ impl Stage {
     }
 
     fn ordinary_plain<F: Routed>(&mut self, burst: &mut Burst, frames: u64, at: &Arrival<'_>) -> u64 {
-        let fib = &at.router.fib;
-        let routes = F::routes(fib).steps();
+        let routes = F::routes(&at.router.fib).steps();
         let ours = Addressed::to(at.interface.mac);
         let mut packets = [Plain::<F::Address>::default(); BURST];
         let mut count = 0;
+        let mut course = Course::new(burst.longest());
         for i in each(frames) {
             let (head, head_len, len) = burst.start(i);
             if !ours.is(head) || !is_ordinary::<F::Address>(head, head_len, len) {
@@ -137,43 +154,56 @@ impl Stage {
             }
             let (source, destination) = F::apart(F::both_of(head));
             if F::may_pass(source, destination, at) {
-                packets[count % BURST] =
-                    Plain { destination, slot: routes.enter(destination), frame: i as u8 };
-                count += 1;
+                let slot = routes.enter(destination);
+                // Where the root decides, nothing has to be waited for.
+                if let Some(found) = routes.decided(slot) {
+                    self.take_along::<F>(&mut course, burst, i, destination, found, at);
+                } else {
+                    packets[count % BURST] = Plain { destination, slot, frame: i as u8 };
+                    count += 1;
+                }
             }
         }
-        // Packets that follow each other mostly take the same path, and then the same way.
-        let mut last: Option<PathId> = None;
-        let mut way = Way::NONE;
-        let mut place = None;
-        let longest = burst.longest();
-        let mut taken = 0;
         for packet in &packets[..count] {
             let i = usize::from(packet.frame) % BURST;
-            let set = NextHopSetId::found(routes.finish(packet.slot, packet.destination));
-            let path = fib.choose(set, || {
-                let key = Compact::<F>::of_ordinary(burst.snapshot(i));
-                at.router.conntrack.table::<F>().hash_compact(&key) as u32
-            });
-            if Some(path) != last {
-                self.went(place, &way);
-                place = start_of(at, path, F::wide(packet.destination))
-                    .ok()
-                    .map(|hop| self.place_of_way(hop, at));
-                way = place.map_or(Way::NONE, |place| *self.ways.at(place));
-                // To a network of our own each packet may go elsewhere.
-                last = fib.path(path).is_via().then_some(path);
-            }
-            if !way.fits(longest) && !way.fits(burst.frame_len(i)) {
-                continue;
-            }
-            let head = burst.snapshot_mut(i);
-            rewrite::decrement_ttl_ordinary::<F::Address>(head);
-            way.take(1 << i, head);
-            taken |= 1 << i;
+            let found = routes.finish(packet.slot, packet.destination);
+            self.take_along::<F>(&mut course, burst, i, packet.destination, found, at);
         }
-        self.went(place, &way);
-        frames & !taken
+        self.went(course.place, &course.way);
+        frames & !course.taken
+    }
+
+    /// Sends a packet along what the prefixes led to, if it can go the short way.
+    #[inline(always)]
+    fn take_along<F: Routed>(
+        &mut self,
+        course: &mut Course,
+        burst: &mut Burst,
+        i: usize,
+        destination: F::Address,
+        found: u32,
+        at: &Arrival<'_>,
+    ) {
+        let fib = &at.router.fib;
+        let path = fib.choose(NextHopSetId::found(found), || {
+            let key = Compact::<F>::of_ordinary(burst.snapshot(i));
+            at.router.conntrack.table::<F>().hash_compact(&key) as u32
+        });
+        if Some(path) != course.last {
+            self.went(course.place, &course.way);
+            course.place =
+                start_of(at, path, F::wide(destination)).ok().map(|hop| self.place_of_way(hop, at));
+            course.way = course.place.map_or(Way::NONE, |place| *self.ways.at(place));
+            // To a network of our own each packet may go elsewhere.
+            course.last = fib.path(path).is_via().then_some(path);
+        }
+        if !course.way.fits(course.longest) && !course.way.fits(burst.frame_len(i)) {
+            return;
+        }
+        let head = burst.snapshot_mut(i);
+        rewrite::decrement_ttl_ordinary::<F::Address>(head);
+        course.way.take(1 << i, head);
+        course.taken |= 1 << i;
     }
 
     /// Notes what took a way that was at hand.

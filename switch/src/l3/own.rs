@@ -6,29 +6,37 @@ use std::sync::Arc;
 
 use super::interface::Interface;
 
-/// The addresses of one family, behind a filter that costs next to nothing: a bit for each last byte of an address.
-#[derive(Default)]
+/// The addresses of one family, behind a filter that costs next to nothing: which last bytes of an address there are.
 struct Addresses<A> {
-    filter: [u64; 4],
+    filter: [bool; 256],
     sorted: Box<[A]>,
+}
+
+impl<A> Default for Addresses<A> {
+    fn default() -> Self {
+        Self { filter: [false; 256], sorted: Box::default() }
+    }
 }
 
 impl<A: Ord + Copy + Into<u128>> Addresses<A> {
     fn new(addresses: impl Iterator<Item = A>) -> Self {
         let mut sorted: Vec<A> = addresses.collect();
         sorted.sort_unstable();
-        let mut filter = [0; 4];
+        let mut filter = [false; 256];
         for &address in &sorted {
-            let byte = address.into() as u8;
-            filter[usize::from(byte / 64)] |= 1 << (byte % 64);
+            filter[usize::from(address.into() as u8)] = true;
         }
         Self { filter, sorted: sorted.into_boxed_slice() }
     }
 
     #[inline(always)]
+    fn may_have(&self, address: A) -> bool {
+        self.filter[usize::from(address.into() as u8)]
+    }
+
+    #[inline(always)]
     fn has(&self, address: A) -> bool {
-        let byte = address.into() as u8;
-        self.filter[usize::from(byte / 64)] >> (byte % 64) & 1 != 0 && self.find(address)
+        self.may_have(address) && self.find(address)
     }
 
     #[cold]
@@ -62,6 +70,12 @@ impl Own {
     #[inline(always)]
     pub fn has_v4(&self, address: u32) -> bool {
         self.v4.has(address)
+    }
+
+    /// Whether an IPv4 address might be one of them: no is no.
+    #[inline(always)]
+    pub fn may_have_v4(&self, address: u32) -> bool {
+        self.v4.may_have(address)
     }
 
     /// Whether an IPv6 address is one of them.

@@ -131,10 +131,16 @@ impl<K: Bits> Steps<'_, K> {
         crate::memory::prefetch(&self.trie.words[next]);
     }
 
+    /// What the root alone decides, given what [`Steps::enter`] read.
+    #[inline(always)]
+    pub fn decided(&self, slot: u32) -> Option<u32> {
+        (!is_node(slot)).then_some(slot & VALUE)
+    }
+
     /// Last: what the longest prefix leads to, given what [`Steps::enter`] read; 0 if there is none.
     #[inline(always)]
     pub fn finish(&self, slot: u32, key: K) -> u32 {
-        if is_node(slot) { self.trie.descend(slot, key) } else { slot & VALUE }
+        self.decided(slot).unwrap_or_else(|| self.trie.descend(slot, key))
     }
 }
 
