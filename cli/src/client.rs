@@ -35,6 +35,7 @@ pub(crate) struct Client {
     stream: BufReader<UnixStream>,
     path: PathBuf,
     asked: u64,
+    patience: Duration,
 }
 
 #[derive(Serialize)]
@@ -83,7 +84,27 @@ impl Client {
             ),
             _ => unreachable(&error, "is this the path of its control socket?"),
         })?;
-        Ok(Self { stream: BufReader::new(stream), path, asked: 0 })
+        Ok(Self { stream: BufReader::new(stream), path, asked: 0, patience: PATIENCE })
+    }
+
+    /// The same, for requests that may take longer.
+    ///
+    /// # Errors
+    /// See [`Self::connect`].
+    pub(crate) fn connect_patiently(path: Option<&Path>, patience: Duration) -> Result<Self, Failure> {
+        let mut client = Self::connect(path)?;
+        client.be_patient(patience)?;
+        Ok(client)
+    }
+
+    /// Waits so long for answers from now on.
+    ///
+    /// # Errors
+    /// Hardly ever.
+    pub(crate) fn be_patient(&mut self, patience: Duration) -> Result<(), Failure> {
+        self.patience = patience;
+        let set = self.stream.get_ref().set_read_timeout(Some(patience));
+        set.map_err(|error| self.lost(&error))
     }
 
     /// Asks, and waits for the answer.
@@ -103,7 +124,7 @@ impl Client {
         if !answer.ends_with(b"\n") {
             return Err(match (sent, read) {
                 (Err(error), _) | (_, Err(error)) if error.kind() == ErrorKind::WouldBlock => {
-                    self.lost(&format_args!("no answer within {} s", PATIENCE.as_secs()))
+                    self.lost(&format_args!("no answer within {} s", self.patience.as_secs()))
                 }
                 (Err(error), _) | (_, Err(error)) => self.lost(&error),
                 (Ok(()), Ok(_)) => self.lost(&"it closed the connection without an answer"),

@@ -28,6 +28,7 @@ impl Asker {
                 let Cleanup { orig_port_src, orig_port_dst, reply_port_src, reply_port_dst, .. } = filter;
                 let Cleanup { family, state, .. } = filter;
                 let request = api::IpvsCleanup {
+                    container: None,
                     orig_dst,
                     orig_src,
                     reply_src,

@@ -10,6 +10,7 @@ mod client;
 mod front;
 mod ipvs;
 mod ipvsadm;
+mod kata;
 mod l3;
 mod routes;
 mod rules;
@@ -40,6 +41,11 @@ fn main() -> ExitCode {
         Err(wrong) if wrong.use_stderr() => return usage(&wrong),
         Err(help) => return print(&help.render().to_string()),
     };
+    match arguments.noun {
+        Noun::KataNetwork(command) => return kata::network(&command, arguments.control.as_deref()),
+        Noun::KataIpvs(command) => return kata::ipvs(&command, arguments.control, arguments.json),
+        _ => (),
+    }
     let command = arguments.noun.words();
     match answer(&arguments) {
         Ok(text) => print(&text),
@@ -155,8 +161,10 @@ impl Asker {
                 if *drops { show::drops(ports) } else { show::stats(ports) }
             }),
             Noun::Ipvs(command) => self.ipvs(command),
+            Noun::Container(command) => self.container(command),
             // Answered without the daemon, or before.
             Noun::Completions { .. } | Noun::Man { .. } | Noun::Ipvsadm { .. } => Ok(String::new()),
+            Noun::KataNetwork(_) | Noun::KataIpvs(_) => Ok(String::new()),
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod config;
 pub mod conntrack;
+pub mod container;
 pub mod control;
 pub mod drops;
 pub mod ipvs;

@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::clock;
 use crate::config::spec::Attachment as Asked;
 use crate::config::{BridgeSpec, Mac, Name, Poll, PortChange, PortSpec, Role, Workers};
+use crate::container::Containers;
 use crate::l2::fdb::{Entry, Fdb, Key, Learned};
 use crate::members::{MAX_PORTS, MEMBERS};
 use crate::port::netdev::{Netdev, NetdevConfig};
@@ -92,6 +93,7 @@ pub struct Switch {
     pub(crate) poll: Poll,
     state: Option<PathBuf>,
     pub(crate) guards: Guards,
+    pub(crate) containers: Containers,
     changes: Arc<Notify>,
 }
 
@@ -135,6 +137,7 @@ impl Switch {
             poll: options.poll,
             state: options.state,
             guards: Guards::default(),
+            containers: Containers::default(),
             changes,
         };
         for (id, &core) in cores.iter().enumerate() {
@@ -367,12 +370,25 @@ impl Switch {
     /// Removes a port: closes its socket or gives its device back, and forgets what was learned there.
     ///
     /// # Errors
-    /// No such port.
+    /// No such port, or it is a container's NIC.
     pub fn del_port(&mut self, name: &str) -> Result<(), Refusal> {
+        if let Some((id, nic)) = self.containers.owner(name) {
+            let way = format!("'kata-network del-iface' removes it (name {:?})", nic.name);
+            return Err(Refusal::new(format!("port {name:?} is a NIC of container {id}: {way}")));
+        }
+        self.remove_port(name)
+    }
+
+    /// Removes a port, whoever it belongs to.
+    ///
+    /// # Errors
+    /// No such port.
+    pub(crate) fn remove_port(&mut self, name: &str) -> Result<(), Refusal> {
         let key = self.find_port(name)?.spec.name;
         let Some(member) = self.ports.remove(&key) else { return Ok(()) };
         self.publish();
         self.guards.forget(member.port.number());
+        self.router.ipvs.attach(member.port.number(), None);
         if let Some(live) = &self.live {
             live.services.port_gone(member.port.number());
         }

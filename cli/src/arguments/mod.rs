@@ -2,6 +2,7 @@
 
 mod check;
 mod ipvs;
+mod kata;
 mod l3;
 mod rules;
 
@@ -12,6 +13,7 @@ use clap_complete::Shell;
 
 pub(crate) use check::{Check, CheckSet};
 pub(crate) use ipvs::{Cleanup, Ipvs};
+pub(crate) use kata::{Container, Document, KataIpvs, KataNetwork};
 pub(crate) use l3::{Dhcp, Interface, Neighbour, Route, RouteAdd};
 pub(crate) use rules::{
     Conntrack, Filter, Leaving, Masquerade, Nat, OneToOne, Policy, PolicyAdd, PolicyDefault, Publish, Snat,
@@ -86,6 +88,15 @@ pub(crate) enum Noun {
     /// Virtual services: what ipvsadm does not do
     #[command(subcommand)]
     Ipvs(Ipvs),
+    /// Secure containers: a QEMU with its NICs, routes and virtual services
+    #[command(subcommand)]
+    Container(Container),
+    /// NICs and routes of secure containers, as openEuler's Kata has them
+    #[command(subcommand)]
+    KataNetwork(KataNetwork),
+    /// Virtual services of secure containers, as openEuler's Kata has them
+    #[command(subcommand)]
+    KataIpvs(KataIpvs),
     /// Packets, bytes, errors and drops of ports, since they were made
     Stats {
         /// Of this port only
@@ -438,6 +449,12 @@ impl Noun {
             Self::Ipvs(Ipvs::Show { .. }) => "ipvs show",
             Self::Ipvs(Ipvs::Set { .. }) => "ipvs set",
             Self::Ipvs(Ipvs::Cleanup(_)) => "ipvs cleanup",
+            Self::Container(Container::Add { .. }) => "container add",
+            Self::Container(Container::Del { .. }) => "container del",
+            Self::Container(Container::List) => "container list",
+            Self::Container(Container::Show { .. }) => "container show",
+            Self::KataNetwork(_) => "kata-network",
+            Self::KataIpvs(_) => "kata-ipvs",
         }
     }
 }

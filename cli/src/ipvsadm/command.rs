@@ -206,11 +206,12 @@ fn cut(name: &str) -> String {
     name[..end].to_owned()
 }
 
-/// Reads a command line, without the program's name. `program` is for messages.
+/// Reads a command line, without the program's name. `program` is for messages, `usual` is how packets get to a
+/// server for which that is not said.
 ///
 /// # Errors
 /// What ipvsadm would have said, and how it would have ended.
-pub(crate) fn read(words: &[String], program: &str, names: &mut Names) -> Result<Line, Stop> {
+pub(crate) fn read(words: &[String], program: &str, names: &mut Names, usual: Way) -> Result<Line, Stop> {
     let mut scanner = Scanner::new(OPTIONS, words);
     let mut reader = Reader {
         names,
@@ -219,7 +220,7 @@ pub(crate) fn read(words: &[String], program: &str, names: &mut Names) -> Result
         server: ServerGiven {
             address: None,
             port: 0,
-            way: Way::Route,
+            way: usual,
             weight: 1,
             upper: 0,
             lower: 0,

@@ -8,6 +8,7 @@
 
 mod command;
 mod help;
+mod kata;
 mod names;
 mod options;
 mod order;
@@ -29,7 +30,7 @@ use serde::Serialize;
 use shunt_switch::control::api::{self, IpvsChange, IpvsEntry, IpvsStats, Method};
 
 use crate::client::{Client, Failure};
-use command::{Command, Format, Line, Subject};
+use command::{Command, Format, Line, Subject, Way};
 use names::Names;
 use table::Listed;
 
@@ -142,6 +143,8 @@ pub(crate) struct Session<'a, D> {
     program: String,
     json: bool,
     container: Option<String>,
+    /// Kata's bounds and defaults hold.
+    kata: bool,
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
 }
@@ -154,6 +157,11 @@ impl<D: Director> Session<'_, D> {
         } else {
             self.line(words, Some(input))
         };
+        self.end(done)
+    }
+
+    /// Says what is to be said at the end. Returns the exit status.
+    fn end(&mut self, done: Result<u8, Stop>) -> u8 {
         let done = done.and_then(|status| self.out.flush().map(|()| status).map_err(Stop::from));
         match done {
             Ok(status) => status,
@@ -171,15 +179,30 @@ impl<D: Director> Session<'_, D> {
         }
     }
 
+    /// Restores, with what `words` say beside it.
+    fn run_restore(&mut self, words: &[String], input: &mut dyn BufRead) -> u8 {
+        let replace = words.iter().any(|word| word == "--replace");
+        let done = self.restore(input, replace);
+        self.end(done)
+    }
+
     /// Does what a line says; without `input` it is a line of what is being restored.
     fn line(&mut self, words: &[String], input: Option<&mut dyn BufRead>) -> Result<u8, Stop> {
-        let Line { command, json, container } = match command::read(words, &self.program, &mut self.names) {
+        let Line { command, json, container } = match self.read(words) {
             Err(Stop::Line(message)) => {
                 writeln!(self.err, "{message}")?;
                 return Ok(FAILED);
             }
             other => other?,
         };
+        if self.kata {
+            if container.is_some() {
+                return Err(Stop::usage(
+                    "--container cannot stand in --parameters: the ID stands behind them",
+                ));
+            }
+            kata::check(&command)?;
+        }
         self.json |= json;
         self.container = container.or(self.container.take());
         let container = self.container.clone();
@@ -212,6 +235,12 @@ impl<D: Director> Session<'_, D> {
                 Some(input) => self.restore(input, replace),
             },
         }
+    }
+
+    /// Reads a command line. For Kata a server that is added alone gets translated packets.
+    fn read(&mut self, words: &[String]) -> Result<Line, Stop> {
+        let usual = if self.kata { Way::Masquerade } else { Way::Route };
+        command::read(words, &self.program, &mut self.names, usual)
     }
 
     /// Asks for something to be done. What is refused is said, and it goes on.
@@ -422,9 +451,48 @@ pub(crate) fn run(words: &[String], program: &str, control: Option<PathBuf>, jso
         program: program.to_owned(),
         json,
         container: None,
+        kata: false,
         out: &mut out,
         err: &mut err,
     };
     let mut input = BufReader::with_capacity(1 << 16, io::stdin());
     ExitCode::from(session.run(words, &mut input))
+}
+
+/// Does what `words` say for a container, with Kata's bounds, or restores `input`. Whatever fails fails with 1.
+pub(crate) fn run_for_kata(
+    words: &[String],
+    container: String,
+    restore: bool,
+    mut input: Box<dyn BufRead>,
+    control: Option<PathBuf>,
+    json: bool,
+) -> ExitCode {
+    let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
+    let mut err = io::stderr();
+    let mut session = Session {
+        director: Daemon { control, client: None },
+        names: Names::system(),
+        program: "kata-ipvs ipvsadm".to_owned(),
+        json,
+        container: Some(container),
+        kata: true,
+        out: &mut out,
+        err: &mut err,
+    };
+    let status = match restore {
+        true => session.run_restore(words, &mut input),
+        false if words.is_empty() => {
+            let _ = writeln!(
+                session.err,
+                "--parameters says nothing: give what ipvsadm is to do, such as --list"
+            );
+            FAILED
+        }
+        false => session.run(words, &mut input),
+    };
+    ExitCode::from(match status {
+        0 | UNREACHABLE => status,
+        _ => 1,
+    })
 }

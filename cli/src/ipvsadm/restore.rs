@@ -5,8 +5,8 @@ use std::io::{BufRead, ErrorKind, Read};
 
 use shunt_switch::control::api::{IpvsApply, IpvsChange};
 
-use super::command::{self, Command};
-use super::{Director, FAILED, Session, Stop, failed, is_of_server, words};
+use super::command::{self, Command, Way};
+use super::{Director, FAILED, Session, Stop, failed, is_of_server, kata, words};
 use crate::client::Failure;
 
 /// Longest line, in bytes.
@@ -91,7 +91,10 @@ impl<D: Director> Session<'_, D> {
     }
 
     fn restorable(&mut self, words: &[String]) -> Result<IpvsChange, Stop> {
-        let line = command::read(words, &self.program, &mut self.names)?;
+        let line = command::read(words, &self.program, &mut self.names, Way::Route)?;
+        if let (true, Command::Change(change)) = (self.kata, &line.command) {
+            kata::check_change(change)?;
+        }
         match line.command {
             Command::Change(change) if line.container.is_none() => Ok(change),
             _ => Err(Stop::usage(

@@ -1,6 +1,7 @@
 //! Answers as people read them: columns without borders, or one line a property.
 
 mod check;
+mod container;
 mod l3;
 mod rules;
 
@@ -10,6 +11,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use shunt_switch::control::api;
 
 pub(crate) use check::checks;
+pub(crate) use container::{container, containers};
 pub(crate) use l3::{dhcp, interface, interfaces, leases, loaded, neighbours, route_choice, routes};
 pub(crate) use rules::{conntrack_stats, limits, nat, nat_id, policy, timeouts};
 

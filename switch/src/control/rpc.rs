@@ -145,7 +145,7 @@ impl<'de> Deserialize<'de> for Params {
 }
 
 /// One line for what serde found wrong, in words of JSON instead of Rust.
-fn explain(error: &serde_json::Error) -> String {
+pub fn explain(error: &serde_json::Error) -> String {
     error
         .to_string()
         .replace('`', "\"")

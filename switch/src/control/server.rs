@@ -110,7 +110,7 @@ async fn connection(server: &Server, number: u64, mut stream: UnixStream) {
                 return;
             }
         };
-        let answer = server.dispatcher.answer(number, line);
+        let answer = server.dispatcher.answer(number, line).await;
         if let Some(answer) = answer
             && let Err(error) = write(&mut to, &answer).await
         {

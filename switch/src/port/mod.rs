@@ -6,6 +6,7 @@
 
 pub mod bucket;
 pub mod device;
+pub mod guest_tap;
 mod host_stack;
 pub mod link;
 pub mod netdev;

@@ -44,7 +44,7 @@ const SEND_BUFFER: c_int = 4 << 20;
 /// Pieces of one `writev` (`UIO_MAXIOV`).
 const PIECES: usize = 1024;
 
-mod ioctl {
+pub(super) mod ioctl {
     use super::{c_int, c_uint, libc, request_code_write};
     const INT: usize = size_of::<c_int>();
     nix::ioctl_write_ptr_bad!(set_iff, request_code_write!(b'T', 202, INT), libc::ifreq);
@@ -295,7 +295,7 @@ fn attach(config: &TapConfig) -> Result<(Box<[File]>, Netlink, LinkInfo), OpenEr
     let mut netlink = Netlink::open(0).map_err(netlink_failed)?;
     let existing = netlink.link_by_name(name).map_err(netlink_failed)?;
     if let Some(link) = &existing {
-        check_existing(config, link)?;
+        check_unused(name, config.queues, link)?;
     }
     let multi_queue = existing.map_or(config.queues > 1, |link| link.tun.multi_queue);
     let queues =
@@ -307,9 +307,9 @@ fn attach(config: &TapConfig) -> Result<(Box<[File]>, Netlink, LinkInfo), OpenEr
     Ok((queues, netlink, link))
 }
 
-/// Whether a device that is already there can be adopted.
-fn check_existing(config: &TapConfig, link: &LinkInfo) -> Result<(), OpenError> {
-    let unfit = |why: String| Err(OpenError::Unfit { device: config.device.clone(), why });
+/// Whether a device that is already there can be adopted, with so many queues.
+pub(super) fn check_unused(device: &str, queues: u16, link: &LinkInfo) -> Result<(), OpenError> {
+    let unfit = |why: String| Err(OpenError::Unfit { device: device.to_owned(), why });
     if link.kind != "tun" || !link.tun.tap {
         let kind = match link.kind.as_str() {
             "" => "a network interface",
@@ -325,16 +325,16 @@ fn check_existing(config: &TapConfig, link: &LinkInfo) -> Result<(), OpenError> 
             link.tun.queues
         ));
     }
-    if config.queues > 1 && !link.tun.multi_queue {
+    if queues > 1 && !link.tun.multi_queue {
         return unfit(format!(
-            "exists and has a single queue, {} are wanted: ask for 1 queue, or remove it and let shunt create it",
-            config.queues
+            "exists and has a single queue, {queues} are wanted: ask for 1 queue, or remove it and let shunt create it"
         ));
     }
     Ok(())
 }
 
-fn open_queue(name: &str, multi_queue: bool) -> Result<File, OpenError> {
+/// Opens a queue of a device, which is made if it is missing.
+pub(super) fn open_queue(name: &str, multi_queue: bool) -> Result<File, OpenError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)

@@ -191,6 +191,11 @@ impl Router {
         })
     }
 
+    /// What the DHCP server of an interface is to give, if it has one.
+    pub(crate) fn dhcp_config(&self, interface: &Interface) -> Option<Config> {
+        self.dhcp.get(&interface.name)?.config(interface).ok().flatten()
+    }
+
     /// Starts DHCP or router advertisements on an interface, or changes how they are.
     ///
     /// # Errors

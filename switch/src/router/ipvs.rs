@@ -5,8 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::Name;
-use crate::config::spec::{Invalid, server_view, service_view};
+use crate::config::spec::{ContainerId, Invalid, container_id, server_view, service_view};
 use crate::conntrack::record::Filter;
 use crate::control::api;
 use crate::ipvs::connection::Listed;
@@ -114,18 +113,24 @@ impl Switch {
     /// The container has none.
     pub fn ipvs_scope(&self, container: Option<&str>) -> Result<Arc<Scope>, Refusal> {
         let Some(name) = container else { return Ok(Arc::clone(self.router.ipvs.global())) };
+        let id = self.containers.id(name).ok();
         self.router
             .ipvs
-            .container(name)
+            .container(id.as_ref().map_or(name, ContainerId::as_str))
             .ok_or_else(|| Refusal::new(format!("container {name:?} has no table of virtual services")))
     }
 
-    /// The same; a container that has none gets one.
-    pub fn ensure_ipvs_scope(&self, container: Option<Name>) -> Arc<Scope> {
-        match container {
-            None => Arc::clone(self.router.ipvs.global()),
-            Some(name) => self.router.ipvs.ensure_container(name.as_str()),
-        }
+    /// The same; a container that has none gets one, also one that is not registered yet.
+    ///
+    /// # Errors
+    /// It is no container's ID.
+    pub fn ensure_ipvs_scope(&self, container: Option<&str>) -> Result<Arc<Scope>, Invalid> {
+        let Some(name) = container else { return Ok(Arc::clone(self.router.ipvs.global())) };
+        let id = match self.containers.id(name) {
+            Ok(id) => id,
+            Err(_) => container_id("container", name)?,
+        };
+        Ok(self.router.ipvs.ensure_container(id.as_str()))
     }
 
     /// All tables, the global one first.

@@ -496,3 +496,6 @@ impl TryFrom<&api::ContainerAdd> for ContainerSpec {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -128,6 +128,7 @@ pub fn reservation(mac_address: &str, address: &str, hostname: Option<&str>) -> 
         mac: mac("mac", mac_address)?,
         address: v4("address", address)?,
         hostname: hostname.map(|text| domain("hostname", text)).transpose()?,
+        told: None,
     })
 }
 

@@ -38,7 +38,8 @@ parameters! {
         pub route: Vec<KataRoute>,
     }
 
-    /// Forgets a container with its NICs' ports, routes and virtual services. Nothing is unplugged.
+    /// Forgets a container: its NICs are taken out of its QEMU if that still answers, and their ports, its routes and
+    /// its virtual services go.
     pub struct ContainerDel {
         /// Its ID, or the beginning of it.
         pub id: String,
@@ -119,6 +120,16 @@ pub struct Container {
     pub routes: Vec<KataRoute>,
     /// Services and servers in its table.
     pub ipvs_rules: u64,
+}
+
+/// A container that is no more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerDeleted {
+    /// Its ID.
+    pub id: String,
+    /// Lines for people: NICs that its QEMU still has.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// What was done to a NIC, and what its owner should know.

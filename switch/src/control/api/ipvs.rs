@@ -363,6 +363,8 @@ parameters! {
 
     /// Forgets balanced and translated connections, as `conntrack -D` does.
     pub struct IpvsCleanup {
+        /// The container that they come from, its ID or the beginning of it; not given: anybody's.
+        pub container: Option<String>,
         /// Whom the client called, or the server that it got: an address or network.
         pub orig_dst: Option<String>,
         /// The client.

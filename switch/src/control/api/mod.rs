@@ -135,6 +135,9 @@ macro_rules! each_method {
             CheckSet = "check.set" -> Done;
             CheckDel = "check.del" -> Done;
             CheckList = "check.list" -> Vec<Check>;
+            ContainerAdd = "container.add" -> Container;
+            ContainerList = "container.list" -> Vec<Container>;
+            ContainerShow = "container.show" -> Container;
         }
     };
 }
@@ -152,6 +155,36 @@ macro_rules! methods {
     };
 }
 each_method!(methods);
+
+/// Has `$then!` work on the list of those methods that wait for others: a QEMU, an agent. Requests of other connections
+/// are answered meanwhile.
+macro_rules! each_operation {
+    ($then:ident) => {
+        $then! {
+            ContainerDel = "container.del" -> ContainerDeleted;
+            KataAddInterface = "kata.add-iface" -> KataPlugged;
+            KataDelInterface = "kata.del-iface" -> KataPlugged;
+            KataListInterfaces = "kata.list-ifaces" -> Vec<KataListed>;
+            KataAddRoute = "kata.add-route" -> KataRouted;
+            KataDelRoute = "kata.del-route" -> KataRouted;
+            KataListRoutes = "kata.list-routes" -> Vec<KataRoute>;
+        }
+    };
+}
+pub(crate) use each_operation;
+
+macro_rules! operations {
+    ($($request:ident = $name:literal -> $answer:ty;)*) => {
+        $(impl Method for $request {
+            const NAME: &'static str = $name;
+            type Answer = $answer;
+        })*
+
+        /// The names of the methods that wait for others.
+        pub const OPERATIONS: &[&str] = &[$($name),*];
+    };
+}
+each_operation!(operations);
 
 /// Nothing to tell but that it is done: `{}`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -106,8 +106,7 @@ impl Handle for api::IpvsApply {
     fn handle(self, at: &mut At<'_>) -> Result<api::IpvsApplied, Error> {
         let transactions = &at.dispatcher.transactions;
         let mut changes = transactions.take(at.connection);
-        let container = self.container.as_deref().map(|name| spec::name("container", name)).transpose()?;
-        let scope = at.switch.ensure_ipvs_scope(container);
+        let scope = at.switch.ensure_ipvs_scope(self.container.as_deref())?;
         let before = changes.len();
         let room = WAITING_MAX.saturating_sub(transactions.waiting.get() + before);
         if self.changes.len() > room {
@@ -196,8 +195,7 @@ impl Handle for api::IpvsSettings {
 impl Handle for api::IpvsSet {
     fn handle(self, at: &mut At<'_>) -> Result<api::IpvsSettingsList, Error> {
         let (setting, value) = spec::ipvs_setting(&self.name, self.value)?;
-        let container = self.container.as_deref().map(|name| spec::name("container", name)).transpose()?;
-        let scope = at.switch.ensure_ipvs_scope(container);
+        let scope = at.switch.ensure_ipvs_scope(self.container.as_deref())?;
         scope.settings().set(setting, value);
         tracing::info!("{} is {value}", setting.name());
         Ok(crate::switch::Switch::ipvs_settings(&scope))
@@ -233,7 +231,17 @@ impl Handle for api::IpvsCleanup {
             state: self.state,
             ..api::ConntrackFilter::default()
         };
-        let removed = at.switch.clean_connections(filter)?;
+        let ports = match &self.container {
+            Some(container) => at.switch.container_ports(container)?,
+            None => Vec::new(),
+        };
+        let removed = match self.container {
+            None => at.switch.clean_connections(filter)?,
+            Some(_) => ports.into_iter().try_fold(0, |sum, port| {
+                let filter = api::ConntrackFilter { port: Some(port.to_string()), ..filter.clone() };
+                at.switch.clean_connections(filter).map(|removed| sum + removed)
+            })?,
+        };
         tracing::info!("{removed} connections forgotten");
         Ok(Flushed { removed })
     }

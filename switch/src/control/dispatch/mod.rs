@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod container;
 mod ipvs;
 mod l2;
 mod l3;
@@ -28,6 +29,7 @@ pub struct Dispatcher {
     /// Number of routes in them.
     loading: Cell<usize>,
     transactions: ipvs::Transactions,
+    turns: container::Turns,
 }
 
 /// What a method works on.
@@ -53,16 +55,20 @@ impl Dispatcher {
             loads: RefCell::default(),
             loading: Cell::new(0),
             transactions: ipvs::Transactions::default(),
+            turns: container::Turns::default(),
         }
     }
 
     /// Does what a line from `connection` asks. The answer has its line feed; a notification has none.
-    pub fn answer(&self, connection: u64, line: &[u8]) -> Option<Vec<u8>> {
+    pub async fn answer(&self, connection: u64, line: &[u8]) -> Option<Vec<u8>> {
         let head = match rpc::head(line) {
             Ok(head) => head,
             Err(error) => return Some(rpc::failure(&Id::Null, &error)),
         };
-        let result = self.call(connection, &head, line);
+        let result = match self.operate(&head, line).await {
+            Some(result) => result,
+            None => self.call(connection, &head, line),
+        };
         if let Err(error) = &result {
             tracing::debug!("{} refused: {}", head.method, error.message);
         }
@@ -86,7 +92,7 @@ impl Dispatcher {
                     $($name => run::<api::$request>(at, head, line),)*
                     other => Err(Error::new(
                         rpc::METHOD_NOT_FOUND,
-                        format!("method {other:?} is unknown: there are {}", api::METHODS.join(", ")),
+                        format!("method {other:?} is unknown: there are {}", [api::METHODS, api::OPERATIONS].concat().join(", ")),
                     )),
                 }
             };

@@ -77,6 +77,17 @@ pub struct Reservation {
     pub address: Ipv4Addr,
     /// Option 12: the name that it is told.
     pub hostname: Option<String>,
+    /// What it alone is told in the place of the network's settings; set for NICs of containers.
+    pub told: Option<Told>,
+}
+
+/// What a station is told in the place of its network's MTU, gateway and routes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Option 26; `None`: the network's.
+    pub mtu: Option<u16>,
+    /// Option 121; a gateway of 0.0.0.0 is for what is on the link (RFC 3442). The default route's is option 3, too.
+    pub routes: Vec<(Ipv4Net, Ipv4Addr)>,
 }
 
 impl Config {
@@ -167,6 +178,16 @@ impl Config {
                 self.routes.len()
             )));
         }
+        for Reservation { mac, told, .. } in &self.reservations {
+            let Some(Told { routes, .. }) = told else { continue };
+            let bytes = classless(routes.iter().copied()).len();
+            if bytes > room {
+                let count = routes.len();
+                return Err(Refusal::new(format!(
+                    "the {count} routes of {mac} take {bytes} bytes, but an option of DHCP holds {room}"
+                )));
+            }
+        }
         Ok(())
     }
 
@@ -194,17 +215,33 @@ impl Config {
 
     /// Option 121's bytes (RFC 3442): for each route prefix length, as many bytes of the prefix as count, gateway.
     fn classless_routes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
         if self.routes.is_empty() {
-            return bytes;
+            return Vec::new();
         }
         let given = self.routes.iter().any(|(prefix, _)| prefix.prefix_len() == 0);
         let default = self.router.filter(|_| !given).map(|router| (Ipv4Net::default(), router));
-        for (prefix, gateway) in self.routes.iter().copied().chain(default) {
-            bytes.push(prefix.prefix_len());
-            bytes.extend(&prefix.network().octets()[..usize::from(prefix.prefix_len()).div_ceil(8)]);
-            bytes.extend(gateway.octets());
-        }
-        bytes
+        classless(self.routes.iter().copied().chain(default))
+    }
+}
+
+fn classless(routes: impl Iterator<Item = (Ipv4Net, Ipv4Addr)>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (prefix, gateway) in routes {
+        bytes.push(prefix.prefix_len());
+        bytes.extend(&prefix.network().octets()[..usize::from(prefix.prefix_len()).div_ceil(8)]);
+        bytes.extend(gateway.octets());
+    }
+    bytes
+}
+
+impl Told {
+    /// Option 3's gateway.
+    fn router(&self) -> Option<Ipv4Addr> {
+        self.routes.iter().find(|(prefix, _)| prefix.prefix_len() == 0).map(|(_, gateway)| *gateway)
+    }
+
+    /// Option 121's bytes.
+    fn routes(&self) -> Vec<u8> {
+        classless(self.routes.iter().copied())
     }
 }

@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use super::leases::{Lease, Leases, State};
 use super::message::{Kind, Reply, Request, option};
 use super::outcome::{Answer, Change, Counters, Effects, Event, Listing, Origin, Outcome, Silence};
-use super::{Config, LEASE_MIN};
+use super::{Config, LEASE_MIN, Told};
 use crate::packet::ethernet::Mac;
 
 /// Seconds for which an offer is held.
@@ -585,11 +585,12 @@ impl Server {
         let address = |address: Ipv4Addr| address.octets().to_vec();
         // Clients that cannot do without the mask do not always ask for it.
         let mut options = vec![(option::SUBNET_MASK, address(config.server.netmask()))];
+        let told = self.by_mac.get(&request.mac).and_then(|&n| config.reservations[n].told.as_ref());
         let usual = [option::ROUTER, option::DNS, option::HOSTNAME, option::DOMAIN, option::BROADCAST];
         let asked = request.parameters.as_deref().unwrap_or(&usual);
         for &code in asked {
             let value = match code {
-                option::ROUTER => config.router.map(address),
+                option::ROUTER => told.map_or(config.router, Told::router).map(address),
                 option::DNS => Some(config.dns.iter().flat_map(Ipv4Addr::octets).collect()),
                 option::HOSTNAME => self
                     .by_mac
@@ -597,9 +598,14 @@ impl Server {
                     .and_then(|&n| config.reservations[n].hostname.as_ref())
                     .map(|name| name.as_bytes().to_vec()),
                 option::DOMAIN => config.domain.as_ref().map(|domain| domain.as_bytes().to_vec()),
-                option::MTU => config.mtu.map(|mtu| mtu.to_be_bytes().to_vec()),
+                option::MTU => {
+                    let mtu = told.and_then(|told| told.mtu).or(config.mtu);
+                    mtu.map(|mtu| mtu.to_be_bytes().to_vec())
+                }
                 option::BROADCAST => Some(address(config.server.broadcast())),
-                option::ROUTES | option::ROUTES_MICROSOFT => Some(config.classless_routes()),
+                option::ROUTES | option::ROUTES_MICROSOFT => {
+                    Some(told.map_or_else(|| config.classless_routes(), Told::routes))
+                }
                 _ => None,
             };
             if let Some(value) = value

@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 
-use super::super::Reservation;
+use ipnet::Ipv4Net;
+
+use super::super::{Reservation, Told};
 use super::*;
 
 mod properties;
@@ -22,7 +24,7 @@ fn config(last: u8) -> Config {
 }
 
 fn reserve(n: u16, last: u8, name: &str) -> Reservation {
-    Reservation { mac: mac(n), address: at(last), hostname: Some(name.into()) }
+    Reservation { mac: mac(n), address: at(last), hostname: Some(name.into()), told: None }
 }
 
 /// A client's message, built by hand.
@@ -542,4 +544,31 @@ fn leases_end_and_are_remembered_and_restored() {
     assert!(restored(1 << 30).list(1 << 30).is_empty());
     assert!(early.release(address) && !early.release(address));
     assert!(early.list(10).is_empty());
+}
+
+#[test]
+fn who_is_told_routes_of_its_own_gets_those_alone() {
+    let mut config = config(254);
+    config.routes = vec![("10.9.0.0/16".parse().unwrap(), at(9))];
+    let told = Told {
+        mtu: Some(1400),
+        routes: vec![("10.8.0.0/16".parse().unwrap(), at(8)), (Ipv4Net::default(), at(7))],
+    };
+    config.reservations = vec![Reservation { told: Some(told), ..reserve(1, 50, "box") }];
+    let given = |config: &Config, n: u16| {
+        let mut server = Server::new(config.clone());
+        let ask = discover(n).with(option::PARAMETERS, [option::ROUTER, option::MTU, option::ROUTES]);
+        let outcome = match ask.ask(&mut server, 1) {
+            Outcome::Probe(address) => server.probed(1, address, None),
+            outcome => outcome,
+        };
+        let mut options = options(outcome);
+        [option::ROUTER, option::MTU, option::ROUTES].map(|code| options.remove(&code))
+    };
+    let routes = vec![16, 10, 8, 10, 0, 3, 8, 0, 10, 0, 3, 7];
+    assert_eq!(given(&config, 1), [Some(at(7).octets().to_vec()), Some(vec![5, 120]), Some(routes)]);
+    // Without a default route there is no gateway, although the network has one.
+    config.reservations[0].told = Some(Told::default());
+    assert_eq!(given(&config, 1), [None, None, None]);
+    assert_eq!(given(&config, 2)[0], Some(at(1).octets().to_vec()));
 }
