@@ -8,22 +8,19 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    io::{self, Read, Write},
-    os::{
-        fd::{AsFd, AsRawFd},
-        unix::net::UnixStream,
-    },
+    io,
+    os::{fd::AsFd, unix::net::UnixStream},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{MsgFlags, recv};
-use tracing::{debug, info};
-use vhost::vhost_user::{BackendReqHandler, Error, message::FrontendReq};
+use tracing::info;
+use vhost::vhost_user::{BackendReqHandler, Error};
 
 use crate::{
+    ahead,
     ring::RingCell,
     session::Session,
     shared::Shared,
@@ -359,7 +356,7 @@ impl Port {
                 Ok((true, false)) => {}
                 Err(e) => return format!("poll: {e}"),
             }
-            let result = match early_enable(&mut connection, session) {
+            let result = match ahead::handle(&mut connection, session) {
                 Some(result) => result,
                 None => handler.handle_request(),
             };
@@ -371,45 +368,4 @@ impl Port {
             }
         }
     }
-}
-
-/// Handles a SET_VRING_ENABLE that comes before SET_FEATURES, as QEMU sends it for multiqueue devices, before the guest
-/// has even started: the `vhost` crate would end the connection. `None` if the next message is anything else.
-fn early_enable(connection: &mut UnixStream, session: &Mutex<Session>) -> Option<Result<(), Error>> {
-    const MESSAGE: usize = 20;
-    const VERSION: u32 = 1;
-    const VERSION_AND_REPLY: u32 = 3 | REPLY;
-    const REPLY: u32 = 4;
-    const NEED_REPLY: u32 = 8;
-    let mut session = lock(session);
-    if session.protocol_features_negotiated() {
-        return None;
-    }
-    let mut message = [0; MESSAGE];
-    let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    let got = recv(connection.as_raw_fd(), &mut message, peek).ok()?;
-    let word =
-        |at: usize| u32::from_ne_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]]);
-    let [request, flags, size, index, enable] = [0, 4, 8, 12, 16].map(word);
-    let is_enable = got == MESSAGE
-        && request == FrontendReq::SET_VRING_ENABLE as u32
-        && flags & VERSION_AND_REPLY == VERSION
-        && size == 8
-        && enable <= 1;
-    if !is_enable {
-        return None;
-    }
-    if let Err(e) = connection.read_exact(&mut message) {
-        return Some(Err(Error::SocketError(e)));
-    }
-    debug!(index, enable, "SET_VRING_ENABLE before SET_FEATURES");
-    let result = session.enable(index, enable == 1);
-    if flags & NEED_REPLY != 0 && session.replies() {
-        let status = u32::from(result.is_err());
-        let answer = [request, VERSION | REPLY, 8, status, 0].map(u32::to_ne_bytes).concat();
-        if let Err(e) = connection.write_all(&answer) {
-            return Some(Err(Error::SocketError(e)));
-        }
-    }
-    Some(result)
 }

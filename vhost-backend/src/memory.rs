@@ -11,15 +11,16 @@
 use std::{
     fs::File,
     io,
-    os::fd::AsRawFd,
-    ptr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
-use crate::sigbus::{self, Guarded};
+use crate::{
+    mapping::{MapError, Mapping},
+    sigbus,
+};
 use joined::{Joined, Piece};
 
 mod joined;
@@ -193,7 +194,6 @@ impl GuestMap {
         let overflow = || MemoryError::Overflow { gpa, size };
         let end = gpa.checked_add(size).ok_or_else(overflow)?;
         user_addr.checked_add(size).ok_or_else(overflow)?;
-        let needed = mmap_offset.checked_add(size).ok_or_else(overflow)?;
         for (what, value) in
             [("guest address", gpa), ("frontend address", user_addr), ("offset in the file", mmap_offset)]
         {
@@ -213,7 +213,12 @@ impl GuestMap {
         if let Some(other) = before.or(after) {
             return Err(MemoryError::Overlap { gpa, size, other: other.gpa });
         }
-        let (mapping, host) = Mapping::new(gpa, size, mmap_offset, needed, file)?;
+        let (mapping, host) = Mapping::new(size, mmap_offset, file).map_err(|e| match e {
+            MapError::Overflow => overflow(),
+            MapError::FileTooShort { needed, size } => MemoryError::FileTooShort { gpa, needed, size },
+            MapError::UnsuitableFile(what) => MemoryError::UnsuitableFile { gpa, what },
+            MapError::Kernel { call, source } => MemoryError::Kernel { gpa, call, source },
+        })?;
         let (mut ranges, mut slots) = (self.ranges.clone(), self.slots.clone());
         ranges.insert(at, Range { gpa, size, host });
         slots.insert(at, Slot { user_addr, mapping: Arc::new(mapping) });
@@ -273,6 +278,14 @@ impl GuestMap {
         self.ranges.get(hint as usize).map(|range| (range.gpa, range.size, range.host))
     }
 
+    /// The guest address of what the frontend has at `user_addr`, and how many bytes of its region follow from there on.
+    pub(crate) fn guest_address(&self, user_addr: u64) -> Option<(u64, u64)> {
+        self.ranges.iter().zip(&self.slots).find_map(|(range, slot)| {
+            let offset = user_addr.checked_sub(slot.user_addr).filter(|&offset| offset < range.size)?;
+            Some((range.gpa + offset, range.size - offset))
+        })
+    }
+
     /// Copies guest memory from `gpa` on to `to`, from one region into the next where they are adjacent. False if part of
     /// it lies outside of guest memory.
     #[cold]
@@ -325,7 +338,7 @@ impl GuestMap {
             pieces.push(Piece {
                 host: range.host as usize + offset as usize,
                 len: len as usize,
-                page: slot.mapping.page,
+                page: slot.mapping.page(),
             });
             at += len;
         }
@@ -348,7 +361,7 @@ impl GuestMap {
     #[cold]
     fn look_for_poison(&self, faults: u32) -> bool {
         let joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
-        let poisoned = self.slots.iter().any(|s| s.mapping.guard.poisoned())
+        let poisoned = self.slots.iter().any(|s| s.mapping.poisoned())
             || joined.iter().any(|piece| piece.guard.poisoned());
         if poisoned {
             // Never unset: a mapping stays poisoned as long as it lives.
@@ -377,120 +390,6 @@ impl std::fmt::Debug for GuestMap {
             }))
             .finish()
     }
-}
-
-/// A piece of a file in our address space: whole pages, so often more than the region.
-struct Mapping {
-    base: *mut libc::c_void,
-    len: usize,
-    /// Bytes of the pages that it consists of.
-    page: usize,
-    guard: std::mem::ManuallyDrop<Guarded>,
-}
-
-// SAFETY: a mapping may be used and unmapped from any thread; this type does not touch what is in it.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    /// Maps the pages that hold bytes `offset` to `needed` of the file; returns also where byte `offset` is.
-    fn new(
-        gpa: u64,
-        size: u64,
-        offset: u64,
-        needed: u64,
-        file: &File,
-    ) -> Result<(Self, *mut u8), MemoryError> {
-        let kernel = |call, source| MemoryError::Kernel { gpa, call, source };
-        let metadata = file.metadata().map_err(|e| kernel("fstat", e))?;
-        if !metadata.is_file() {
-            return Err(MemoryError::UnsuitableFile {
-                gpa,
-                what: "something that is not a regular file".into(),
-            });
-        }
-        if metadata.len() < needed {
-            return Err(MemoryError::FileTooShort { gpa, needed, size: metadata.len() });
-        }
-        let page = page_size(gpa, file)?;
-        // hugetlbfs takes only offsets and lengths in its own pages.
-        let start = offset / page * page;
-        let len = (needed - start)
-            .checked_next_multiple_of(page)
-            .and_then(|len| usize::try_from(len).ok())
-            .ok_or(MemoryError::Overflow { gpa, size })?;
-        // SAFETY: a new mapping at an address of the kernel's choice; nothing of ours is replaced.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                start as libc::off_t,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(kernel("mmap", io::Error::last_os_error()));
-        }
-        // SAFETY: advice on the mapping just made. A failure costs only larger core files.
-        unsafe { libc::madvise(base, len, libc::MADV_DONTDUMP) };
-        // SAFETY: the mapping is ours, all its users have raw pointers, and `drop` takes the guard away first.
-        let guard = match unsafe { Guarded::new(base as usize, len, page as usize) } {
-            Ok(guard) => guard,
-            Err(e) => {
-                // SAFETY: nobody has seen the mapping yet.
-                unsafe { libc::munmap(base, len) };
-                return Err(kernel("sigaction", e));
-            }
-        };
-        let host = base.cast::<u8>().wrapping_add((offset - start) as usize);
-        Ok((Self { base, len, page: page as usize, guard: std::mem::ManuallyDrop::new(guard) }, host))
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: taken once, here; from now on no fault in the range is answered, and none can happen.
-        unsafe { std::mem::ManuallyDrop::drop(&mut self.guard) };
-        // SAFETY: our mapping, and the last map that referred to it is gone.
-        unsafe { libc::munmap(self.base, self.len) };
-    }
-}
-
-/// The size of the pages that `file` is mapped in.
-///
-/// File systems that ask another process or machine for a page (FUSE, NFS) are refused: whoever is behind it could
-/// stop a worker for good by not answering. The list is of what cannot.
-fn page_size(gpa: u64, file: &File) -> Result<u64, MemoryError> {
-    const HUGETLBFS: i64 = 0x958458f6;
-    const LOCAL: [(i64, &str); 6] = [
-        (0x01021994, "tmpfs, memfd"),
-        (0x858458f6, "ramfs"),
-        (0xef53, "ext4"),
-        (0x58465342, "xfs"),
-        (0x9123683e, "btrfs"),
-        (0xf2f52010, "f2fs"),
-    ];
-    // SAFETY: an all-zero statfs is a valid value.
-    let mut stat = unsafe { std::mem::zeroed::<libc::statfs>() };
-    // SAFETY: an open descriptor and a buffer of ours.
-    if unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) } != 0 {
-        return Err(MemoryError::Kernel { gpa, call: "fstatfs", source: io::Error::last_os_error() });
-    }
-    // The width of these fields differs between C libraries.
-    #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
-    let (kind, block) = (stat.f_type as i64 & 0xffff_ffff, stat.f_bsize as u64);
-    if kind == HUGETLBFS {
-        return Ok(block.max(REGION_ALIGN));
-    }
-    if LOCAL.iter().any(|(local, _)| *local == kind) {
-        // SAFETY: no memory involved.
-        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        return Ok(u64::try_from(page).unwrap_or(REGION_ALIGN).max(REGION_ALIGN));
-    }
-    Err(MemoryError::UnsuitableFile { gpa, what: format!("a file system of type {kind:#x}") })
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use vhost::{
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
+    dirty::{DirtyLog, Logging},
     eventfd, features,
     memory::{GuestMap, MAX_SLOTS, MemoryError},
     ring::{Ring, RingFault, RingSetup},
@@ -64,6 +65,8 @@ struct Vring {
     kick: Kick,
     call: Option<EventFd>,
     err: Option<EventFd>,
+    /// The guest address at which changes of the used ring are logged, if they are.
+    log: Option<u64>,
     running: bool,
 }
 
@@ -75,6 +78,10 @@ pub(crate) struct Session {
     features: Option<u64>,
     protocol_features: u64,
     vrings: Vec<Vring>,
+    /// Where dirty pages are logged, once the frontend has said so.
+    log: Option<Arc<DirtyLog>>,
+    /// Written to after something was logged.
+    log_call: Option<Arc<EventFd>>,
     failure: Option<String>,
 }
 
@@ -88,6 +95,8 @@ impl Session {
             features: None,
             protocol_features: 0,
             vrings,
+            log: None,
+            log_call: None,
             failure: None,
         }
     }
@@ -115,6 +124,7 @@ impl Session {
         }
         self.vrings.iter_mut().for_each(|vring| *vring = Vring::default());
         self.features = None;
+        (self.log, self.log_call) = (None, None);
         self.shared.set_features(0);
         let old = self.shared.set_map(None);
         self.map = Arc::new(GuestMap::empty());
@@ -174,10 +184,27 @@ impl Session {
             call: again(&vring.call),
             err: again(&vring.err),
         };
-        self.shared.rings()[index].start(Ring::new(setup)?);
+        let mut ring = Ring::new(setup)?;
         vring.running = true;
-        debug!(port = self.port, "{} starts at {:#x}", ring_name(index), vring.base.unwrap_or(0));
+        debug!(port = self.port, "{} starts at {:#x}", ring_name(index), ring.base());
+        ring.set_logging(self.logging(index));
+        self.shared.rings()[index].start(ring);
         Ok(())
+    }
+
+    /// What a ring has to log. Without a log there is nothing to do it in: QEMU starts rings in this state when it
+    /// starts a device during a migration, and enables them when the log is there.
+    fn logging(&self, index: usize) -> Option<Logging> {
+        let log = self.log.clone()?;
+        let data = self.features.is_some_and(|word| word & features::LOG_ALL != 0);
+        let used = self.vrings[index].log;
+        (data || used.is_some()).then(|| Logging { log, data, used, call: self.log_call.clone() })
+    }
+
+    /// Has a running ring log what it is to log from now on.
+    fn update_logging(&mut self, index: usize) {
+        let logging = self.logging(index);
+        self.shared.rings()[index].control(|ring| ring.set_logging(logging));
     }
 
     /// Starts a ring after a message about it; anything wrong with it is the message's fault.
@@ -225,6 +252,19 @@ impl Session {
         let index = self.index(index)?;
         self.shared.rings()[index].set_enabled(enable);
         self.shared.publish();
+        Ok(())
+    }
+
+    /// SET_LOG_FD: an eventfd for a frontend that wants to be woken when something is logged.
+    pub(crate) fn set_log_fd(&mut self, file: Option<File>) -> Result<()> {
+        self.log_call = file
+            .map(eventfd::from_frontend)
+            .transpose()
+            .map_err(|why| self.refuse(format!("descriptor of the dirty log: {why}")))?
+            .map(Arc::new);
+        for index in 0..self.vrings.len() {
+            self.update_logging(index);
+        }
         Ok(())
     }
 
@@ -285,9 +325,13 @@ impl VhostUserBackendReqHandlerMut for Session {
         if word & features::PROTOCOL_FEATURES == 0 {
             self.shared.rings().iter().for_each(|cell| cell.set_enabled(true));
         }
-        let same_for_rings = before.is_some_and(|before| (before ^ word) & !features::PROTOCOL_FEATURES == 0);
+        // Logging is switched on running rings; whatever else changes, they start anew.
+        let own = features::PROTOCOL_FEATURES | features::LOG_ALL;
+        let same_for_rings = before.is_some_and(|before| (before ^ word) & !own == 0);
         for index in 0..self.vrings.len() {
-            if !same_for_rings {
+            if same_for_rings {
+                self.update_logging(index);
+            } else {
                 self.stop(index);
             }
             self.start(index).map_err(|fault| self.refuse_ring(index, fault))?;
@@ -355,15 +399,15 @@ impl VhostUserBackendReqHandlerMut for Session {
         self.start_or_refuse(index)
     }
 
-    /// QEMU repeats this on a running ring when it switches its dirty log: the same addresses change nothing.
+    /// Repeated on a running ring, with the same addresses, to switch the logging of its used ring.
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptor: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
         let index = self.index(index)?;
         let at = Addresses { desc: descriptor, avail: available, used };
@@ -382,6 +426,11 @@ impl VhostUserBackendReqHandlerMut for Session {
         if self.vrings[index].addresses != Some(at) {
             self.stop(index);
             self.vrings[index].addresses = Some(at);
+        }
+        let log = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
+        if self.vrings[index].log != log {
+            self.vrings[index].log = log;
+            self.update_logging(index);
         }
         self.start_or_refuse(index)
     }
@@ -460,6 +509,19 @@ impl VhostUserBackendReqHandlerMut for Session {
         self.enable(index, enable)
     }
 
+    /// A log that is too small for the guest is found out by the ring that writes beyond it. When this has been
+    /// answered no ring uses the one before it any more: the frontend then reads that one for the last time.
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        let log = DirtyLog::new(log.mmap_size, log.mmap_offset, &file).map_err(|why| self.refuse(why))?;
+        let old = self.log.replace(Arc::new(log));
+        for index in 0..self.vrings.len() {
+            self.update_logging(index);
+        }
+        self.shared.publish();
+        drop(old);
+        Ok(())
+    }
+
     // What follows belongs to protocol features that are not offered, or to other kinds of devices.
 
     fn get_config(&mut self, _offset: u32, _size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
@@ -501,10 +563,6 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
         Err(self.refuse("shared memory regions are not supported"))
-    }
-
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        Err(self.refuse("the dirty log (live migration) is not supported"))
     }
 }
 

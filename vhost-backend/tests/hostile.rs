@@ -144,11 +144,11 @@ fn descriptors_that_are_no_events() {
 
 #[test]
 fn features() {
-    refused("features that were not offered: BIT_26, BIT_63", |vmm| {
-        vmm.frontend.set_features(vhost_backend::features::offered() | 1 << 26 | 1 << 63)
+    refused("features that were not offered: BIT_25, BIT_63", |vmm| {
+        vmm.frontend.set_features(vhost_backend::features::offered() | 1 << 25 | 1 << 63)
     });
-    refused("protocol features that were not offered: 0x12", |vmm| {
-        match common::raw(&vmm.frontend, 16, [0x8 | 0x12, 0]) {
+    refused("protocol features that were not offered: 0x14", |vmm| {
+        match common::raw(&vmm.frontend, 16, [0x8 | 0x14, 0]) {
             0 => Ok(()),
             _ => Err(vhost::Error::InvalidQueue),
         }

@@ -1,4 +1,4 @@
-use std::os::unix::fs::FileExt;
+use std::os::{fd::AsRawFd, unix::fs::FileExt};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use proptest::prelude::*;

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::copy::copy_upto_128;
 use super::{More, RingFault, RingSetup};
+use crate::dirty::Logging;
 use crate::eventfd;
 use crate::frame::{BURST, Burst, Frame, SNAPSHOT, Segment};
 use crate::memory::GuestMap;
@@ -77,6 +78,8 @@ pub(crate) struct Common {
     pub(super) kick: Option<Arc<EventFd>>,
     pub(super) call: Option<EventFd>,
     pub(super) err: Option<EventFd>,
+    /// Only while a live migration is under way.
+    pub(super) logging: Option<Box<Logging>>,
 }
 
 // SAFETY: the pointers lead into guest memory, which belongs to no thread; `map` keeps it mapped wherever the ring goes.
@@ -108,6 +111,7 @@ impl Common {
             kick: setup.kick,
             call: setup.call,
             err: setup.err,
+            logging: None,
         }
     }
 
@@ -138,13 +142,14 @@ impl Common {
         self.regions[0].whole(addr, len)
     }
 
-    /// Gives the buffer at `addr` to `piece`; if it crosses regions, in several pieces.
+    /// Gives the buffer at `addr` to `piece`, as where it is here, its guest address and its length; if it crosses regions,
+    /// in several pieces.
     #[inline]
     pub(super) fn buffer(
         &mut self,
         mut addr: u64,
         mut left: u32,
-        mut piece: impl FnMut(*mut u8, u32) -> Result<More, RingFault>,
+        mut piece: impl FnMut(*mut u8, u64, u32) -> Result<More, RingFault>,
     ) -> Result<More, RingFault> {
         while left > 0 {
             let (ptr, room) = self.map.translate(addr, &mut self.hint).ok_or(RingFault::BufferNotMapped)?;
@@ -152,7 +157,7 @@ impl Common {
             if len == 0 {
                 return Err(RingFault::BufferNotMapped);
             }
-            if piece(ptr, len)? == More::No {
+            if piece(ptr, addr, len)? == More::No {
                 return Ok(More::No);
             }
             addr = addr.wrapping_add(u64::from(len));
@@ -218,6 +223,21 @@ impl Common {
     pub(super) fn look_for_poison(&mut self) {
         if self.map.poisoned() {
             self.fault = Some(RingFault::MemoryGone);
+        }
+    }
+
+    /// Logs a change of the part of the ring that the frontend has given an address for, made outside of a burst.
+    pub(super) fn log_used(&mut self, offset: u64, len: u64) {
+        if let Some(Err(fault)) = self.logging.as_ref().map(|logging| logging.used_ring(offset, len)) {
+            self.fault = Some(fault);
+        }
+    }
+
+    /// Breaks the ring if something could not be logged.
+    #[inline(always)]
+    pub(super) fn logged(&mut self, result: Result<(), RingFault>) {
+        if let Err(fault) = result {
+            self.fault = Some(fault);
         }
     }
 

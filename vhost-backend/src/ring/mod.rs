@@ -21,6 +21,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::dirty::{Dirty, Logging, Untracked};
 use crate::eventfd;
 use crate::frame::Burst;
 use crate::memory::GuestMap;
@@ -92,6 +93,12 @@ pub enum RingFault {
     /// The frontend lets a packed ring begin behind its end.
     #[error("the ring's base lies beyond its end")]
     BadBase,
+    /// A page was written for which the dirty log (live migration) has no bit.
+    #[error("the dirty log is too small for the guest's memory")]
+    LogTooSmall,
+    /// The frontend truncated the file behind the dirty log.
+    #[error("the dirty log was taken away by its frontend")]
+    LogGone,
 }
 
 impl RingFault {
@@ -111,6 +118,8 @@ impl RingFault {
             HeaderTooShort,
             MemoryGone,
             BadBase,
+            LogTooSmall,
+            LogGone,
         ]
         .into_iter()
         .find(|fault| fault.code() == code)
@@ -224,6 +233,23 @@ impl Ring {
         either!(&mut self.0, ring => &mut ring.common)
     }
 
+    /// Begins to log what is written, in another way, or no more. All that the device may write of the ring itself counts
+    /// as written just now: what was missed while there was no log is not missed for good.
+    pub fn set_logging(&mut self, logging: Option<Logging>) {
+        self.common_mut().logging = logging.map(Box::new);
+        either!(&mut self.0, ring => ring.log_all());
+    }
+
+    /// Has `write` write, and logs what it tells.
+    #[cold]
+    #[inline(never)]
+    fn log<R>(&mut self, logging: Box<Logging>, write: impl FnOnce(&mut Self, &mut Dirty<'_>) -> R) -> R {
+        let result = write(self, &mut Dirty::new(&logging));
+        self.common_mut().logged(logging.end());
+        self.common_mut().logging = Some(logging);
+        result
+    }
+
     /// Replaces the descriptor by which the guest is interrupted.
     pub fn set_call(&mut self, call: Option<EventFd>) {
         self.common_mut().call = call;
@@ -267,13 +293,22 @@ impl Ring {
     /// Gives back what `fetch` took.
     #[inline]
     pub(crate) fn complete(&mut self) {
-        either!(&mut self.0, ring => ring.complete());
+        match self.common_mut().logging.take() {
+            None => either!(&mut self.0, ring => ring.complete(&mut Untracked)),
+            Some(logging) => {
+                self.log(logging, |ring, dirty| either!(&mut ring.0, ring => ring.complete(dirty)));
+            }
+        }
     }
 
     /// Copies the frames of `mask` into the guest's buffers and publishes them, all at once.
     #[inline]
     pub(crate) fn deliver(&mut self, burst: &Burst, mask: u64) -> Delivered {
-        either!(&mut self.0, ring => ring.deliver(burst, mask))
+        match self.common_mut().logging.take() {
+            None => either!(&mut self.0, ring => ring.deliver(burst, mask, &mut Untracked)),
+            Some(logging) => self
+                .log(logging, |ring, dirty| either!(&mut ring.0, ring => ring.deliver(burst, mask, dirty))),
+        }
     }
 
     /// Asks for a kick at the next buffer; true if there are buffers already.

@@ -4,6 +4,7 @@ use std::ptr;
 
 use super::More;
 use super::copy::copy_upto_128;
+use crate::dirty::Track;
 use crate::frame::{Burst, Segment};
 use crate::net_header::{LEGACY_NET_HEADER_LEN, NET_HEADER_LEN};
 
@@ -14,8 +15,8 @@ pub(super) struct Scatter<'a> {
     header: [u8; NET_HEADER_LEN],
     header_len: usize,
     header_have: usize,
-    /// Where the bytes of `num_buffers` were placed.
-    count_at: [*mut u8; 2],
+    /// Where the bytes of `num_buffers` were placed, and their guest addresses.
+    count_at: [(*mut u8, u64); 2],
     written: usize,
 }
 
@@ -31,16 +32,17 @@ impl<'a> Scatter<'a> {
             header: header.to_bytes(),
             header_len: usize::from(header_len),
             header_have: 0,
-            count_at: [ptr::null_mut(); 2],
+            count_at: [(ptr::null_mut(), 0); 2],
             written: 0,
         }
     }
 
-    /// Fills the next piece. The driver may cut its buffers anywhere, also within the header.
+    /// Fills the next piece, which has guest address `gpa`. The driver may cut its buffers anywhere, also within the header.
     ///
     /// # Safety
     /// `len` bytes at `to` are mapped.
-    pub(super) unsafe fn piece(&mut self, to: *mut u8, len: u32) -> More {
+    pub(super) unsafe fn piece(&mut self, to: *mut u8, gpa: u64, len: u32, track: &mut impl Track) -> More {
+        let before = self.written;
         let (mut to, mut room) = (to, len as usize);
         if self.header_have < self.header_len {
             let (have, n) = (self.header_have, room.min(self.header_len - self.header_have));
@@ -48,7 +50,7 @@ impl<'a> Scatter<'a> {
             unsafe { copy_upto_128(self.header.as_ptr().add(have), to, n) };
             for (at, byte) in self.count_at.iter_mut().zip(LEGACY_NET_HEADER_LEN..NET_HEADER_LEN) {
                 if (have..have + n).contains(&byte) {
-                    *at = to.wrapping_add(byte - have);
+                    *at = (to.wrapping_add(byte - have), gpa + (byte - have) as u64);
                 }
             }
             self.header_have += n;
@@ -60,6 +62,7 @@ impl<'a> Scatter<'a> {
         unsafe { self.source.copy_to(to, n) };
         self.left -= n;
         self.written += n;
+        track.wrote(gpa, (self.written - before) as u32);
         if self.is_whole() && self.has_header() { More::No } else { More::Yes }
     }
 
@@ -83,10 +86,11 @@ impl<'a> Scatter<'a> {
     /// # Safety
     /// Buffers are mergeable, so that they have the long header, all of which has been placed ([`Scatter::has_header`]);
     /// the pieces are still mapped.
-    pub(super) unsafe fn set_buffers(&self, buffers: u16) {
-        for (at, byte) in self.count_at.into_iter().zip(buffers.to_le_bytes()) {
+    pub(super) unsafe fn set_buffers(&self, buffers: u16, track: &mut impl Track) {
+        for ((at, gpa), byte) in self.count_at.into_iter().zip(buffers.to_le_bytes()) {
             // SAFETY: both places were set when the header was placed.
             unsafe { at.write_volatile(byte) };
+            track.wrote(gpa, 1);
         }
     }
 }

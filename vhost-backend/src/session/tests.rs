@@ -88,6 +88,13 @@ fn message() -> impl Strategy<Value = Message> {
         }),
         (0u64..4, number(), number(), number())
             .prop_map(move |(ring, desc, used, avail)| plain(9, bytes(&[ring, desc, used, avail, 0]))),
+        // The same with a place in the log, and SET_LOG_BASE
+        (0u64..4, number()).prop_map(move |(ring, log)| {
+            let base = 0x10000 + 0x4000 * (ring % 2);
+            plain(9, bytes(&[pair(ring, 1), base, base + 0x2000, base + 0x1000, log]))
+        }),
+        (number(), number())
+            .prop_map(move |(size, offset)| Message { memory: true, ..plain(6, bytes(&[size, offset])) }),
         // SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR
         (12u32..15, 0u64..4, any::<bool>()).prop_map(move |(request, ring, event)| Message {
             event,

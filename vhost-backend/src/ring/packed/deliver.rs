@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Ring;
 use super::descriptor::{MARKS, Used};
 use super::position::Position;
+use crate::dirty::Track;
 use crate::frame::{BURST, Burst};
 use crate::ring::common::F_WRITE;
 use crate::ring::copy::prefetch_write;
@@ -14,11 +15,11 @@ use crate::ring::{Delivered, Placed, RingFault};
 
 impl Ring {
     /// Copies the frames of `mask` into the guest's buffers and publishes them, all at once.
-    pub(crate) fn deliver(&mut self, burst: &Burst, mask: u64) -> Delivered {
+    pub(crate) fn deliver(&mut self, burst: &Burst, mask: u64, track: &mut impl Track) -> Delivered {
         let mut delivered = Delivered::default();
         let mut filled = Filled { at: self.next_avail, descriptors: 0, first: None };
         let mut left = mask & burst.all();
-        let fast = self.deliver_fast(burst, left, &mut filled);
+        let fast = self.deliver_fast(burst, left, &mut filled, track);
         delivered.sent |= fast;
         left &= !fast;
         // The lowest frame left needs more than one piece, or there is no buffer for it. Those that follow are mostly of
@@ -26,7 +27,7 @@ impl Ring {
         while left != 0 {
             let i = left.trailing_zeros() as usize;
             let bit = 1u64 << i;
-            match self.deliver_pieces(burst, i, &mut filled) {
+            match self.deliver_pieces(burst, i, &mut filled, track) {
                 Ok(Placed::Whole) => delivered.sent |= bit,
                 Ok(Placed::TooSmall) => delivered.too_small |= bit,
                 Ok(Placed::NoBuffers) => {
@@ -43,20 +44,23 @@ impl Ring {
             }
             left &= !bit;
         }
+        self.common.logged(track.flush());
         self.common.look_for_poison();
-        if self.common.fault.is_some() {
-            return Delivered { stopped: mask, ..Delivered::default() };
-        }
-        if let Some(first) = filled.first {
+        let old = self.next_used;
+        if let (Some(first), None) = (filled.first, self.common.fault) {
             self.next_avail = filled.at;
             self.publish(first, filled.descriptors);
+        }
+        self.track_used(old, filled.descriptors, track);
+        if self.common.fault.is_some() {
+            return Delivered { stopped: mask, ..Delivered::default() };
         }
         delivered
     }
 
     /// Delivers frames in order for as long as each fits into one buffer in one piece; the mask of those delivered.
     #[inline]
-    fn deliver_fast(&mut self, burst: &Burst, mask: u64, filled: &mut Filled) -> u64 {
+    fn deliver_fast(&mut self, burst: &Burst, mask: u64, filled: &mut Filled, track: &mut impl Track) -> u64 {
         let header_len = u32::from(self.common.header_len);
         let count = mask.count_ones().min(u32::from(self.size)) as usize;
         let start = filled.at;
@@ -75,6 +79,8 @@ impl Ring {
             prefetch_write(to);
             prefetch_write(to.wrapping_add(64));
             *target = (to, desc.id);
+            // The copies follow at once, and nothing is logged before they are made.
+            track.wrote(desc.addr, header_len + len);
             left &= left - 1;
             at = at.advance(1, self.size);
             ready += 1;
@@ -96,7 +102,13 @@ impl Ring {
     }
 
     /// Delivers one frame into a chain of several pieces, or into several buffers if they are mergeable.
-    fn deliver_pieces(&mut self, burst: &Burst, i: usize, filled: &mut Filled) -> Result<Placed, RingFault> {
+    fn deliver_pieces(
+        &mut self,
+        burst: &Burst,
+        i: usize,
+        filled: &mut Filled,
+        track: &mut impl Track,
+    ) -> Result<Placed, RingFault> {
         let mut scatter = Scatter::new(burst, i, self.common.header_len);
         let mut buffers = 0;
         let (mut at, mut descriptors) = (filled.at, filled.descriptors);
@@ -104,9 +116,10 @@ impl Ring {
             let room = self.size - descriptors;
             let first = if room > 0 { self.available(at) } else { None };
             let Some(first) = first else { return Ok(Placed::NoBuffers) };
-            // SAFETY: `walk` gives mapped bytes.
-            let chain =
-                self.walk(first, at, room, true, |ptr, len| Ok(unsafe { scatter.piece(ptr, len) }))?;
+            let chain = self.walk(first, at, room, true, |ptr, gpa, len| {
+                // SAFETY: `walk` gives mapped bytes.
+                Ok(unsafe { scatter.piece(ptr, gpa, len, track) })
+            })?;
             let written = scatter.take_written();
             if !scatter.has_header() || written == 0 {
                 return Err(RingFault::HeaderTooShort);
@@ -121,7 +134,7 @@ impl Ring {
         }
         if buffers > 1 {
             // SAFETY: only mergeable buffers come in numbers, and the map keeps them mapped.
-            unsafe { scatter.set_buffers(buffers as u16) };
+            unsafe { scatter.set_buffers(buffers as u16, track) };
         }
         for i in 0..buffers {
             self.give_back(filled, self.pending[i]);

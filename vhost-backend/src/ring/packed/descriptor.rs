@@ -116,7 +116,7 @@ impl Ring {
         at: Position,
         room: u16,
         write: bool,
-        mut piece: impl FnMut(*mut u8, u32) -> Result<More, RingFault>,
+        mut piece: impl FnMut(*mut u8, u64, u32) -> Result<More, RingFault>,
     ) -> Result<Chain, RingFault> {
         let (mut desc, mut at) = (first, at);
         let mut more = More::Yes;
@@ -149,7 +149,7 @@ impl Ring {
         &mut self,
         desc: Descriptor,
         write: bool,
-        piece: &mut impl FnMut(*mut u8, u32) -> Result<More, RingFault>,
+        piece: &mut impl FnMut(*mut u8, u64, u32) -> Result<More, RingFault>,
     ) -> Result<More, RingFault> {
         let (table, count) = self.common.table(desc.addr, desc.len, desc.flags)?;
         for i in 0..count {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Ring;
 use super::descriptor::{Descriptor, MARKS, Used};
 use super::position::Position;
+use crate::dirty::Track;
 use crate::frame::{BURST, Burst, MAX_FRAME};
 use crate::ring::common::{F_INDIRECT, F_NEXT};
 use crate::ring::copy::prefetch_read;
@@ -163,14 +164,14 @@ impl Ring {
     ) -> Result<(u16, u16), RingFault> {
         let mut gather = Gather::new(burst, self.common.header_len)?;
         // SAFETY: `walk` gives mapped bytes; the burst is cleared before the ring is let go (`RingCell::serve`).
-        let chain = self.walk(first, at, room, false, |ptr, len| unsafe { gather.piece(ptr, len) })?;
+        let chain = self.walk(first, at, room, false, |ptr, _, len| unsafe { gather.piece(ptr, len) })?;
         gather.finish(&self.common, served)?;
         Ok((chain.id, chain.descriptors))
     }
 
     /// Gives back what `fetch` took.
     #[inline]
-    pub(crate) fn complete(&mut self) {
+    pub(crate) fn complete(&mut self, track: &mut impl Track) {
         let taken = std::mem::take(&mut self.taken);
         if taken == 0 || self.common.fault.is_some() {
             return;
@@ -185,7 +186,8 @@ impl Ring {
                 self.write_used(Used::new(at, id, 0), Ordering::Relaxed);
             }
         }
-        let count = self.next_used.distance(self.next_avail, self.size);
+        let (old, count) = (self.next_used, self.next_used.distance(self.next_avail, self.size));
         self.publish(first, count);
+        self.track_used(old, count, track);
     }
 }

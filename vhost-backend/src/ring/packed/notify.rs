@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 use super::Ring;
 use super::descriptor::Used;
 use super::position::Position;
+use crate::dirty::Track;
+use crate::ring::common::DESCRIPTOR;
 
 /// Notify always.
 const ENABLE: u16 = 0;
@@ -40,10 +42,35 @@ impl Ring {
         }
     }
 
-    fn wish(&self, at: u16, flags: u16) {
+    /// Tells of `count` descriptors from `first` on, of which some or all were written.
+    #[inline(always)]
+    pub(super) fn track_used(&mut self, first: Position, count: u16, track: &mut impl Track) {
+        let run = count.min(self.size - first.index);
+        let at = |index: u16| self.setup_addresses.desc + u64::from(DESCRIPTOR) * u64::from(index);
+        let bytes = |count: u16| u64::from(DESCRIPTOR) * u64::from(count);
+        let tracked = track
+            .ring(&self.common.map, at(first.index), bytes(run))
+            .and_then(|()| track.ring(&self.common.map, at(0), bytes(count - run)));
+        self.common.logged(tracked);
+    }
+
+    /// Logs all of the ring and our event area.
+    pub(crate) fn log_all(&mut self) {
+        let bytes = u64::from(DESCRIPTOR) * u64::from(self.size);
+        let common = &mut self.common;
+        let logged = common
+            .logging
+            .as_ref()
+            .map(|logging| logging.ring(&common.map, self.setup_addresses.desc, bytes));
+        common.logged(logged.unwrap_or(Ok(())));
+        common.log_used(0, 4);
+    }
+
+    fn wish(&mut self, at: u16, flags: u16) {
         // SAFETY: mapped and aligned per `set_map`; both halves are ours alone to write.
         unsafe { AtomicU32::from_ptr(self.device) }
             .store(u32::from(at) | u32::from(flags) << 16, Ordering::Relaxed);
+        self.common.log_used(0, 4);
     }
 
     /// Asks for a kick at the next buffer; true if there is one already.

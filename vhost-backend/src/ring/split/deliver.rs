@@ -3,6 +3,7 @@
 use std::ptr;
 
 use super::{Ring, UsedElem};
+use crate::dirty::Track;
 use crate::frame::{BURST, Burst};
 use crate::ring::common::F_WRITE;
 use crate::ring::copy::prefetch_write;
@@ -11,16 +12,16 @@ use crate::ring::{Delivered, Placed, RingFault};
 
 impl Ring {
     /// Copies the frames of `mask` into the guest's buffers and publishes them, all at once.
-    pub(crate) fn deliver(&mut self, burst: &Burst, mask: u64) -> Delivered {
+    pub(crate) fn deliver(&mut self, burst: &Burst, mask: u64, track: &mut impl Track) -> Delivered {
         let mut delivered = Delivered::default();
         let pending = self.pending();
         if self.common.fault.is_some() {
             delivered.stopped = mask;
             return delivered;
         }
-        let mut room = Room { used: 0, pending: pending as u16 };
+        let mut room = Room { used: 0, touched: 0, pending: pending as u16 };
         let mut left = mask & burst.all();
-        let fast = self.deliver_fast(burst, left, &mut room);
+        let fast = self.deliver_fast(burst, left, &mut room, track);
         delivered.sent |= fast;
         left &= !fast;
         // The lowest frame left needs more than one piece, or there is no buffer for it. Those that follow are mostly of
@@ -28,7 +29,7 @@ impl Ring {
         while left != 0 && self.common.fault.is_none() {
             let i = left.trailing_zeros() as usize;
             let bit = 1u64 << i;
-            match self.deliver_pieces(burst, i, &mut room) {
+            match self.deliver_pieces(burst, i, &mut room, track) {
                 Ok(Placed::Whole) => delivered.sent |= bit,
                 Ok(Placed::NoBuffers) => delivered.no_buffers |= bit,
                 Ok(Placed::TooSmall) => delivered.too_small |= bit,
@@ -43,20 +44,23 @@ impl Ring {
                 break;
             }
         }
+        self.common.logged(track.flush());
         self.common.look_for_poison();
-        if self.common.fault.is_some() {
-            return Delivered { stopped: mask, ..Delivered::default() };
-        }
-        if room.used > 0 {
+        let first = self.next_used;
+        if room.used > 0 && self.common.fault.is_none() {
             self.next_avail = self.next_avail.wrapping_add(room.used);
             self.publish(room.used);
+        }
+        self.track_used(first, room.used.max(room.touched), track);
+        if self.common.fault.is_some() {
+            return Delivered { stopped: mask, ..Delivered::default() };
         }
         delivered
     }
 
     /// Delivers frames in order for as long as each fits into one buffer in one piece; the mask of those delivered.
     #[inline]
-    fn deliver_fast(&mut self, burst: &Burst, mask: u64, room: &mut Room) -> u64 {
+    fn deliver_fast(&mut self, burst: &Burst, mask: u64, room: &mut Room, track: &mut impl Track) -> u64 {
         let header_len = usize::from(self.common.header_len);
         let count = mask.count_ones().min(u32::from(room.pending - room.used)) as usize;
         let first = self.next_avail.wrapping_add(room.used);
@@ -79,6 +83,8 @@ impl Ring {
             prefetch_write(to);
             prefetch_write(to.wrapping_add(64));
             *target = to;
+            // The copies follow at once, and nothing is logged before they are made.
+            track.wrote(desc.addr, header_len as u32 + len);
             left &= left - 1;
             ready += 1;
         }
@@ -99,7 +105,13 @@ impl Ring {
     }
 
     /// Delivers one frame into a chain of several pieces, or into several buffers if they are mergeable.
-    fn deliver_pieces(&mut self, burst: &Burst, i: usize, room: &mut Room) -> Result<Placed, RingFault> {
+    fn deliver_pieces(
+        &mut self,
+        burst: &Burst,
+        i: usize,
+        room: &mut Room,
+        track: &mut impl Track,
+    ) -> Result<Placed, RingFault> {
         let mut scatter = Scatter::new(burst, i, self.common.header_len);
         let mut buffers = 0u16;
         let start = room.used;
@@ -113,13 +125,14 @@ impl Ring {
                 return Err(RingFault::BadDescriptor);
             }
             // SAFETY: `walk` gives mapped bytes.
-            self.walk(head, true, |ptr, len| Ok(unsafe { scatter.piece(ptr, len) }))?;
+            self.walk(head, true, |ptr, gpa, len| Ok(unsafe { scatter.piece(ptr, gpa, len, track) }))?;
             let written = scatter.take_written();
             if !scatter.has_header() || written == 0 {
                 return Err(RingFault::HeaderTooShort);
             }
             self.write_used(self.next_used.wrapping_add(room.used), head, written);
             room.used += 1;
+            room.touched = room.touched.max(room.used);
             buffers += 1;
             if !scatter.is_whole() && !self.common.mergeable {
                 room.used = start;
@@ -128,7 +141,7 @@ impl Ring {
         }
         if buffers > 1 {
             // SAFETY: only mergeable buffers come in numbers, and `map` keeps them mapped.
-            unsafe { scatter.set_buffers(buffers) };
+            unsafe { scatter.set_buffers(buffers, track) };
         }
         Ok(Placed::Whole)
     }
@@ -138,6 +151,8 @@ impl Ring {
 struct Room {
     /// Chains filled and not yet published.
     used: u16,
+    /// Elements of the used ring that were written, also for a frame that did not fit in the end.
+    touched: u16,
     /// Chains that the guest has made available.
     pending: u16,
 }

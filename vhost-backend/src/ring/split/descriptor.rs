@@ -23,7 +23,7 @@ impl Ring {
         &mut self,
         head: u16,
         write: bool,
-        mut piece: impl FnMut(*mut u8, u32) -> Result<More, RingFault>,
+        mut piece: impl FnMut(*mut u8, u64, u32) -> Result<More, RingFault>,
     ) -> Result<(), RingFault> {
         let mut table = None;
         let mut table_len = self.size;

@@ -3,6 +3,7 @@
 use std::ptr;
 
 use super::{Ring, UsedElem};
+use crate::dirty::Track;
 use crate::frame::{BURST, Burst, MAX_FRAME};
 use crate::ring::copy::prefetch_read;
 use crate::ring::gather::Gather;
@@ -77,13 +78,13 @@ impl Ring {
     fn push_chain(&mut self, burst: &mut Burst, head: u16, served: &mut Served) -> Result<(), RingFault> {
         let mut gather = Gather::new(burst, self.common.header_len)?;
         // SAFETY: `walk` gives mapped bytes; the burst is cleared before the ring is let go (`RingCell::serve`).
-        self.walk(head, false, |ptr, len| unsafe { gather.piece(ptr, len) })?;
+        self.walk(head, false, |ptr, _, len| unsafe { gather.piece(ptr, len) })?;
         gather.finish(&self.common, served)
     }
 
     /// Gives back what `fetch` took.
     #[inline]
-    pub(crate) fn complete(&mut self) {
+    pub(crate) fn complete(&mut self, track: &mut impl Track) {
         let count = std::mem::take(&mut self.taken);
         if count == 0 || self.common.fault.is_some() {
             return;
@@ -91,6 +92,8 @@ impl Ring {
         // The driver looks at the identifiers alone: nothing was written to its buffers.
         let elements = self.heads.map(|head| UsedElem { id: u32::from(head), len: 0 });
         self.write_used_run(self.next_used, &elements[..usize::from(count)]);
+        let first = self.next_used;
         self.publish(count);
+        self.track_used(first, count, track);
     }
 }

@@ -4,6 +4,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::{Ring, UsedElem};
+use crate::dirty::Track;
 use crate::frame::BURST;
 use crate::ring::RingFault;
 use crate::ring::copy::prefetch_read;
@@ -127,6 +128,21 @@ impl Ring {
         }
     }
 
+    /// Tells of `count` elements of the used ring from index `first` on, which were written, and of its index.
+    #[inline(always)]
+    pub(super) fn track_used(&mut self, first: u16, count: u16, track: &mut impl Track) {
+        let at = first & self.mask();
+        let run = count.min(self.size - at);
+        let ranges = [(4 + 8 * u64::from(at), 8 * run), (4, 8 * (count - run)), (0, 4)];
+        let tracked = ranges.iter().try_for_each(|&(offset, len)| track.used_ring(offset, len.into()));
+        self.common.logged(tracked);
+    }
+
+    /// Logs all of the used ring.
+    pub(crate) fn log_all(&mut self) {
+        self.common.log_used(0, 6 + 8 * u64::from(self.size));
+    }
+
     /// `used_event`, behind the available ring.
     #[inline]
     fn head_event(&self) -> u16 {
@@ -136,16 +152,18 @@ impl Ring {
         }
     }
 
-    fn store_used_flags(&self, flags: u16) {
+    fn store_used_flags(&mut self, flags: u16) {
         // SAFETY: `used.flags`, mapped and aligned.
         unsafe { AtomicU16::from_ptr(self.used).store(flags, Ordering::Relaxed) };
+        self.common.log_used(0, 2);
     }
 
-    fn store_avail_event(&self, index: u16) {
+    fn store_avail_event(&mut self, index: u16) {
         // SAFETY: behind the used ring's elements; `set_map` checked 6 + 8 * size bytes.
         unsafe {
             AtomicU16::from_ptr(self.used.add(2 + 4 * usize::from(self.size))).store(index, Ordering::Relaxed)
         };
+        self.common.log_used(4 + 8 * u64::from(self.size), 2);
     }
 
     /// Asks for a kick at the next buffer; true if there are buffers already.
