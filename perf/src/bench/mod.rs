@@ -161,7 +161,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 connections::balanced(&site, arguments, &kinds, &mut results)
             }
             Part::Connections => connections::run(&site, arguments, &kinds, &mut results),
-            Part::Rules => rules::run(&shared, arguments, &kinds, &mut results),
+            Part::Rules => rules::run(&site, arguments, &kinds, &mut results),
             Part::Table => table::run(arguments, &mut results),
             Part::Idle if !kinds.contains(&Kind::Shunt) => Ok(()),
             Part::Idle => {

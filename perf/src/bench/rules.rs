@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use shunt_tests::NetNs;
 
-use super::layer3::traffic;
+use super::layer3::{on_its_core, traffic};
 use super::report::median;
 use super::{Arguments, Results, say};
 use crate::flows::{Delays, FlowGenerator};
@@ -150,7 +150,7 @@ pub(super) fn run(site: &Site, arguments: &Arguments, kinds: &[Kind], results: &
         "20,000 rules: restored {:.1} ms, replaced {:.1} ms, listed {:.1} ms",
         found.restore_ms, found.replace_ms, found.list_ms
     ));
-    (found.calm_us, found.loading_us) = delays(arguments, &mut running, task, |turn| {
+    (found.calm_us, found.loading_us) = delays(site, arguments, &mut running, task, |turn| {
         time(ipvsadm(&["-R", "--replace"]), Some(&tables[turn as usize % tables.len()])).map(drop)
     })?;
     running.pause()?;
@@ -168,6 +168,7 @@ pub(super) fn run(site: &Site, arguments: &Arguments, kinds: &[Kind], results: &
 
 /// How long packets take while nothing changes, and while `load` runs again and again.
 fn delays(
+    site: &Site,
     arguments: &Arguments,
     running: &mut Running,
     task: Task,
@@ -178,9 +179,11 @@ fn delays(
     traffic.one_way = true;
     let mut generator = FlowGenerator::connect([inner, outer], &traffic)?;
     let length = Duration::from_secs(if arguments.is_quick() { 1 } else { 4 });
-    let end = Instant::now() + length;
     let figures = |delays: Delays| [delays.percentile(0.5), delays.percentile(0.999), delays.longest()];
-    let calm = generator.trickle(PACE, || Instant::now() < end)?;
+    let calm = on_its_core(site, || {
+        let end = Instant::now() + length;
+        generator.trickle(PACE, || Instant::now() < end)
+    })?;
     let loaded = AtomicBool::new(false);
     let loading = std::thread::scope(|scope| {
         let loader = scope.spawn(|| {
@@ -188,7 +191,7 @@ fn delays(
             loaded.store(true, Ordering::Release);
             done
         });
-        let loading = generator.trickle(PACE, || !loaded.load(Ordering::Acquire));
+        let loading = on_its_core(site, || generator.trickle(PACE, || !loaded.load(Ordering::Acquire)));
         loader.join().map_err(|_| anyhow::anyhow!("the loader panicked"))??;
         loading
     })?;
