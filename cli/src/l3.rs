@@ -17,9 +17,10 @@ const LIST_MAX: u64 = 1 << 30;
 impl Asker {
     pub(crate) fn interface(&mut self, command: &Interface) -> Result<String, Failure> {
         match command.clone() {
-            Interface::Add { name, bridge, address, vlan, mac, mtu, clamp_mss } => {
-                self.ask(&api::InterfaceAdd { name, bridge, address, vlan, mac, mtu, clamp_mss }, silent)
-            }
+            Interface::Add { name, bridge, address, vlan, mac, mtu, clamp_mss } => self.ask(
+                &api::InterfaceAdd { name, bridge, address, vlan, mac, mtu, clamp_mss, up: None },
+                silent,
+            ),
             Interface::Del { name } => self.ask(&api::InterfaceDel { name }, silent),
             Interface::List => self.ask(&api::InterfaceList {}, |list| show::interfaces(list)),
             Interface::Show { name } => self.ask(&api::InterfaceShow { name }, show::interface),

@@ -7,6 +7,7 @@
 mod arguments;
 mod check;
 mod client;
+mod config;
 mod front;
 mod ipvs;
 mod ipvsadm;
@@ -19,7 +20,7 @@ mod show;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
-use arguments::{Arguments, Bridge, Fdb, Noun, Placement, Port, Worker};
+use arguments::{Arguments, Bridge, Config, Fdb, Noun, Placement, Port, Worker};
 use clap::{CommandFactory, Parser};
 
 use client::{Client, Failure};
@@ -104,6 +105,7 @@ fn answer(arguments: &Arguments) -> Result<String, Failure> {
                     Failure::Refused(format!("cannot write to {}: {e}", directory.display()), None)
                 });
         }
+        Noun::Config(Config::Check { file }) => return config::check(file, arguments.json),
         _ => (),
     }
     let mut asker = Asker { client: Client::connect(arguments.control.as_deref())?, json: arguments.json };
@@ -154,6 +156,7 @@ impl Asker {
             Noun::Policy(command) => self.policy(command),
             Noun::Dhcp(command) => self.dhcp(command),
             Noun::Check(command) => self.check(command),
+            Noun::Config(command) => self.config(command),
             Noun::Worker(Worker::List { reset }) => {
                 self.ask(&api::WorkerList { reset: *reset }, |workers| show::workers(workers))
             }

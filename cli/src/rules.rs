@@ -15,6 +15,7 @@ impl Asker {
             Nat::Masquerade(Masquerade::Add { leaving, to_ports }) => {
                 let Leaving { source, out, not_out, not_destination, endpoint_independent } = leaving;
                 let request = api::MasqueradeAdd {
+                    id: None,
                     source,
                     out,
                     not_out,
@@ -27,17 +28,24 @@ impl Asker {
             Nat::Masquerade(Masquerade::Del(id)) => self.nat_del(id.id, NatKind::Masquerade),
             Nat::Snat(Snat::Add { leaving, to }) => {
                 let Leaving { source, out, not_out, not_destination, endpoint_independent } = leaving;
-                let request =
-                    api::SnatAdd { source, out, not_out, not_destination, to, endpoint_independent };
+                let request = api::SnatAdd {
+                    id: None,
+                    source,
+                    out,
+                    not_out,
+                    not_destination,
+                    to,
+                    endpoint_independent,
+                };
                 self.ask(&request, show::nat_id)
             }
             Nat::Snat(Snat::Del(id)) => self.nat_del(id.id, NatKind::Snat),
             Nat::Publish(Publish::Add { proto, listen, to, ingress }) => {
-                self.ask(&api::PublishAdd { proto, listen, to, ingress }, show::nat_id)
+                self.ask(&api::PublishAdd { id: None, proto, listen, to, ingress }, show::nat_id)
             }
             Nat::Publish(Publish::Del(id)) => self.nat_del(id.id, NatKind::Publish),
             Nat::OneToOne(OneToOne::Add { outside, inside, out }) => {
-                self.ask(&api::OneToOneAdd { outside, inside, out }, show::nat_id)
+                self.ask(&api::OneToOneAdd { id: None, outside, inside, out }, show::nat_id)
             }
             Nat::OneToOne(OneToOne::Del(id)) => self.nat_del(id.id, NatKind::OneToOne),
             Nat::List => self.ask(&api::NatList {}, |rules| show::nat(rules)),

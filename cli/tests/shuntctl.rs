@@ -337,3 +337,41 @@ fn help_completions_and_manual_need_no_daemon() {
     }
     assert_eq!(shuntctl().args(["man", "/nonexistent"]).output().unwrap().status.code(), Some(1));
 }
+
+#[test]
+fn the_configuration_is_shown_saved_checked_and_compared() {
+    let daemon = Daemon::start();
+    daemon.says(&["bridge", "add", "br5", "--ageing", "7"]);
+    daemon.says(&["port", "add", "web", "--bridge", "br5", "--vhost-user", &daemon.path("web.sock")]);
+    let shown = daemon.says(&["config", "show"]);
+    assert!(shown.contains("name = \"br5\"\nageing = 7\n"), "{shown}");
+    assert_eq!(daemon.json(&["config", "show"])["port"][0]["name"], "web");
+    let file = daemon.path("saved.toml");
+    std::fs::write(&file, "what was there").unwrap();
+    assert_eq!(daemon.says(&["config", "save", &file]), "");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), shown);
+    assert_eq!(daemon.says(&["config", "check", &file]), "");
+    assert_eq!(daemon.says(&["config", "diff", &file]), "");
+    let left: Vec<_> =
+        std::fs::read_dir(daemon.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with(".saved")), "{left:?}");
+    std::fs::write(&file, shown.replace("ageing = 7", "ageing = 8\nfilter = true")).unwrap();
+    assert_eq!(
+        daemon.says(&["config", "diff", &file]),
+        "~ bridge br5: ageing 7 -> 8, filter default -> true\n"
+    );
+    assert_eq!(daemon.json(&["config", "diff", &file])["changes"][0]["fields"][0]["to"], 8);
+    std::fs::write(&file, shown.replace("ageing = 7", "ageing = -7")).unwrap();
+    for command in ["check", "diff"] {
+        let refusal = daemon.refuses(&["config", command, &file]);
+        assert!(
+            refusal.contains("saved.toml:") && refusal.contains("ageing -7 is out of range"),
+            "{refusal}"
+        );
+    }
+    // Without a daemon, too.
+    let alone = shuntctl().args(["--control", "/nowhere/c.sock", "config", "check", &file]).output().unwrap();
+    assert!(failure(alone, 1).contains("ageing -7"));
+    let nowhere = daemon.path("none/saved.toml");
+    assert!(daemon.refuses(&["config", "save", &nowhere]).contains("No such file"));
+}

@@ -1,6 +1,7 @@
 //! The tree of commands.
 
 mod check;
+mod config;
 mod ipvs;
 mod kata;
 mod l3;
@@ -12,6 +13,7 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use check::{Check, CheckSet};
+pub(crate) use config::Config;
 pub(crate) use ipvs::{Cleanup, Ipvs};
 pub(crate) use kata::{Container, Document, KataIpvs, KataNetwork};
 pub(crate) use l3::{Dhcp, Interface, Neighbour, Route, RouteAdd};
@@ -97,6 +99,9 @@ pub(crate) enum Noun {
     /// Virtual services of secure containers, as openEuler's Kata has them
     #[command(subcommand)]
     KataIpvs(KataIpvs),
+    /// The whole configuration: shown, saved, checked, compared, applied
+    #[command(subcommand)]
+    Config(Config),
     /// Packets, bytes, errors and drops of ports, since they were made
     Stats {
         /// Of this port only
@@ -441,6 +446,10 @@ impl Noun {
             Self::Check(Check::Set(_)) => "check set",
             Self::Check(Check::Del { .. }) => "check del",
             Self::Check(Check::List) => "check list",
+            Self::Config(Config::Show) => "config show",
+            Self::Config(Config::Check { .. }) => "config check",
+            Self::Config(Config::Diff { .. }) => "config diff",
+            Self::Config(Config::Save { .. }) => "config save",
             Self::Stats { .. } => "stats",
             Self::Completions { .. } => "completions",
             Self::Man { .. } => "man",

@@ -5,7 +5,7 @@
 //! whole before anything is made of it; what is wrong is told in one line with file, line and column.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::Read;
 use std::ops::Range;
@@ -16,8 +16,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::layer3::{Layer3, Tables};
+use super::spec::{ContainerSpec, FdbSpec};
 use super::{BridgeSpec, Poll, PortSpec, Workers};
-use crate::control::api::{BridgeAdd, PortAdd};
+use crate::control::api::{BridgeAdd, ContainerAdd, FdbAdd, PortAdd};
 use crate::refusal::Refusal;
 
 /// What the daemon starts with when no file is given.
@@ -67,6 +68,10 @@ pub struct Config {
     pub bridges: Vec<(Position, BridgeSpec)>,
     /// Ports, each with where it is described; no name twice, and each on one of the bridges.
     pub ports: Vec<(Position, PortSpec)>,
+    /// Static entries of forwarding databases, each for one of the ports.
+    pub fdb: Vec<(Position, FdbSpec)>,
+    /// Containers, each on one of the bridges.
+    pub containers: Vec<(Position, ContainerSpec)>,
     /// Interfaces, routes, rules, services.
     pub layer3: Layer3,
 }
@@ -79,6 +84,10 @@ struct File {
     bridge: Vec<Spanned<BridgeAdd>>,
     #[serde(default)]
     port: Vec<Spanned<PortAdd>>,
+    #[serde(default)]
+    fdb: Vec<Spanned<FdbAdd>>,
+    #[serde(default)]
+    container: Vec<Spanned<ContainerAdd>>,
 }
 
 /// The keys that a file may have.
@@ -86,6 +95,8 @@ const KEYS: &[&str] = &[
     "daemon",
     "bridge",
     "port",
+    "fdb",
+    "container",
     "interface",
     "neighbour",
     "route",
@@ -162,6 +173,8 @@ impl Config {
             log: None,
             bridges: Vec::new(),
             ports: Vec::new(),
+            fdb: Vec::new(),
+            containers: Vec::new(),
             layer3: Layer3::default(),
         };
         config.daemon(file.daemon, &source)?;
@@ -201,6 +214,55 @@ impl Config {
                 );
             }
             config.ports.push((at, spec));
+        }
+        let mut fixed = HashSet::new();
+        for (index, fdb) in file.fdb.into_iter().enumerate() {
+            let at = |field| source.field(&["fdb"], index, field, fdb.span());
+            let spec = FdbSpec::try_from(fdb.get_ref())
+                .map_err(|invalid| at(invalid.field).refuse(format_args!("fdb: {invalid}")))?;
+            let port = config.ports.iter().find(|(_, port)| port.name == spec.port);
+            if port.is_none_or(|(_, port)| port.bridge != spec.bridge) {
+                let (port, bridge) = (spec.port.as_str(), spec.bridge.as_str());
+                return Err(at("port").refuse(format_args!(
+                    "fdb {}: port {port:?} is not on bridge {bridge:?}: describe it in a [[port]] table of this file",
+                    spec.mac
+                )));
+            }
+            if !fixed.insert((spec.bridge, spec.vlan, spec.mac)) {
+                return Err(
+                    at("mac").refuse(format_args!("fdb {} is there already: once is enough", spec.mac))
+                );
+            }
+            config.fdb.push((source.position(fdb.span().start), spec));
+        }
+        for (index, container) in file.container.into_iter().enumerate() {
+            let at = |field| source.field(&["container"], index, field, container.span());
+            let id = &container.get_ref().id;
+            let spec = ContainerSpec::try_from(container.get_ref())
+                .map_err(|invalid| at(invalid.field).refuse(format_args!("container {id:?}: {invalid}")))?;
+            if !bridges.contains_key(&spec.bridge) {
+                return Err(at("bridge").refuse(format_args!(
+                    "container {id:?}: bridge {:?} does not exist: describe it in a [[bridge]] table of this file",
+                    spec.bridge
+                )));
+            }
+            if config.containers.iter().any(|(_, other)| other.id == spec.id) {
+                return Err(
+                    at("id").refuse(format_args!("container {id:?} is there already: once is enough"))
+                );
+            }
+            for nic in &spec.nics {
+                let others = config.containers.iter().flat_map(|(_, other)| &other.nics);
+                if ports.contains_key(&nic.device)
+                    || others.into_iter().any(|other| other.device == nic.device)
+                {
+                    return Err(at("nic").refuse(format_args!(
+                        "container {id:?}: device {:?} is another port already: a name belongs to one port",
+                        nic.device
+                    )));
+                }
+            }
+            config.containers.push((at("id"), spec));
         }
         config.layer3 = Layer3::new(&tables, &config.bridges, &config.ports, &source)?;
         Ok(config)

@@ -1,5 +1,6 @@
-//! The tables `[[ipvs.service]]`, `[[ipvs.server]]`, `[ipvs.timeouts]` and `[ipvs.settings]` of the configuration file:
-//! what the global table of virtual services holds from the start on.
+//! The tables `[[ipvs.service]]`, `[[ipvs.server]]`, `[ipvs.timeouts]`, `[ipvs.settings]` and `[[ipvs.daemon]]` of the
+//! configuration file, and the first four of them within `[ipvs.container.ID]`: what tables of virtual services hold
+//! from the start on.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -9,11 +10,13 @@ use toml::Spanned;
 
 use super::file::{Position, Source};
 use super::layer3::checked;
-use super::spec::{Invalid, ipvs_setting, service_key};
+use super::spec::{Invalid, container_id, ipvs_setting, service_key};
 use crate::control::api;
+use crate::ipvs::Ipvs;
 use crate::ipvs::draft::Change;
 use crate::ipvs::scope::Scope;
 use crate::ipvs::settings::{Setting, Timeouts};
+use crate::ipvs::sync::DaemonSpec;
 use crate::refusal::Refusal;
 
 #[derive(Default, Deserialize)]
@@ -23,35 +26,65 @@ pub(super) struct Tables {
     server: Vec<Spanned<api::IpvsServer>>,
     timeouts: Option<Spanned<api::IpvsTimeouts>>,
     settings: BTreeMap<String, Spanned<i64>>,
+    daemon: Vec<Spanned<api::IpvsDaemonStart>>,
+    container: BTreeMap<String, Spanned<Container>>,
 }
 
-/// What the file says of virtual services.
+/// The table of a container.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Container {
+    service: Vec<Spanned<api::IpvsService>>,
+    server: Vec<Spanned<api::IpvsServer>>,
+    timeouts: Option<Spanned<api::IpvsTimeouts>>,
+    settings: BTreeMap<String, Spanned<i64>>,
+}
+
+/// What the file says of one table of services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IpvsConfig {
+struct Table {
     /// Services, then servers, each with where it is described.
     changes: Vec<(Position, Change)>,
     settings: Vec<(Setting, u32)>,
 }
 
-impl IpvsConfig {
-    pub(super) fn new(tables: &Tables, source: &Source<'_>) -> Result<Self, Refusal> {
+/// What the file says of virtual services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IpvsConfig {
+    global: Table,
+    containers: BTreeMap<String, Table>,
+    daemons: Vec<(Position, DaemonSpec)>,
+}
+
+/// The parts of a table as they stand in the file.
+struct Parts<'a> {
+    service: &'a [Spanned<api::IpvsService>],
+    server: &'a [Spanned<api::IpvsServer>],
+    timeouts: Option<&'a Spanned<api::IpvsTimeouts>>,
+    settings: &'a BTreeMap<String, Spanned<i64>>,
+}
+
+impl Table {
+    fn new(parts: &Parts<'_>, path: &[&str], source: &Source<'_>) -> Result<Self, Refusal> {
+        let within = |name| [path, &[name]].concat();
         let mut changes = checked(
             source,
-            &["ipvs", "service"],
-            &tables.service,
+            &within("service"),
+            parts.service,
             |asked| format!("service {}", asked.service),
             |asked| Ok(Change::AddService(asked.try_into()?)),
         )?;
         changes.extend(checked(
             source,
-            &["ipvs", "server"],
-            &tables.server,
+            &within("server"),
+            parts.server,
             |asked| format!("server {} of {}", asked.address, asked.service),
             |asked| Ok(Change::AddDestination(service_key(&asked.service)?, asked.try_into()?)),
         )?);
-        if let Some(table) = &tables.timeouts {
+        if let Some(table) = parts.timeouts {
             let timeouts = Timeouts::try_from(table.get_ref()).map_err(|invalid: Invalid| {
-                source.value(&["ipvs", "timeouts", invalid.field], table.span()).refuse(invalid)
+                let keys = [within("timeouts"), vec![invalid.field]].concat();
+                source.value(&keys, table.span()).refuse(invalid)
             })?;
             changes.push((source.position(table.span().start), Change::SetTimeouts(timeouts)));
         }
@@ -59,15 +92,11 @@ impl IpvsConfig {
             ipvs_setting(name, *value.get_ref())
                 .map_err(|invalid| source.position(value.span().start).refuse(invalid))
         };
-        let settings = tables.settings.iter().map(setting).collect::<Result<_, _>>()?;
+        let settings = parts.settings.iter().map(setting).collect::<Result<_, _>>()?;
         Ok(Self { changes, settings })
     }
 
-    /// Makes it all in a table.
-    ///
-    /// # Errors
-    /// What cannot be made, with where it is described.
-    pub fn apply(&self, scope: &Scope) -> Result<(), Refusal> {
+    fn apply(&self, scope: &Scope) -> Result<(), Refusal> {
         for (setting, value) in &self.settings {
             scope.settings().set(*setting, *value);
         }
@@ -77,6 +106,50 @@ impl IpvsConfig {
                 None => Refusal::new(failed.to_string()),
             }
         })
+    }
+}
+
+impl IpvsConfig {
+    pub(super) fn new(tables: &Tables, source: &Source<'_>) -> Result<Self, Refusal> {
+        let Tables { service, server, timeouts, settings, .. } = tables;
+        let global = Parts { service, server, timeouts: timeouts.as_ref(), settings };
+        let mut config = Self { global: Table::new(&global, &["ipvs"], source)?, ..Self::default() };
+        for (name, table) in &tables.container {
+            container_id("container", name)
+                .map_err(|invalid| source.position(table.span().start).refuse(invalid))?;
+            let Container { service, server, timeouts, settings } = table.get_ref();
+            let parts = Parts { service, server, timeouts: timeouts.as_ref(), settings };
+            let table = Table::new(&parts, &["ipvs", "container", name], source)?;
+            config.containers.insert(name.clone(), table);
+        }
+        config.daemons = checked(
+            source,
+            &["ipvs", "daemon"],
+            &tables.daemon,
+            |asked| format!("{} daemon", asked.role),
+            |asked| DaemonSpec::try_from(asked),
+        )?;
+        for (index, (position, daemon)) in config.daemons.iter().enumerate() {
+            if config.daemons[..index].iter().any(|(_, other)| other.role == daemon.role) {
+                let role = daemon.role;
+                return Err(position.refuse(format_args!("there is a {role} daemon already: one is enough")));
+            }
+        }
+        Ok(config)
+    }
+
+    /// Makes all services.
+    ///
+    /// # Errors
+    /// What cannot be made, with where it is described.
+    pub fn apply(&self, ipvs: &Ipvs) -> Result<(), Refusal> {
+        self.global.apply(ipvs.global())?;
+        self.containers.iter().try_for_each(|(name, table)| table.apply(&ipvs.ensure_container(name)))
+    }
+
+    /// The sync daemons, each with where it is described.
+    pub fn daemons(&self) -> &[(Position, DaemonSpec)] {
+        &self.daemons
     }
 }
 
@@ -110,7 +183,7 @@ expire_nodest_conn = 1
     fn tables_make_services() {
         let config = Config::parse(FILE, None).unwrap();
         let ipvs = Ipvs::default();
-        config.layer3.ipvs.apply(ipvs.global()).unwrap();
+        config.layer3.ipvs.apply(&ipvs).unwrap();
         assert_eq!(ipvs.global().rules(), 2);
         let settings = ipvs.global().settings();
         assert_eq!((settings.timeouts().tcp, settings.timeouts().udp), (100, 300));

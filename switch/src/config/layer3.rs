@@ -6,16 +6,17 @@
 //! the file: the tables are first tried on a router of their own.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::document::{Conntrack, Forward};
 use super::file::{Position, Source};
 use super::ipvs::IpvsConfig;
 use super::spec::{
     DhcpChange, InterfaceSpec, Invalid, LimitChange, NeighbourSpec, Place, PolicyChange, PolicySpec,
-    RouteSpec, number,
+    RouteSpec, nat_id, number,
 };
 use super::{BridgeSpec, Name, PortSpec};
 use crate::conntrack::Timeout;
@@ -24,7 +25,7 @@ use crate::control::api;
 use crate::ipvs::health::CheckSpec;
 use crate::nat::rule::Rule;
 use crate::refusal::Refusal;
-use crate::router::{CONNECTIONS_MAX, CONNECTIONS_MIN, Router, timeout_kind};
+use crate::router::{CONNECTIONS_DEFAULT, CONNECTIONS_MAX, CONNECTIONS_MIN, Router, Tracking, timeout_kind};
 
 /// The tables as they stand in the file.
 #[derive(Default, Deserialize)]
@@ -51,23 +52,6 @@ struct NatTables {
     one_to_one: Vec<Spanned<api::OneToOneAdd>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Forward {
-    default: Option<String>,
-    isolation: Option<bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Conntrack {
-    limit: Option<i64>,
-    port_quota: Option<i64>,
-    half_open: Option<i64>,
-    #[serde(default)]
-    timeouts: BTreeMap<String, i64>,
-}
-
 /// What holds for connections from the start on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConntrackSpec {
@@ -88,8 +72,8 @@ pub struct Layer3 {
     pub neighbours: Vec<(Position, NeighbourSpec)>,
     /// Static routes.
     pub routes: Vec<(Position, RouteSpec)>,
-    /// Rules of translation.
-    pub nat: Vec<(Position, Rule)>,
+    /// Rules of translation, with their numbers where they are given.
+    pub nat: Vec<(Position, (Option<u32>, Rule))>,
     /// Rules of policy.
     pub policy: Vec<(Position, PolicySpec)>,
     /// What holds where no rule fits.
@@ -160,7 +144,22 @@ impl Layer3 {
             &["policy"],
             &tables.policy,
             |_| "policy".to_owned(),
-            |asked| PolicySpec::new(asked, &places),
+            |asked| {
+                // What is said of a port outlives it, as long as it is plain that a port is meant.
+                let names_port = |name: &str, place: &Option<String>| {
+                    let place = place.as_deref().unwrap_or_default();
+                    place.trim_start_matches('!').strip_prefix("port:") == Some(name)
+                };
+                let known = |name: &str| {
+                    let mut kinds = places(name);
+                    let named = names_port(name, &asked.from) || names_port(name, &asked.to);
+                    if named && !kinds.contains(&Place::Port) {
+                        kinds.push(Place::Port);
+                    }
+                    kinds
+                };
+                PolicySpec::new(asked, &known)
+            },
         )?;
         let config = Self {
             neighbours: checked(
@@ -202,9 +201,13 @@ impl Layer3 {
         Ok(config)
     }
 
-    /// Tries everything on a router that carries nothing.
-    fn rehearse(&self) -> Result<(), Refusal> {
+    /// A router that carries nothing, with everything on it.
+    ///
+    /// # Errors
+    /// What contradicts something else, with where it is described.
+    pub fn rehearse(&self) -> Result<Router, Refusal> {
         let mut router = Router::new(1);
+        self.conntrack.apply(&mut router)?;
         for (at, interface) in &self.interfaces {
             router.add_interface(interface.clone()).map_err(|refusal| at.refuse(refusal))?;
         }
@@ -213,16 +216,40 @@ impl Layer3 {
         }
         let routes = self.routes.iter().map(|(_, route)| *route);
         router.load_routes(routes, false).map_err(|(index, refusal)| self.route_at(index, &refusal))?;
-        for (at, rule) in &self.nat {
-            router.add_nat(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
+        self.add_rules(&mut router)?;
+        for (at, dhcp) in &self.dhcp {
+            router.set_dhcp(dhcp.clone()).map_err(|refusal| at.refuse(refusal))?;
+        }
+        self.ipvs.apply(&router.ipvs)?;
+        Ok(router)
+    }
+
+    /// The numbers that the file gives to rules of translation.
+    pub fn nat_numbers(&self) -> BTreeSet<u32> {
+        self.nat.iter().filter_map(|(_, (id, _))| *id).collect()
+    }
+
+    /// Adds the rules of translation and policy to a router.
+    ///
+    /// # Errors
+    /// What cannot be added, with where it is described.
+    pub fn add_rules(&self, router: &mut Router) -> Result<(), Refusal> {
+        // Numbers that were asked for are not to be given to others.
+        for (at, (id, rule)) in &self.nat {
+            if let Some(id) = id {
+                router.insert_nat(*id, rule.clone()).map_err(|refusal| at.refuse(refusal))?;
+            }
+        }
+        for (at, (id, rule)) in &self.nat {
+            if id.is_none() {
+                router.add_nat(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
+            }
         }
         for (at, rule) in &self.policy {
             router.add_policy(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
         }
-        for (at, dhcp) in &self.dhcp {
-            router.set_dhcp(dhcp.clone()).map_err(|refusal| at.refuse(refusal))?;
-        }
-        self.ipvs.apply(router.ipvs.global())
+        router.set_policy(self.forward);
+        Ok(())
     }
 
     /// Says where the route stands that was refused as number `index`.
@@ -234,34 +261,36 @@ impl Layer3 {
     }
 }
 
-fn rules(nat: &NatTables, source: &Source<'_>) -> Result<Vec<(Position, Rule)>, Refusal> {
+type NumberedRule = (Option<u32>, Rule);
+
+fn rules(nat: &NatTables, source: &Source<'_>) -> Result<Vec<(Position, NumberedRule)>, Refusal> {
     let mut rules = checked(
         source,
         &["nat", "masquerade"],
         &nat.masquerade,
         |asked| format!("masquerade {}", asked.source),
-        |asked| Rule::try_from(asked),
+        |asked| Ok((nat_id(asked.id)?, Rule::try_from(asked)?)),
     )?;
     rules.extend(checked(
         source,
         &["nat", "snat"],
         &nat.snat,
         |asked| format!("snat {}", asked.source),
-        |asked| Rule::try_from(asked),
+        |asked| Ok((nat_id(asked.id)?, Rule::try_from(asked)?)),
     )?);
     rules.extend(checked(
         source,
         &["nat", "publish"],
         &nat.publish,
         |asked| format!("publish {}", asked.listen),
-        |asked| Rule::try_from(asked),
+        |asked| Ok((nat_id(asked.id)?, Rule::try_from(asked)?)),
     )?);
     rules.extend(checked(
         source,
         &["nat", "one-to-one"],
         &nat.one_to_one,
         |asked| format!("one-to-one {}", asked.outside),
-        |asked| Rule::try_from(asked),
+        |asked| Ok((nat_id(asked.id)?, Rule::try_from(asked)?)),
     )?);
     Ok(rules)
 }
@@ -284,9 +313,14 @@ fn conntrack(tables: &Tables, source: &Source<'_>) -> Result<ConntrackSpec, Refu
         let checked = value.map(|value| number(field, value, min, max)).transpose();
         checked.map_err(|invalid| source.value(&["conntrack", field], table.span()).refuse(invalid))
     };
-    let capacity = bound("limit", asked.limit, CONNECTIONS_MIN, CONNECTIONS_MAX)?;
+    let capacity = bound("capacity", asked.capacity, CONNECTIONS_MIN, CONNECTIONS_MAX)?;
+    // Unless it is said what the table is made for, it is made for its limit.
+    let limit = match capacity {
+        Some(capacity) => bound("limit", asked.limit, 1, capacity)?,
+        None => bound("limit", asked.limit, CONNECTIONS_MIN, CONNECTIONS_MAX)?,
+    };
     let limits = LimitChange {
-        limit: None,
+        limit: limit.filter(|_| capacity.is_some()),
         port_quota: bound("port_quota", asked.port_quota, 1, u32::MAX)?,
         half_open: bound("half_open", asked.half_open, 1, u32::MAX)?,
     };
@@ -298,7 +332,23 @@ fn conntrack(tables: &Tables, source: &Source<'_>) -> Result<ConntrackSpec, Refu
         })?;
         timeouts.push(checked);
     }
-    Ok(ConntrackSpec { capacity, limits, timeouts })
+    Ok(ConntrackSpec { capacity: capacity.or(limit), limits, timeouts })
+}
+
+impl ConntrackSpec {
+    /// Has a router keep to this.
+    ///
+    /// # Errors
+    /// Something that was checked before.
+    pub fn apply(&self, router: &mut Router) -> Result<(), Refusal> {
+        let mut tracking = Tracking::new(self.capacity.unwrap_or(CONNECTIONS_DEFAULT));
+        tracking.set_limits(self.limits)?;
+        for &(kind, seconds) in &self.timeouts {
+            tracking.set_timeout(kind, seconds)?;
+        }
+        router.tracking = tracking;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -439,7 +489,7 @@ mod tests {
             ("[conntrack]\ntimeouts = { udp = 0 }\n", "8:20: timeouts 0 is out of range"),
             (
                 "[[neighbor]]\n",
-                "7:3: unknown field \"neighbor\", expected one of daemon, bridge, port, interface",
+                "7:3: unknown field \"neighbor\", expected one of daemon, bridge, port, fdb, container",
             ),
         ] {
             let text = format!("{BASE}{rest}");

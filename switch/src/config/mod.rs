@@ -4,6 +4,7 @@
 //! them end in the types of [`spec`] and [`runtime`].
 
 pub mod arguments;
+pub mod document;
 pub mod file;
 pub mod ipvs;
 pub mod layer3;

@@ -288,6 +288,11 @@ impl Fdb {
         self.store(&mut writer, key, Value::new(port, true, now), now)
     }
 
+    /// The port of a static entry.
+    pub fn fixed(&self, key: Key) -> Option<u16> {
+        self.find(key).filter(|(_, value)| value.fixed()).map(|(_, value)| value.port())
+    }
+
     /// Removes an entry; false if there was none.
     pub fn remove(&self, key: Key) -> bool {
         let mut writer = self.lock();

@@ -70,6 +70,37 @@ impl RuleSet {
     /// # Errors
     /// What is wrong with it, or which rule stands against it. Nothing has changed then.
     pub fn add(&mut self, rule: Rule) -> Result<RuleId, Refusal> {
+        let rule = self.admitted(rule)?;
+        // Numbers are not used again before all were.
+        let mut free = (self.last.saturating_add(1)..=RuleId::MAX).chain(1..=RuleId::MAX);
+        let id = free.find(|id| !self.rules.contains_key(id));
+        let id = id.ok_or("there is no number left for a nat rule")?;
+        self.last = id;
+        self.enter(id, rule);
+        Ok(id)
+    }
+
+    /// As [`add`](Self::add), under a number of the caller's choice.
+    ///
+    /// # Errors
+    /// As there; the number is taken.
+    pub fn insert(&mut self, id: RuleId, rule: Rule) -> Result<(), Refusal> {
+        let rule = self.admitted(rule)?;
+        if self.rules.contains_key(&id) {
+            return Err(Refusal::new(format!("nat rule {id} exists already: choose another number")));
+        }
+        self.last = self.last.max(id);
+        self.enter(id, rule);
+        Ok(())
+    }
+
+    fn enter(&mut self, id: RuleId, rule: Rule) {
+        self.changed();
+        self.rules.insert(id, Entry { rule, hits: Arc::new(Hits::new(self.workers)) });
+    }
+
+    /// A rule that may come to the others.
+    fn admitted(&self, rule: Rule) -> Result<Rule, Refusal> {
         let rule = rule.checked()?;
         if self.rules.len() >= RULES_MAX {
             return Err(Refusal::new(format!(
@@ -79,13 +110,7 @@ impl RuleSet {
         for (id, Entry { rule: other, .. }) in &self.rules {
             against(&rule, *id, other)?;
         }
-        // Numbers are not used again before all were.
-        let mut free = (self.last.saturating_add(1)..=RuleId::MAX).chain(1..=RuleId::MAX);
-        let id = free.find(|id| !self.rules.contains_key(id));
-        self.last = id.ok_or("there is no number left for a nat rule")?;
-        self.changed();
-        self.rules.insert(self.last, Entry { rule, hits: Arc::new(Hits::new(self.workers)) });
-        Ok(self.last)
+        Ok(rule)
     }
 
     /// Removes a rule, from the next [`compile`](Self::compile) on; connections that it made live on.

@@ -1,9 +1,7 @@
 //! What the configuration file describes, made.
 #![forbid(unsafe_code)]
 
-use super::Tracking;
 use crate::config::Config;
-use crate::config::layer3::ConntrackSpec;
 use crate::refusal::Refusal;
 use crate::switch::Switch;
 
@@ -14,7 +12,7 @@ impl Switch {
     /// Something cannot be made, with where it is described. The switch is to be dropped then.
     pub fn configure(&mut self, config: Config) -> Result<(), Refusal> {
         let layer3 = config.layer3;
-        self.configure_tracking(&layer3.conntrack)?;
+        layer3.conntrack.apply(&mut self.router)?;
         for (at, bridge) in config.bridges {
             self.add_bridge(bridge).map_err(|refusal| at.refuse(refusal))?;
         }
@@ -22,6 +20,9 @@ impl Switch {
             let name = port.name;
             self.add_port(port)
                 .map_err(|refusal| at.refuse(format_args!("port {:?}: {refusal}", name.as_str())))?;
+        }
+        for (at, fdb) in config.fdb {
+            self.fdb_add(&fdb.bridge, fdb.mac, &fdb.port, fdb.vlan).map_err(|refusal| at.refuse(refusal))?;
         }
         for (at, interface) in &layer3.interfaces {
             self.add_interface(interface.clone()).map_err(|refusal| at.refuse(refusal))?;
@@ -34,31 +35,18 @@ impl Switch {
             self.load_routes(routes, false).map_err(|(index, refusal)| layer3.route_at(index, &refusal))?;
         }
         // Rules are compiled all at once: each on its own would have thousands take minutes.
-        for (at, rule) in &layer3.nat {
-            self.router.add_nat(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
-        }
-        for (at, rule) in &layer3.policy {
-            self.router.add_policy(rule.clone()).map_err(|refusal| at.refuse(refusal))?;
-        }
+        layer3.add_rules(&mut self.router)?;
         self.set_policy(layer3.forward);
         for (at, dhcp) in &layer3.dhcp {
             self.set_dhcp(dhcp.clone()).map_err(|refusal| at.refuse(refusal))?;
         }
-        layer3.ipvs.apply(self.router.ipvs.global())?;
+        layer3.ipvs.apply(&self.router.ipvs)?;
         for (at, check) in &layer3.checks {
             // The service may come later, by command.
             self.start_check(check.clone()).map_err(|refusal| at.refuse(refusal))?;
         }
-        Ok(())
-    }
-
-    fn configure_tracking(&mut self, spec: &ConntrackSpec) -> Result<(), Refusal> {
-        if let Some(capacity) = spec.capacity {
-            self.router.tracking = Tracking::new(capacity);
-        }
-        self.router.tracking.set_limits(spec.limits)?;
-        for &(kind, seconds) in &spec.timeouts {
-            self.router.tracking.set_timeout(kind, seconds)?;
+        for (at, daemon) in layer3.ipvs.daemons() {
+            self.start_daemon(daemon).map_err(|error| at.refuse(error))?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Connections, as the control thread sees them, and the bounds that hold for them.
 #![forbid(unsafe_code)]
 
+use crate::config::document::Conntrack;
 use crate::config::spec::{Invalid, LimitChange};
 use crate::conntrack::record::Filter;
 use crate::conntrack::timeouts::LONGEST;
@@ -55,6 +56,29 @@ impl Tracking {
             port_quota: per_port.into(),
             half_open: half_open.into(),
         }
+    }
+
+    /// The table that describes it; none where all is as usual.
+    pub(crate) fn entry(&self) -> Option<Conntrack> {
+        let Limits { entries, per_port, half_open } = self.limits;
+        let usual = Limits::of(self.capacity);
+        let unless = |value: u32, usual: u32| (value != usual).then_some(i64::from(value));
+        let changed = |kind: &&Timeout| self.timeouts.get(**kind) != kind.default_seconds();
+        let table = Conntrack {
+            capacity: (entries != self.capacity).then_some(self.capacity.into()),
+            limit: match entries == self.capacity {
+                true => unless(entries, CONNECTIONS_DEFAULT),
+                false => Some(entries.into()),
+            },
+            port_quota: unless(per_port, usual.per_port),
+            half_open: unless(half_open, usual.half_open),
+            timeouts: Timeout::ALL
+                .iter()
+                .filter(changed)
+                .map(|kind| (kind.name().to_owned(), self.timeouts.get(*kind).into()))
+                .collect(),
+        };
+        (table != Conntrack::default()).then_some(table)
     }
 
     pub(crate) fn set_timeout(&mut self, kind: Timeout, seconds: u32) -> Result<(), Refusal> {

@@ -286,12 +286,15 @@ impl Switch {
 
     // ---- translation --------------------------------------------------------------------------------------------
 
-    /// Adds a rule of translation.
+    /// Adds a rule of translation, under a number if one is asked for.
     ///
     /// # Errors
-    /// No such interface, or a published port is taken.
-    pub fn add_nat(&mut self, rule: Rule) -> Result<api::NatRule, Refusal> {
-        let id = self.router.add_nat(rule)?;
+    /// No such interface, or a published port or the number is taken.
+    pub fn add_nat(&mut self, id: Option<u32>, rule: Rule) -> Result<api::NatRule, Refusal> {
+        let id = match id {
+            Some(id) => self.router.insert_nat(id, rule).map(|()| id)?,
+            None => self.router.add_nat(rule)?,
+        };
         self.publish_router();
         self.router.nat_rule(id)
     }

@@ -1,6 +1,7 @@
 //! What a director of balanced connections does beside carrying packets: sync daemons and health checks.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::live::Live;
@@ -18,6 +19,8 @@ pub type RunningDaemon = (DaemonConfig, [(&'static str, u64); 7]);
 pub(crate) struct Directors {
     connections: Arc<LiveConnections>,
     daemons: Daemons,
+    /// What was asked for the daemons that run.
+    asked: BTreeMap<Role, DaemonSpec>,
     health: Health,
 }
 
@@ -26,12 +29,27 @@ impl Directors {
     pub(crate) fn new(ipvs: Arc<Ipvs>, changed: impl Fn() + Send + Sync + 'static) -> Self {
         let connections = Arc::new(LiveConnections::new(ipvs));
         let daemons = Daemons::new(connections.clone());
-        Self { connections, daemons, health: Health::new(changed) }
+        Self { connections, daemons, asked: BTreeMap::new(), health: Health::new(changed) }
     }
 
     /// There is a table of connections now; `wake` wakes the worker that enters new ones.
     pub(crate) fn attach(&self, live: &Live, wake: impl Fn() + Send + Sync + 'static) {
         self.connections.attach(live.conntrack.clone(), wake);
+    }
+
+    /// What was asked for the daemons that run, the master first.
+    pub(crate) fn asked(&self) -> impl Iterator<Item = &DaemonSpec> {
+        self.asked.values()
+    }
+
+    /// The checks.
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// The checks, by service, with their servers.
+    pub(crate) fn checks(&self) -> impl Iterator<Item = (&CheckSpec, Vec<ServerHealth>)> {
+        self.health.list()
     }
 
     /// To be called about once a second, and when told to.
@@ -56,6 +74,7 @@ impl Switch {
     /// See [`DaemonError`].
     pub fn start_daemon(&mut self, spec: &DaemonSpec) -> Result<DaemonConfig, DaemonError> {
         let config = self.directors.daemons.start(spec)?;
+        self.directors.asked.insert(spec.role, spec.clone());
         self.note_backup();
         tracing::info!(
             "sync daemon started: {}, interface {}, sync ID {}, {} port {}",
@@ -74,6 +93,7 @@ impl Switch {
     /// None of this role runs.
     pub fn stop_daemon(&mut self, role: Role) -> Result<(), DaemonError> {
         self.directors.daemons.stop(role)?;
+        self.directors.asked.remove(&role);
         self.note_backup();
         tracing::info!("sync daemon stopped: {role}");
         Ok(())

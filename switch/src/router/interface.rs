@@ -55,7 +55,7 @@ impl Interface {
 
 /// A MAC address that stays the same from start to start and differs from machine to machine: locally administered, by
 /// a hash (FNV-1a) of the machine's identity and the interface's place.
-fn own_mac(name: &Name, bridge: &Name, vlan: u16) -> Mac {
+pub(super) fn own_mac(name: &Name, bridge: &Name, vlan: u16) -> Mac {
     let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
     let bytes = machine.iter().chain(name.as_bytes()).chain(b"@").chain(bridge.as_bytes());
     let hash = bytes.chain(&vlan.to_be_bytes()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
@@ -115,7 +115,7 @@ impl Router {
             mac,
             mtu: spec.mtu,
             clamp_mss: spec.clamp_mss,
-            enabled: true,
+            enabled: spec.up,
         };
         self.interfaces.insert(name, interface);
         Ok(())

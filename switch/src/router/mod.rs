@@ -9,6 +9,7 @@ pub(crate) mod alarms;
 mod configured;
 mod conntrack;
 mod control;
+mod describe;
 mod dhcp;
 pub mod directors;
 pub(crate) mod guards;

@@ -19,6 +19,17 @@ impl Router {
         self.nat.add(rule)
     }
 
+    /// The same under a number of the caller's choice.
+    ///
+    /// # Errors
+    /// As there; the number is taken.
+    pub fn insert_nat(&mut self, id: u32, rule: Rule) -> Result<(), Refusal> {
+        if let Some(name) = rule.interface() {
+            self.find_interface(&name)?;
+        }
+        self.nat.insert(id, rule)
+    }
+
     /// Removes a rule, if it is of the given kind.
     ///
     /// # Errors
@@ -48,8 +59,12 @@ mod tests {
     use super::*;
 
     fn publish(router: &mut Router, proto: &str, listen: &str, to: &str) -> Result<u32, String> {
-        let asked =
-            api::PublishAdd { proto: proto.into(), listen: listen.into(), to: to.into(), ingress: None };
+        let asked = api::PublishAdd {
+            proto: proto.into(),
+            listen: listen.into(),
+            to: to.into(),
+            ..Default::default()
+        };
         router.add_nat(Rule::try_from(&asked).unwrap()).map_err(|refusal| refusal.to_string())
     }
 

@@ -95,6 +95,11 @@ impl Router {
         list
     }
 
+    /// A route in the words of requests.
+    pub(super) fn shown_route(&self, listed: &Listed) -> api::Route {
+        shown(&self.rib, listed)
+    }
+
     /// Which way a packet to an address goes, and why.
     pub(crate) fn route_to(&self, address: IpAddr) -> api::RouteChoice {
         let mut choice = api::RouteChoice {

@@ -29,6 +29,8 @@ pub struct InterfaceSpec {
     pub mtu: u16,
     /// Whether SYN segments that leave by it are told of no larger segments than the MTU carries.
     pub clamp_mss: bool,
+    /// Whether it is up, as far as the operator goes.
+    pub up: bool,
 }
 
 /// What is to change at an interface; what is `None` or empty stays.
@@ -98,6 +100,7 @@ impl TryFrom<&api::InterfaceAdd> for InterfaceSpec {
             mac: asked.mac.as_deref().map(|text| mac("mac", text)).transpose()?,
             mtu: asked.mtu.map_or(Ok(MTU_DEFAULT), mtu)?,
             clamp_mss: asked.clamp_mss,
+            up: asked.up.unwrap_or(true),
         };
         check_mtu(spec.mtu, &spec.addresses)?;
         Ok(spec)

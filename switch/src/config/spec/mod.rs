@@ -11,6 +11,7 @@ mod check;
 mod conntrack;
 mod container;
 mod dhcp;
+mod fdb;
 mod interface;
 mod ipvs;
 mod nat;
@@ -38,12 +39,13 @@ pub use container::{
     ContainerRouteMatch, ContainerSpec, Destination, NIC_ADDRESSES_MAX, NicSpec, TapOpen, container_id,
 };
 pub use dhcp::{ClasslessRoute, DNS_MAX, DhcpChange, RANGE_MAX, reservation, v4};
+pub use fdb::FdbSpec;
 pub use interface::{ADDRESSES_MAX, InterfaceChange, InterfaceSpec, check_mtu};
 pub use ipvs::{
     ENGINE, SCHEDULER, daemon_view, ipvs_setting, server_view, service_key, service_name, service_view,
     sync_role,
 };
-pub use nat::{nat_kind, nat_view};
+pub use nat::{nat_id, nat_kind, nat_view};
 pub use neighbour::NeighbourSpec;
 pub use policy::{POLICY_ID_MAX, Place, PolicyChange, PolicySpec, policy_id, policy_view};
 pub use port::{Attachment, PortChange, PortSpec, Role};

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::address::with_ports;
-use super::{Invalid, address_range, host, name, port_range, prefix};
+use super::{Invalid, address_range, host, name, number, port_range, prefix};
 use crate::control::api::{self, NatKind};
 use crate::nat::rule::{Masquerade, OneToOne, Out, PortRange, Publish, Rule, Selector, Snat};
 use crate::packet::ip::{TCP, UDP};
@@ -152,6 +152,14 @@ impl TryFrom<&api::OneToOneAdd> for Rule {
     }
 }
 
+/// Checks the number of a rule.
+///
+/// # Errors
+/// Out of range.
+pub fn nat_id(value: Option<i64>) -> Result<Option<u32>, Invalid> {
+    value.map(|id| number("id", id, 1, u32::MAX)).transpose()
+}
+
 /// Checks the word for a kind of rule.
 ///
 /// # Errors
@@ -251,8 +259,12 @@ mod tests {
     }
 
     fn publish(proto: &str, listen: &str, to: &str) -> Answer {
-        let asked =
-            api::PublishAdd { proto: proto.into(), listen: listen.into(), to: to.into(), ingress: None };
+        let asked = api::PublishAdd {
+            proto: proto.into(),
+            listen: listen.into(),
+            to: to.into(),
+            ..Default::default()
+        };
         view(&asked)
     }
 
@@ -356,7 +368,7 @@ mod tests {
     #[test]
     fn addresses_stand_for_as_many_others() {
         let one = |outside: &str, inside: &str| {
-            view(&api::OneToOneAdd { outside: outside.into(), inside: inside.into(), out: None })
+            view(&api::OneToOneAdd { outside: outside.into(), inside: inside.into(), ..Default::default() })
         };
         let rule = one("192.0.2.1", "172.18.0.10").unwrap();
         assert_eq!(

@@ -23,10 +23,10 @@ parameters! {
         /// Name servers that guests are told, IPv4 (DHCP) and IPv6 (router advertisements); an empty list for none.
         pub dns: Option<Vec<String>>,
         /// Name servers that guests are told from now on, too, beside those of before.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub add_dns: Vec<String>,
         /// Name servers that guests are told no longer.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub del_dns: Vec<String>,
         /// The domain that guests are told; an empty text for none.
         pub domain: Option<String>,
@@ -39,7 +39,7 @@ parameters! {
         /// Most addresses that guests behind one port may have, 1 to 65,536; 32 if not given.
         pub per_port: Option<i64>,
         /// Addresses that belong to certain guests, beside those that were reserved before.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub reserve: Vec<ReserveAdd>,
     }
 

@@ -24,8 +24,11 @@ parameters! {
         /// MTU in bytes, 68 to 9600; 1500 if not given.
         pub mtu: Option<i64>,
         /// Whether TCP connections that leave by it are told of no larger segments than its MTU carries.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub clamp_mss: bool,
+        /// Whether it is up from the start; it is if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub up: Option<bool>,
     }
 
     /// Removes an interface, and the routes that lead through it.

@@ -28,6 +28,7 @@ macro_rules! parameters {
 
 mod bridge;
 mod check;
+mod config;
 mod conntrack;
 mod container;
 mod dhcp;
@@ -44,6 +45,7 @@ mod worker;
 
 pub use bridge::*;
 pub use check::*;
+pub use config::*;
 pub use conntrack::*;
 pub use container::*;
 pub use dhcp::*;
@@ -138,6 +140,9 @@ macro_rules! each_method {
             ContainerAdd = "container.add" -> Container;
             ContainerList = "container.list" -> Vec<Container>;
             ContainerShow = "container.show" -> Container;
+            ConfigShow = "config.show" -> ConfigPage;
+            ConfigCheck = "config.check" -> ConfigChecked;
+            ConfigDiff = "config.diff" -> ConfigDifference;
         }
     };
 }

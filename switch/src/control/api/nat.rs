@@ -10,6 +10,9 @@ parameters! {
     /// Has what comes from a network leave under the address of the interface by which it leaves. Also a
     /// `[[nat.masquerade]]` table of the configuration file.
     pub struct MasqueradeAdd {
+        /// Its number; one that was never given if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub id: Option<i64>,
         /// The network, or a single address.
         pub source: String,
         /// Only what leaves by this interface.
@@ -17,17 +20,20 @@ parameters! {
         /// Only what leaves by another interface than this one (iptables: `! -o`).
         pub not_out: Option<String>,
         /// Only what does not go to these networks (iptables: `! -d`).
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub not_destination: Vec<String>,
         /// Ports to choose from, such as `32768-60999`; without it the port is kept if it is free.
         pub to_ports: Option<String>,
         /// Whether a port of a guest has the same translation towards everybody, and everybody may answer to it.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub endpoint_independent: bool,
     }
 
     /// Has what comes from a network leave under given addresses. Also a `[[nat.snat]]` table of the configuration file.
     pub struct SnatAdd {
+        /// Its number; one that was never given if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub id: Option<i64>,
         /// The network, or a single address.
         pub source: String,
         /// Only what leaves by this interface.
@@ -35,18 +41,21 @@ parameters! {
         /// Only what leaves by another interface than this one.
         pub not_out: Option<String>,
         /// Only what does not go to these networks.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub not_destination: Vec<String>,
         /// `ADDRESS`, `FIRST-LAST`, either followed by `:PORT-PORT`; IPv6 in brackets where ports follow.
         pub to: String,
         /// Whether a port of a guest has the same translation towards everybody, and everybody may answer to it.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub endpoint_independent: bool,
     }
 
     /// Makes a guest's ports reachable at an address of the switch. Also a `[[nat.publish]]` table of the configuration
     /// file.
     pub struct PublishAdd {
+        /// Its number; one that was never given if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub id: Option<i64>,
         /// `tcp` or `udp`.
         pub proto: String,
         /// `ADDRESS:PORT` or `ADDRESS:PORT-PORT`; `0.0.0.0`, `[::]` or `*` for any of the switch's own addresses.
@@ -61,6 +70,9 @@ parameters! {
     /// Has addresses outside stand for addresses inside, one for one and in both directions. Also a
     /// `[[nat.one-to-one]]` table of the configuration file.
     pub struct OneToOneAdd {
+        /// Its number; one that was never given if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub id: Option<i64>,
         /// The address or network outside.
         pub outside: String,
         /// The address or network inside, as large.

@@ -35,7 +35,7 @@ parameters! {
         /// The mark that packets get, 1 to 4,294,967,295: with `mark`. Services that are known by marks find them by it.
         pub mark: Option<i64>,
         /// Whether what it decides is logged.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub log: bool,
     }
 

@@ -3,6 +3,7 @@
 
 mod check;
 mod container;
+mod config;
 mod ipvs;
 mod l2;
 mod l3;

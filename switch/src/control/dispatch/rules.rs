@@ -4,39 +4,39 @@
 use super::super::api::{self, Done, Flushed};
 use super::super::rpc::Error;
 use super::{At, Handle};
-use crate::config::spec::{LimitChange, PolicyChange, PolicySpec, nat_kind, number, policy_id};
+use crate::config::spec::{LimitChange, PolicyChange, PolicySpec, nat_id, nat_kind, number, policy_id};
 use crate::conntrack::record::Filter;
 use crate::conntrack::timeouts::LONGEST;
 use crate::nat::rule::Rule;
 use crate::router::timeout_kind;
 
-fn add(at: &mut At<'_>, rule: Rule) -> Result<api::NatRule, Error> {
-    let rule = at.switch.add_nat(rule)?;
+fn add(at: &mut At<'_>, id: Option<i64>, rule: Rule) -> Result<api::NatRule, Error> {
+    let rule = at.switch.add_nat(nat_id(id)?, rule)?;
     tracing::info!("nat {} rule {} added", rule.kind.as_str(), rule.id);
     Ok(rule)
 }
 
 impl Handle for api::MasqueradeAdd {
     fn handle(self, at: &mut At<'_>) -> Result<api::NatRule, Error> {
-        add(at, Rule::try_from(&self)?)
+        add(at, self.id, Rule::try_from(&self)?)
     }
 }
 
 impl Handle for api::SnatAdd {
     fn handle(self, at: &mut At<'_>) -> Result<api::NatRule, Error> {
-        add(at, Rule::try_from(&self)?)
+        add(at, self.id, Rule::try_from(&self)?)
     }
 }
 
 impl Handle for api::PublishAdd {
     fn handle(self, at: &mut At<'_>) -> Result<api::NatRule, Error> {
-        add(at, Rule::try_from(&self)?)
+        add(at, self.id, Rule::try_from(&self)?)
     }
 }
 
 impl Handle for api::OneToOneAdd {
     fn handle(self, at: &mut At<'_>) -> Result<api::NatRule, Error> {
-        add(at, Rule::try_from(&self)?)
+        add(at, self.id, Rule::try_from(&self)?)
     }
 }
 

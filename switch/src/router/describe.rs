@@ -1,0 +1,267 @@
+//! What is configured, as the requests that would make it: of a router, of a switch, of a configuration file.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use super::Router;
+use super::interface::own_mac;
+use crate::config::document::{Document, Entry, Forward, Key, describe};
+use crate::config::spec::{service_key, service_name};
+use crate::config::{Config, Mac, Name};
+use crate::control::api;
+use crate::ipvs::health::Health;
+use crate::ipvs::scope::{Live, Scope};
+use crate::ipvs::settings::{Setting, Timeouts};
+use crate::ipvs::spec::ServiceKey;
+use crate::l2::fdb::Key as Address;
+use crate::l3::route::rib::{Protocol, Which};
+use crate::policy::Verdict;
+use crate::refusal::Refusal;
+use crate::switch::Switch;
+
+/// Weights that failed servers get back, by service.
+type Taken = HashMap<ServiceKey, HashMap<(IpAddr, u16), i32>>;
+
+impl Router {
+    fn interface_entry(&self, name: &str) -> Option<Entry> {
+        let interface = self.interfaces.get(name)?;
+        let own = own_mac(&interface.name, &interface.bridge, interface.vlan);
+        Some(Entry::Interface(describe::interface(interface, own)))
+    }
+
+    fn neighbour_entry(&self, interface: Name, address: IpAddr) -> Option<Entry> {
+        let mac = self.neighbours.get(&(interface, address))?;
+        Some(Entry::Neighbour(api::NeighbourAdd {
+            interface: interface.to_string(),
+            address: address.to_string(),
+            mac: mac.to_string(),
+        }))
+    }
+
+    /// All static routes that are meant, by destination and metric.
+    fn route_entries(&self, which: &Which) -> BTreeMap<Key, Entry> {
+        let mut ways: BTreeMap<Key, Vec<api::RouteAdd>> = BTreeMap::new();
+        self.rib.each(which, |listed| {
+            if listed.route.protocol == Protocol::Static {
+                let route = self.shown_route(&listed);
+                let key = Key::Route(route.prefix, route.metric);
+                ways.entry(key).or_default().push(describe::route(&route));
+            }
+        });
+        let sorted = |(key, mut ways): (Key, Vec<api::RouteAdd>)| {
+            ways.sort_by(|a, b| (&a.via, &a.dev).cmp(&(&b.via, &b.dev)));
+            (key, Entry::Route(ways))
+        };
+        ways.into_iter().map(sorted).collect()
+    }
+
+    fn forward_entry(&self) -> Option<Entry> {
+        let forward = self.policy.default_forward();
+        let forward = Forward {
+            default: (forward != Verdict::Accept).then(|| forward.as_str().to_owned()),
+            isolation: self.isolation.then_some(true),
+        };
+        (forward != Forward::default()).then_some(Entry::Forward(forward))
+    }
+
+    fn scope_of(&self, container: Option<&str>) -> Option<std::sync::Arc<Scope>> {
+        match container {
+            None => Some(self.ipvs.global().clone()),
+            Some(name) => self.ipvs.container(name),
+        }
+    }
+
+    /// A thing of layer 3, if it is there. Bridges, ports, checks and daemons are the switch's.
+    pub(crate) fn describe(&self, key: &Key, taken: &Taken) -> Option<Entry> {
+        match key {
+            Key::Conntrack => self.tracking.entry().map(Entry::Conntrack),
+            Key::Interface(name) => self.interface_entry(name),
+            Key::Neighbour(interface, address) => self.neighbour_entry(*interface, *address),
+            Key::Route(prefix, metric) => {
+                let which = Which { prefix: Some(*prefix), metric: Some(*metric), ..Which::default() };
+                self.route_entries(&which).remove(key)
+            }
+            Key::Nat(id) => self.nat.get(*id).map(|(rule, _)| Entry::Nat(describe::nat(*id, rule))),
+            Key::Policy(id) => {
+                self.policy.get(*id).map(|(rule, _)| Entry::Policy(describe::policy(*id, rule)))
+            }
+            Key::Forward => self.forward_entry(),
+            Key::Dhcp(name) => self.dhcp.get(name).map(|server| Entry::Dhcp(describe::dhcp(server))),
+            Key::IpvsTimeouts(of) => timeouts(&*self.scope_of(of.as_deref())?),
+            Key::IpvsSettings(of) => settings(&*self.scope_of(of.as_deref())?),
+            Key::Service(of, name) => {
+                let key = service_key(name).ok()?;
+                let listing = self.scope_of(of.as_deref())?.service(&key, &Live::new())?;
+                let none = HashMap::new();
+                let taken = if of.is_none() { taken.get(&key) } else { None };
+                Some(Entry::Service(describe::service(&listing, taken.unwrap_or(&none))))
+            }
+            Key::Bridge(_)
+            | Key::Port(_)
+            | Key::Fdb(..)
+            | Key::Container(_)
+            | Key::Check(_)
+            | Key::Daemon(_) => None,
+        }
+    }
+
+    /// All things of layer 3.
+    pub(crate) fn entries(&self, taken: &Taken, document: &mut Document) {
+        let keys = [Key::Conntrack, Key::Forward].into_iter();
+        let keys = keys.chain(self.interfaces.keys().copied().map(Key::Interface));
+        let keys = keys
+            .chain(self.neighbours.keys().map(|(interface, address)| Key::Neighbour(*interface, *address)));
+        let keys = keys.chain(self.nat.iter().map(|(id, ..)| Key::Nat(id)));
+        let keys = keys.chain(self.policy.iter().map(|(id, ..)| Key::Policy(id)));
+        let keys = keys.chain(self.dhcp.keys().copied().map(Key::Dhcp));
+        for key in keys {
+            let entry = self.describe(&key, taken);
+            document.set(key, entry);
+        }
+        document.entries.append(&mut self.route_entries(&Which::default()));
+        self.scope_entries(None, self.ipvs.global(), taken, document);
+        for name in self.ipvs.container_names() {
+            if let Some(scope) = self.ipvs.container(&name) {
+                self.scope_entries(Some(name), &scope, &Taken::new(), document);
+            }
+        }
+    }
+
+    fn scope_entries(&self, of: Option<String>, scope: &Scope, taken: &Taken, document: &mut Document) {
+        document.set(Key::IpvsTimeouts(of.clone()), timeouts(scope));
+        document.set(Key::IpvsSettings(of.clone()), settings(scope));
+        let none = HashMap::new();
+        for listing in scope.services(&Live::new()) {
+            let key = listing.spec.key;
+            let service = describe::service(&listing, taken.get(&key).unwrap_or(&none));
+            document.set(Key::Service(of.clone(), service_name(&key)), Some(Entry::Service(service)));
+        }
+    }
+}
+
+fn timeouts(scope: &Scope) -> Option<Entry> {
+    let timeouts = scope.settings().timeouts();
+    (timeouts != Timeouts::default()).then(|| Entry::IpvsTimeouts(Switch::ipvs_timeouts(scope)))
+}
+
+fn settings(scope: &Scope) -> Option<Entry> {
+    let changed = |setting: &&Setting| scope.settings().get(**setting) != setting.default_value();
+    let settings: api::IpvsSettingsList = Setting::ALL
+        .iter()
+        .filter(changed)
+        .map(|setting| (setting.name().to_owned(), scope.settings().get(*setting)))
+        .collect();
+    (!settings.is_empty()).then_some(Entry::IpvsSettings(settings))
+}
+
+fn taken(health: &Health) -> Taken {
+    let of = |servers: Vec<crate::ipvs::health::ServerHealth>| {
+        servers.iter().filter_map(|server| Some(((server.address, server.port), server.taken?))).collect()
+    };
+    health.list().map(|(check, servers)| (check.service, of(servers))).collect()
+}
+
+impl Switch {
+    /// A thing, if it is there.
+    pub(crate) fn describe(&self, key: &Key) -> Option<Entry> {
+        match key {
+            Key::Bridge(name) => {
+                self.bridges.get(name).map(|bridge| Entry::Bridge(describe::bridge(&bridge.spec)))
+            }
+            Key::Port(name) => {
+                let member = self.ports.get(name)?;
+                let pins = member.pins.iter().map(|(queue, core)| (*queue, *core));
+                Some(Entry::Port(describe::port(&member.spec, pins)))
+            }
+            Key::Fdb(bridge, vlan, mac) => {
+                let number = self.bridges.get(bridge)?.fdb.fixed(Address::new(mac.0, *vlan))?;
+                let member = self.ports.values().find(|member| member.port.number() == number)?;
+                let port = &member.spec;
+                let own = port.mac == Some(*mac) && *vlan == 0;
+                (!own).then(|| Entry::Fdb(describe::fdb(bridge, *vlan, *mac, &port.name)))
+            }
+            Key::Check(name) => {
+                let key = service_key(name).ok()?;
+                let (spec, _) = self.directors.checks().find(|(spec, _)| spec.service == key)?;
+                Some(Entry::Check(describe::check(spec)))
+            }
+            Key::Daemon(role) => {
+                let spec = self.directors.asked().find(|spec| spec.role.to_string() == *role)?;
+                Some(Entry::Daemon(describe::daemon(spec)))
+            }
+            Key::Service(None, _) => self.router.describe(key, &taken(self.directors.health())),
+            _ => self.router.describe(key, &Taken::new()),
+        }
+    }
+
+    /// All that is configured.
+    pub fn document(&self) -> Document {
+        let mut document = Document::default();
+        let keys = self.bridges.keys().copied().map(Key::Bridge);
+        let keys = keys.chain(self.ports.keys().copied().map(Key::Port));
+        let checks = self.directors.checks().map(|(spec, _)| Key::Check(service_name(&spec.service)));
+        let keys = keys.chain(checks);
+        let keys = keys.chain(self.directors.asked().map(|spec| Key::Daemon(spec.role.to_string())));
+        let keys = keys.chain(self.fixed_addresses(None));
+        for key in keys {
+            let entry = self.describe(&key);
+            document.set(key, entry);
+        }
+        self.router.entries(&taken(self.directors.health()), &mut document);
+        document
+    }
+
+    /// The static entries of forwarding databases that somebody asked for: all, or those at one port.
+    pub(crate) fn fixed_addresses(&self, port: Option<u16>) -> impl Iterator<Item = Key> {
+        let entries = self.bridges.iter().flat_map(|(name, bridge)| {
+            bridge.fdb.entries(self.now()).into_iter().map(|entry| (*name, entry))
+        });
+        let is_port = |number: u16| crate::members::interface_index(number).is_none();
+        entries
+            .filter(move |(_, entry)| {
+                entry.fixed && is_port(entry.port) && port.is_none_or(|port| entry.port == port)
+            })
+            .map(|(bridge, entry)| Key::Fdb(bridge, entry.key.vlan(), Mac(entry.key.mac())))
+    }
+}
+
+impl Config {
+    /// All that the file describes, as a switch would describe it that was made so.
+    ///
+    /// # Errors
+    /// Never, since the file was tried before; what is refused is told nevertheless.
+    pub fn document(&self) -> Result<Document, Refusal> {
+        let mut document = Document::default();
+        for (_, bridge) in &self.bridges {
+            document.set(Key::Bridge(bridge.name), Some(Entry::Bridge(describe::bridge(bridge))));
+        }
+        for (_, port) in &self.ports {
+            let entry = describe::port(port, port.pins.iter().copied());
+            document.set(Key::Port(port.name), Some(Entry::Port(entry)));
+        }
+        for (_, fdb) in &self.fdb {
+            let own = |(_, port): &(_, crate::config::PortSpec)| {
+                port.name == fdb.port && port.mac == Some(fdb.mac) && fdb.vlan == 0
+            };
+            if !self.ports.iter().any(own) {
+                let entry = describe::fdb(&fdb.bridge, fdb.vlan, fdb.mac, &fdb.port);
+                document.set(Key::Fdb(fdb.bridge, fdb.vlan, fdb.mac), Some(Entry::Fdb(entry)));
+            }
+        }
+        for (_, container) in &self.containers {
+            let entry = Entry::Container(describe::container(container));
+            document.set(Key::Container(container.id.to_string()), Some(entry));
+        }
+        for (_, check) in &self.layer3.checks {
+            let key = Key::Check(service_name(&check.service));
+            document.set(key, Some(Entry::Check(describe::check(check))));
+        }
+        for (_, daemon) in self.layer3.ipvs.daemons() {
+            let key = Key::Daemon(daemon.role.to_string());
+            document.set(key, Some(Entry::Daemon(describe::daemon(daemon))));
+        }
+        self.layer3.rehearse()?.entries(&Taken::new(), &mut document);
+        Ok(document)
+    }
+}
