@@ -40,6 +40,9 @@ impl Switch {
         for (at, dhcp) in &layer3.dhcp {
             self.set_dhcp(dhcp.clone()).map_err(|refusal| at.refuse(refusal))?;
         }
+        for (at, container) in config.containers {
+            self.add_container(container).map_err(|refusal| at.refuse(refusal))?;
+        }
         layer3.ipvs.apply(&self.router.ipvs)?;
         for (at, check) in &layer3.checks {
             // The service may come later, by command.

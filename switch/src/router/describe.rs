@@ -171,6 +171,9 @@ impl Switch {
             }
             Key::Port(name) => {
                 let member = self.ports.get(name)?;
+                if self.containers.owner(name).is_some() {
+                    return None;
+                }
                 let pins = member.pins.iter().map(|(queue, core)| (*queue, *core));
                 Some(Entry::Port(describe::port(&member.spec, pins)))
             }
@@ -190,6 +193,11 @@ impl Switch {
                 let spec = self.directors.asked().find(|spec| spec.role.to_string() == *role)?;
                 Some(Entry::Daemon(describe::daemon(spec)))
             }
+            Key::Container(id) => {
+                let container = self.containers.all().find(|container| container.spec.id.as_str() == id)?;
+                let nics = container.present();
+                Some(Entry::Container(describe::container(&container.spec, nics)))
+            }
             Key::Service(None, _) => self.router.describe(key, &taken(self.directors.health())),
             _ => self.router.describe(key, &Taken::new()),
         }
@@ -204,6 +212,8 @@ impl Switch {
         let keys = keys.chain(checks);
         let keys = keys.chain(self.directors.asked().map(|spec| Key::Daemon(spec.role.to_string())));
         let keys = keys.chain(self.fixed_addresses(None));
+        let containers = self.containers.all().map(|container| container.spec.id.to_string());
+        let keys = keys.chain(containers.map(Key::Container));
         for key in keys {
             let entry = self.describe(&key);
             document.set(key, entry);
@@ -250,7 +260,7 @@ impl Config {
             }
         }
         for (_, container) in &self.containers {
-            let entry = Entry::Container(describe::container(container));
+            let entry = Entry::Container(describe::container(container, container.nics.iter()));
             document.set(Key::Container(container.id.to_string()), Some(entry));
         }
         for (_, check) in &self.layer3.checks {

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use super::{Nat, Service};
 use crate::config::spec::{
-    AGEING_DEFAULT, Attachment, CONTAINER_BRIDGE, ContainerRoute, ContainerSpec, FDB_LIMIT_DEFAULT,
-    MTU_DEFAULT, NicSpec, TapOpen, check_view, nat_view, policy_view, server_view, service_view,
+    AGEING_DEFAULT, Attachment, CONTAINER_BRIDGE, ContainerRoute, ContainerSpec, FDB_LIMIT_DEFAULT, Limits,
+    MTU_DEFAULT, NicSpec, Rate, TapOpen, check_view, nat_view, policy_view, server_view, service_view,
 };
 use crate::config::{BridgeSpec, Mac, PortSpec, Role};
 use crate::control::api::{self, NatKind};
@@ -38,19 +38,33 @@ pub fn bridge(spec: &BridgeSpec) -> api::BridgeAdd {
 
 /// A port whose queues are bound to processors as `pins` says.
 pub fn port(spec: &PortSpec, pins: impl Iterator<Item = (u16, u32)>) -> api::PortAdd {
+    // Whoever adds a field is told here what is missing.
+    let PortSpec { name, bridge, attachment, queues, mtu, mac, pins: _, guard, allow, limits } = spec;
+    let Limits { ingress, egress } = limits;
+    let bits = |rate: &Option<Rate>| rate.map(|rate| rate.bits.cast_signed());
+    let burst = |rate: &Option<Rate>| rate.map(|rate| rate.burst.cast_signed());
     let mut port = api::PortAdd {
-        name: spec.name.to_string(),
-        bridge: spec.bridge.to_string(),
-        queues: unless(spec.queues, 1),
-        mtu: spec.mtu.map(i64::from),
-        mac: spec.mac.map(|mac| mac.to_string()),
+        name: name.to_string(),
+        bridge: bridge.to_string(),
+        vhost_user: None,
+        role: None,
+        tap: None,
+        netns: None,
+        persist: false,
+        netdev: None,
+        queues: unless(*queues, 1),
+        mtu: mtu.map(i64::from),
+        mac: mac.map(|mac| mac.to_string()),
         pins: pins.map(|(queue, core)| api::Pin { queue: queue.into(), core: core.into() }).collect(),
-        guard: spec.guard,
-        allow_address: spec.allow.iter().map(ToString::to_string).collect(),
-        ..api::PortAdd::default()
+        guard: *guard,
+        allow_address: allow.iter().map(ToString::to_string).collect(),
+        ingress_rate: bits(ingress),
+        ingress_burst: burst(ingress),
+        egress_rate: bits(egress),
+        egress_burst: burst(egress),
     };
     port.pins.sort_by_key(|pin| pin.queue);
-    match &spec.attachment {
+    match attachment {
         Attachment::VhostUser { path, role } => {
             port.vhost_user = Some(path.display().to_string());
             port.role = (*role != Role::Server).then(|| role.as_str().to_owned());
@@ -182,6 +196,8 @@ pub fn dhcp(server: &DhcpServer) -> api::DhcpSet {
         reserve: server
             .reservations
             .iter()
+            // Those of containers' NICs come with the containers.
+            .filter(|one| one.told.is_none())
             .map(|one| api::ReserveAdd {
                 mac: one.mac.to_string(),
                 address: one.address.to_string(),
@@ -225,8 +241,8 @@ pub fn service(listing: &ServiceListing, taken: &HashMap<(IpAddr, u16), i32>) ->
     Service { service, servers }
 }
 
-/// A container with its NICs and routes.
-pub fn container(spec: &ContainerSpec) -> api::ContainerAdd {
+/// A container with these NICs.
+pub fn container<'a>(spec: &ContainerSpec, nics: impl Iterator<Item = &'a NicSpec>) -> api::ContainerAdd {
     api::ContainerAdd {
         id: spec.id.to_string(),
         qmp: spec.qmp.as_ref().map(|path| path.display().to_string()),
@@ -234,7 +250,7 @@ pub fn container(spec: &ContainerSpec) -> api::ContainerAdd {
         role: (spec.role != Role::Server).then(|| spec.role.as_str().to_owned()),
         tap: (spec.tap != TapOpen::default()).then(|| spec.tap.as_str().to_owned()),
         agent: spec.agent.as_ref().map(ToString::to_string),
-        nic: spec.nics.iter().map(NicSpec::view).collect(),
+        nic: nics.map(NicSpec::view).collect(),
         route: spec.routes.iter().map(ContainerRoute::view).collect(),
     }
 }

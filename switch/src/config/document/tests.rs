@@ -21,6 +21,9 @@ mac = "52:54:00:00:00:01"
 pins = [{ queue = 2, core = 1 }]
 guard = true
 allow_address = ["10.9.0.0/16", "fd00::1/128"]
+ingress_rate = 1000000
+egress_rate = 8
+egress_burst = 1000000
 [[port]]
 name = "tap"
 bridge = "br1"

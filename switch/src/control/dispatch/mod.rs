@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod check;
-mod container;
 mod config;
+mod container;
 mod ipvs;
 mod l2;
 mod l3;
