@@ -30,6 +30,8 @@ pub struct Connections {
     pub gap_established_us: [f64; 2],
     /// The same while every frame makes a connection and as many expire.
     pub gap_new_us: [f64; 2],
+    /// Page faults that the worker took meanwhile, from the first connection on: memory that was not made ready in time.
+    pub worker_faults: u64,
     /// Connections a second, in millions, over that time.
     pub sustained_mcps: f64,
     /// Connections of the full table.
@@ -177,15 +179,31 @@ fn sustained(site: &Site, arguments: &Arguments, found: &mut Connections) -> Res
         let mut traffic = traffic(arguments, task, count, layer3::destinations(4096));
         traffic.one_way = true;
         let mut generator = FlowGenerator::connect([inner, outer], &traffic)?;
+        let faults = worker_faults(running.pid())?;
         let measured = on_its_core(site, || generator.run(seconds(1.5), length))?;
         if new {
             found.gap_new_us = measured.gap_us;
+            found.worker_faults = worker_faults(running.pid())? - faults;
             found.sustained_mcps = measured.mpps[0];
         } else {
             found.gap_established_us = measured.gap_us;
         }
     }
     Ok(())
+}
+
+/// Page faults of the workers of a shuntd so far, those that the kernel served from memory (proc_pid_stat(5), minflt).
+fn worker_faults(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+        let (name, fields) = stat.rsplit_once(')').context("stat")?;
+        if name.contains("(shunt-w") {
+            let faults = fields.split_whitespace().nth(7).context("stat")?;
+            sum += faults.parse::<u64>().context("stat")?;
+        }
+    }
+    Ok(sum)
 }
 
 /// KiB resident of a process's own memory.
@@ -252,6 +270,7 @@ pub(super) fn markdown(found: &Connections) -> String {
     let rows = [
         ("time without an arrival, established flows: 99.99 % / longest", gap(found.gap_established_us)),
         ("the same while each frame makes a connection and as many expire", gap(found.gap_new_us)),
+        ("page faults of the worker over that time", found.worker_faults.to_string()),
         ("new connections over that time", format!("{:.2} million a second", found.sustained_mcps)),
         ("connections of a full table", found.full.to_string()),
         ("their memory", format!("{:.0} MiB", found.full_mib)),

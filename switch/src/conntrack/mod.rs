@@ -16,6 +16,7 @@ pub mod format;
 pub mod ftp;
 mod inbox;
 mod index;
+mod keeper;
 pub mod key;
 mod listing;
 pub mod owner;
@@ -108,7 +109,7 @@ impl Conntrack {
         F::table(self)
     }
 
-    /// Makes memory ready that will be needed soon; to be called about once a second by the control thread.
+    /// Makes memory ready that will be needed soon; see [`keeper`].
     pub fn prepare(&self) {
         self.v4.prepare();
         self.v6.prepare();

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use crossbeam_utils::CachePadded;
 
 use super::balance::Balancer;
+use super::keeper::Keeper;
 use super::timeouts::Timeouts;
 use crate::stats::Counter;
 use crate::worker::epoch::Epochs;
@@ -94,6 +95,7 @@ pub struct Shared {
     pub loose: AtomicBool,
     pub(super) epochs: Arc<Epochs>,
     pub(super) balancer: OnceLock<Arc<dyn Balancer>>,
+    pub(super) keeper: Keeper,
     pub(super) capacity: u32,
     entries: AtomicU32,
     per_port: AtomicU32,
@@ -112,6 +114,7 @@ impl Shared {
             timeouts: Timeouts::default(),
             loose: AtomicBool::new(true),
             balancer: OnceLock::new(),
+            keeper: Keeper::default(),
             capacity,
             entries: AtomicU32::new(limits.entries),
             per_port: AtomicU32::new(limits.per_port),

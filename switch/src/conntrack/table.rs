@@ -25,8 +25,10 @@ pub(super) const CHUNK: u32 = 256;
 pub(super) const KEEP: u32 = 1024;
 /// Seconds after which a UDP conversation that goes on is a stream.
 const STREAM_AFTER: u16 = 2;
-/// Bytes of the array that are made ready at a time, and at least ahead of need: a huge page.
+/// Bytes of the array that are made ready at a time: a huge page.
 const READY: usize = 2 << 20;
+/// What is made ready ahead of need, in units of [`READY`], at most: some 130,000 connections.
+const AHEAD: u32 = 8;
 
 /// One direction of a connection in its table. Stays good until its worker's turn ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,8 +130,6 @@ pub struct Table<F: Family> {
     handed: AtomicU32,
     /// Chunks whose pages were made ready.
     ready: AtomicU32,
-    /// Chunks handed out when that was last looked after.
-    handed_before: AtomicU32,
     /// Free connections that an owner had too many of.
     pool: Mutex<Vec<Chain>>,
     inboxes: Box<[CachePadded<Inbox>]>,
@@ -149,7 +149,6 @@ impl<F: Family> Table<F> {
             secret: Secret::new(),
             handed: AtomicU32::new(0),
             ready: AtomicU32::new(0),
-            handed_before: AtomicU32::new(0),
             pool: Mutex::new(Vec::with_capacity((chunks * CHUNK / super::owner::BATCH) as usize + 1)),
             inboxes: (0..workers).map(|_| CachePadded::new(Inbox::new())).collect(),
             shared,
@@ -159,7 +158,7 @@ impl<F: Family> Table<F> {
     }
 
     /// Makes pages ready that will be needed soon, so that no packet waits for the kernel to clear one. To be called
-    /// about once a second, by a thread that carries no packets.
+    /// by a thread that carries no packets; see [`super::keeper`].
     pub fn prepare(&self) {
         let handed = self.handed.load(Ordering::Relaxed);
         if handed == 0 && F::V6 {
@@ -169,26 +168,33 @@ impl<F: Family> Table<F> {
         if self.ready.load(Ordering::Relaxed) == 0 {
             self.index.prepare();
         }
-        let per_chunk = 2 * CHUNK as usize * size_of::<Half<F>>();
-        let chunks = (self.halves.len() * size_of::<Half<F>>() / per_chunk) as u32;
-        // Four times what the time since the last call has taken.
-        let taken = handed - self.handed_before.swap(handed, Ordering::Relaxed).min(handed);
-        let ahead = (taken as usize * per_chunk * 4).clamp(READY, 64 * READY) / per_chunk;
-        let end = handed.saturating_add(ahead as u32).min(chunks);
-        let per_step = (READY / per_chunk) as u32;
+        let chunks = self.chunks();
+        let end = handed.saturating_add(Self::ahead(handed)).min(chunks);
         loop {
             // Where workers were faster than this, they have touched the pages themselves.
             let from = self.ready.load(Ordering::Relaxed).max(self.handed.load(Ordering::Relaxed));
-            let from = from.next_multiple_of(per_step);
+            let from = from.next_multiple_of(Self::PER_STEP);
             if from >= end {
                 return;
             }
-            let to = (from + per_step).min(chunks);
+            let to = (from + Self::PER_STEP).min(chunks);
             make_ready(&self.halves[(from * 2 * CHUNK) as usize..(to * 2 * CHUNK) as usize], |half| {
                 half.cold.fetch_or(0, Ordering::Relaxed);
             });
             self.ready.store(to, Ordering::Relaxed);
         }
+    }
+
+    /// Chunks that are made ready at a time.
+    const PER_STEP: u32 = (READY / (2 * CHUNK as usize * size_of::<Half<F>>())) as u32;
+
+    /// How many chunks should be ready when so many are handed out: a table that grows will go on growing.
+    fn ahead(handed: u32) -> u32 {
+        handed.clamp(Self::PER_STEP, AHEAD * Self::PER_STEP)
+    }
+
+    fn chunks(&self) -> u32 {
+        self.halves.len() as u32 / (2 * CHUNK)
     }
 
     /// Bytes that the table takes when full.
@@ -357,13 +363,17 @@ impl<F: Family> Table<F> {
 
     /// A chunk of connections that were never used, as a range of slots.
     pub(super) fn fresh_chunk(&self) -> Option<std::ops::Range<u32>> {
-        let chunks = self.halves.len() as u32 / (2 * CHUNK);
+        let chunks = self.chunks();
         let chunk = self
             .handed
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |handed| {
                 (handed < chunks).then_some(handed + 1)
             })
             .ok()?;
+        let ready = self.ready.load(Ordering::Relaxed);
+        if ready < chunks && ready.saturating_sub(chunk) <= Self::ahead(chunk) / 2 {
+            self.shared.keeper.ask();
+        }
         Some(chunk * 2 * CHUNK..chunk * 2 * CHUNK + CHUNK)
     }
 

@@ -25,10 +25,9 @@ impl Switch {
         self.publish();
     }
 
-    /// What layer 3 needs once a second: interfaces follow their ports, neighbours age, memory is made ready.
+    /// What layer 3 needs once a second: interfaces follow their ports, neighbours age.
     pub(crate) fn tick_router(&mut self) {
         let Some(live) = &self.live else { return };
-        live.conntrack.prepare();
         live.write_log();
         let asked = match &self.assignment().router {
             Some(table) => live.age_neighbours(table, self.now()),

@@ -81,9 +81,11 @@ impl Live {
         wake: Box<dyn Fn() + Send + Sync>,
         notify: Box<dyn Fn(Notice) + Send + Sync>,
     ) -> Result<Self, Refusal> {
+        let conntrack = Arc::new(Conntrack::new(capacity, workers, MAX_PORTS, epochs.clone()));
+        conntrack.keep().map_err(|e| Refusal::new(format!("no thread for the table of connections: {e}")))?;
         Ok(Self {
             neighbours: Arc::new(Neighbours::new(epochs.clone())),
-            conntrack: Arc::new(Conntrack::new(capacity, workers, MAX_PORTS, epochs.clone())),
+            conntrack,
             services: Services::start(state, wake, notify)?,
             log: Arc::default(),
             reassembly: Arc::default(),
