@@ -37,6 +37,8 @@ pub struct GuestSpec {
     cpus: u32,
     hugepages: bool,
     netns: Option<String>,
+    machine: &'static str,
+    spare_ports: u32,
 }
 
 impl GuestSpec {
@@ -49,6 +51,8 @@ impl GuestSpec {
             cpus: 1,
             hugepages: false,
             netns: None,
+            machine: "q35",
+            spare_ports: 0,
         }
     }
 
@@ -68,6 +72,18 @@ impl GuestSpec {
     /// Memory from 2 MiB hugepages, which must be there.
     pub fn hugepages(mut self) -> Self {
         self.hugepages = true;
+        self
+    }
+
+    /// QEMU's machine: `q35`, which it is otherwise, or `pc`, which has no root ports and therefore no NICs of ours.
+    pub fn machine(mut self, machine: &'static str) -> Self {
+        self.machine = machine;
+        self
+    }
+
+    /// Adds root ports without a device, for hot-plug: `spare0`, `spare1`, ...
+    pub fn spare_ports(mut self, ports: u32) -> Self {
+        self.spare_ports = ports;
         self
     }
 
@@ -102,11 +118,12 @@ impl GuestSpec {
         let agent = format!("socket,id=agent,path={},server=on,wait=off", at("agent.sock"));
         let kernel = tool("kernel/vmlinux").display().to_string();
         let initramfs = tool("initramfs.cpio").display().to_string();
+        let machine = format!("{},memory-backend=mem", self.machine);
         let append = format!("{COMMAND_LINE} shunt.name={}", self.name);
         #[rustfmt::skip]
         let fixed = [
             "-L", &share, "-L", "/usr/share/seabios", "-name", &self.name,
-            "-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max", "-M", "q35,memory-backend=mem",
+            "-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max", "-M", &machine,
             "-m", &memory_size, "-smp", &cpus, "-nodefaults", "-display", "none", "-object", &memory,
             "-chardev", &console, "-serial", "chardev:console", "-qmp", &qmp,
             "-device", "virtio-serial-pci", "-chardev", &agent, "-device", "virtserialport,chardev=agent,name=shunt.agent",
@@ -115,6 +132,11 @@ impl GuestSpec {
         argv.extend(fixed.map(str::to_owned));
         for (index, nic) in self.nics.iter().enumerate() {
             argv.extend(nic.arguments(index, &self.mac(index)));
+        }
+        for port in 0..self.spare_ports {
+            let slot = 64 + port;
+            argv.push("-device".to_owned());
+            argv.push(format!("pcie-root-port,id=spare{port},chassis={slot},slot={slot}"));
         }
         argv
     }
@@ -283,6 +305,11 @@ impl Guest {
     /// MAC address of the `index`th NIC.
     pub fn mac(&self, index: usize) -> String {
         self.spec.mac(index)
+    }
+
+    /// The socket of QEMU's monitor, for whoever plugs things in.
+    pub fn monitor(&self) -> PathBuf {
+        self.path("qmp.sock")
     }
 
     /// QEMU's process id.

@@ -1,6 +1,7 @@
 //! `ipvsadm` as `shuntctl` answers to it, and recordings of the real one.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::daemon::Shuntd;
@@ -29,10 +30,14 @@ impl Shuntd {
     /// Runs `shuntctl ipvsadm WORDS` with `input` at its standard input.
     #[track_caller]
     pub fn ipvsadm(&self, words: &[&str], input: &[u8]) -> Said {
-        let mut child = Command::new(tools::shuntctl())
-            .arg("--control")
-            .arg(self.path("control.sock"))
-            .arg("ipvsadm")
+        self.said(&tools::shuntctl(), &[&["ipvsadm"], words].concat(), input)
+    }
+
+    /// Runs `program`, which is shuntctl under some name, with `input` at its standard input.
+    #[track_caller]
+    pub fn said(&self, program: &Path, words: &[&str], input: &[u8]) -> Said {
+        let mut child = Command::new(program)
+            .env("SHUNT_CONTROL", self.path("control.sock"))
             .args(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

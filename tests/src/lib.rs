@@ -15,6 +15,7 @@ pub mod guest;
 pub mod host;
 pub mod hugepages;
 pub mod ipvsadm;
+pub mod kata;
 pub mod lan;
 pub mod measure;
 pub mod netns;

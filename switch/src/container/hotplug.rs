@@ -199,31 +199,33 @@ impl Plugging<'_> {
     }
 
     /// Undoes what was done. Returns why it went no further.
-    fn undo(mut self, error: &QmpError) -> Refusal {
-        if self.done.is_empty() {
+    fn undo(self, error: &QmpError) -> Refusal {
+        let Self { qmp, plug, mut done } = self;
+        if done.is_empty() {
             return Refusal::new(error.to_string());
         }
-        // The connection may be what failed, and what is left of it may be the answer to another question. Nor does
-        // it matter any more that the daemon ends.
-        let fresh = Arc::new(AtomicBool::new(false));
-        if error.refusal().is_none() {
-            match Qmp::connect(&self.plug.qmp, &fresh) {
-                Ok(qmp) => self.qmp = qmp,
+        // The connection may be what failed, and what is left of it may be the answer to another question. A monitor
+        // serves one at a time, so it is closed first. Nor does it matter any more that the daemon ends.
+        let mut qmp = if error.refusal().is_some() {
+            qmp
+        } else {
+            drop(qmp);
+            match Qmp::connect(&plug.qmp, &Arc::default()) {
+                Ok(qmp) => qmp,
                 Err(again) => {
-                    return Refusal::new(format!(
-                        "{error}; what was done until then could not be undone: {again}"
-                    ));
+                    let lost = format!("{error}; what was done until then could not be undone: {again}");
+                    return Refusal::new(lost);
                 }
             }
-        }
+        };
         let mut left = Vec::new();
-        while let Some(done) = self.done.pop() {
+        while let Some(done) = done.pop() {
             let undone = match &done {
-                Done::Chardev(id) => remove(&mut self.qmp, "chardev-remove", id),
-                Done::Netdev(id) => remove(&mut self.qmp, "netdev_del", id),
-                Done::Device(id) => release(&mut self.qmp, id, Instant::now() + RELEASE).map(|_| ()),
+                Done::Chardev(id) => remove(&mut qmp, "chardev-remove", id),
+                Done::Netdev(id) => remove(&mut qmp, "netdev_del", id),
+                Done::Device(id) => release(&mut qmp, id, Instant::now() + RELEASE).map(|_| ()),
                 Done::Descriptor(name) => {
-                    self.qmp.command("closefd", json!({"fdname": name})).map(|_| ()).or_else(missing)
+                    qmp.command("closefd", json!({"fdname": name})).map(|_| ()).or_else(missing)
                 }
             };
             if let Err(why) = undone {
