@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::Daemon;
 use serde_json::Value;
-use shunt_switch::control::api::METHODS;
+use shunt_switch::control::api::{METHODS, OPERATIONS};
 
 /// What differs from machine to machine or from second to second, and sentences for people: only the kind of value is compared.
 const VOLATILE: &[&str] =
@@ -60,7 +60,9 @@ fn the_documented_examples_are_true() {
         let real = client.raw(&request.replace("/run/vm/", &here)).to_string().replace(&here, "/run/vm/");
         compare(request, "answer", page, &serde_json::from_str(&real).unwrap());
     }
-    for method in METHODS {
+    // A NIC is plugged into a real QEMU elsewhere.
+    let plugging = ["kata.add-iface", "kata.del-iface"];
+    for method in METHODS.iter().chain(OPERATIONS).filter(|method| !plugging.contains(method)) {
         let works = |(request, answer): &(String, Value)| {
             request.contains(&format!("\"method\": \"{method}\"")) && answer.get("result").is_some()
         };
