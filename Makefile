@@ -86,8 +86,9 @@ soak: build-test setup ## The end-to-end scenarios again and again, for SOAK_MIN
 .PHONY: bench
 bench: setup ## shunt beside its peers in one run (BENCH="--help" for what can be chosen)
 	perf/setup-bench.sh
-	$(CARGO) build --release -p shunt-switch -p shunt-perf
-	$(IN_SCRATCH) SHUNT_TEST_TOOLS=$(TOOLS) $(TARGET)/release/shunt-perf bench --output $(TARGET)/bench $(BENCH)
+	$(CARGO) build --release -p shunt-switch -p shuntctl -p shunt-perf
+	$(IN_SCRATCH) SHUNT_TEST_TOOLS=$(TOOLS) SHUNTD_BIN=$(TARGET)/release/shuntd SHUNTCTL_BIN=$(TARGET)/release/shuntctl \
+	  $(TARGET)/release/shunt-perf bench --output $(TARGET)/bench $(BENCH)
 
 .PHONY: man
 man: build ## Manual pages and shell completions, in target/man and target/completions

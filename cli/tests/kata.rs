@@ -1,7 +1,7 @@
 //! `kata-network` and `kata-ipvs` against a real daemon: outputs to the letter, what is refused, and a QEMU that fails.
 
 mod common;
-#[path = "common/qmp.rs"]
+#[path = "../../switch/src/container/fake_qmp.rs"]
 mod qmp;
 
 use std::io::Write;

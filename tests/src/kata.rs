@@ -12,7 +12,7 @@ use crate::ipvsadm::Said;
 use crate::tools;
 
 /// What udhcpc calls for what it has agreed on, inside a guest.
-const LEASE: &str = r#"#!/bin/dash
+const LEASE: &str = r#"#!/bin/sh
 echo "$1 address=$ip/$mask mtu=$mtu routers=$router routes=$staticroutes" >>/tmp/lease-$interface
 case $1 in
   bound | renew)
@@ -65,13 +65,14 @@ impl Shuntd {
 }
 
 impl Guest {
-    /// Starts to wait for a NIC with this MAC address, has it ask for an address by DHCP and pings `target` through
-    /// it. What is asked first becomes the last line of the job's text: the NIC's name.
+    /// Starts to wait for a NIC with this MAC address, has it ask for an address by DHCP, and pings `target` through it
+    /// until it answers. The last line of the job's text is the NIC's name.
     #[track_caller]
     pub fn await_nic(&self, mac: &str, target: &str, limit: Duration) -> Job {
         let script = format!(
             "cat >/tmp/lease.sh <<'END'\n{LEASE}END\nchmod +x /tmp/lease.sh
-             while ! nic=$(grep -il {mac} /sys/class/net/*/address 2>/dev/null | cut -d/ -f5) || [ -z \"$nic\" ]; do usleep 20000; done
+             until nic=$(grep -il {mac} /sys/class/net/*/address 2>/dev/null); do usleep 20000; done
+             nic=${{nic#/sys/class/net/}}; nic=${{nic%/address}}
              ip link set $nic up
              busybox udhcpc -i $nic -n -q -t 30 -T 1 -s /tmp/lease.sh -O mtu -O staticroutes >/tmp/udhcpc 2>&1 || {{ cat /tmp/udhcpc; exit 1; }}
              until ping -c1 -W1 -I $nic {target} >/dev/null; do :; done

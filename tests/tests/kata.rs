@@ -47,7 +47,7 @@ fn a_nic_with_four_queue_pairs_comes_and_goes() {
         return;
     }
     let shuntd = Shuntd::start();
-    let guest = GuestSpec::new("box").cpus(2).spare_ports(2).boot();
+    let guest = GuestSpec::new("box").cpus(4).spare_ports(2).boot();
     shuntd.container(ID, &guest, "");
     assert_eq!(shuntd.kata("list-ifaces", "6ec7", ""), Value::Null);
 
@@ -317,4 +317,72 @@ fn twenty_thousand_rules_are_restored_beside_anothers_traffic() {
     assert_eq!(shuntd.ctl("container show aaaa")["ipvs_rules"], 2);
     let list = kata_ipvs("aaaa", &["--parameters", "--list -n"], b"");
     assert!(list.out.contains("TCP  10.9.9.9:80 rr\n  -> 10.0.2.11:80                 Masq"), "{}", list.out);
+}
+
+/// The documentation's examples, one after the other, with its JSON. What only QEMU knows is taken from its answer.
+#[test]
+fn the_documentations_examples_give_its_answers() {
+    if !is_root() {
+        return;
+    }
+    let netns = NetNs::new("kata");
+    let shuntd = Shuntd::start_within(&netns);
+    let guest = GuestSpec::new("box").spare_ports(3).within(&netns).boot();
+    shuntd.container(ID, &guest, "");
+    let socket = shuntd.path("vhost-user1").display().to_string();
+    let documented = "/usr/local/var/run/openvswitch/vhost-user1";
+    let run = |verb: &str, input: &str| {
+        let said = shuntd.kata_network(verb, "6ec7a98", &input.replace(documented, &socket));
+        (said.status, said.out.replace(&socket, documented))
+    };
+    let failing = |verb: &str, input: &str| {
+        let said = shuntd.kata_network(verb, "6ec7a98", input);
+        assert_eq!((said.status, said.err.lines().count()), (1, 1), "{said:?}");
+        said.out
+    };
+    let pci = |out: &str| serde_json::from_str::<Value>(out).unwrap()["pciAddr"].as_str().unwrap().to_owned();
+
+    assert_eq!(run("list-ifaces", ""), (0, "null\n".to_owned()));
+    let first = r#"{"device":"tap-test","name":"eth-test","IPAddresses":[{"address":"172.16.0.3","mask":"16"}],"hwAddr":"02:42:20:6f:a3:69","mtu":1500,"vhostUserSocket":"/usr/local/var/run/openvswitch/vhost-user1","queues":5}"#;
+    let (status, out) = run("add-iface", first);
+    let place = pci(&out);
+    let answer = r#"{"device":"tap-test","name":"eth-test","IPAddresses":[{"Family":2,"Address":"172.16.0.3","Mask":"16"}],"mtu":1500,"hwAddr":"02:42:20:6f:a3:69","pciAddr":"PLACE","vhostUserSocket":"/usr/local/var/run/openvswitch/vhost-user1","queues":5}"#;
+    assert_eq!((status, out), (0, answer.replace("PLACE", &place) + "\n"));
+    assert_eq!(failing("add-iface", first), "null\n");
+    assert_eq!(
+        run("list-ifaces", ""),
+        (
+            0,
+            r#"[{"name":"eth-test","mac":"02:42:20:6f:a3:69","ip":["172.16.0.3/16"],"mtu":1500}]"#.to_owned()
+                + "\n"
+        )
+    );
+    let second = r#"{"device":"tap_test","name":"eth-tap","IPAddresses":[{"address":"173.85.100.1","mask":"24"}],"mtu":1500,"hwAddr":"02:42:20:6e:03:01"}"#;
+    let (status, out) = run("add-iface", second);
+    let answer = r#"{"device":"tap_test","name":"eth-tap","IPAddresses":[{"Family":2,"Address":"173.85.100.1","Mask":"24"}],"mtu":1500,"hwAddr":"02:42:20:6e:03:01","pciAddr":"PLACE"}"#;
+    assert_eq!((status, out.clone()), (0, answer.replace("PLACE", &pci(&out)) + "\n"));
+    let third = r#"{"device":"tapname_fun_012","name":"netport_test_1","IPAddresses":[{"Address":"177.17.0.1","Mask":"8"}],"mtu":1500,"hwAddr":"02:42:20:6e:a2:59"}"#;
+    assert_eq!(run("add-iface", third).0, 0);
+
+    let default = r#"{"dest":"default","gateway":"172.16.0.1","device":"eth-test"}"#;
+    let network = r#"{"dest":"177.17.0.0/24","gateway":"177.17.25.1","device":"netport_test_1"}"#;
+    assert_eq!(run("add-route", default), (0, format!("[{default}]\n")));
+    assert_eq!(run("add-route", network), (0, format!("[{network}]\n")));
+    assert_eq!(failing("add-route", network), "null\n");
+    let (status, routes) = run("list-routes", "");
+    let connected = r#"{"dest":"172.16.0.0/16","device":"eth-test"}"#;
+    assert!(status == 0 && routes.contains(connected) && routes.contains(network), "{routes}");
+    assert_eq!(run("del-route", network), (0, format!("[{network}]\n")));
+    assert_eq!(failing("del-route", network), "null\n");
+
+    // A guest whose processors stand still lets go of nothing.
+    guest.qmp("stop", json!({}));
+    let left = r#"{"device":"tapname_fun_012","name":"netport_test_1","IPAddresses":[{"Family":0,"Address":"177.17.0.1","Mask":"8"}],"mtu":1500,"hwAddr":"02:42:20:6e:a2:59","linkType":"tap"}"#;
+    assert_eq!(failing("del-iface", third), format!("{left}\n"));
+    guest.qmp("cont", json!({}));
+    for nic in [first, second, third] {
+        assert_eq!(run("del-iface", nic), (0, "null\n".to_owned()));
+    }
+    assert_eq!(run("list-ifaces", ""), (0, "null\n".to_owned()));
+    nothing_left(&shuntd, &guest);
 }

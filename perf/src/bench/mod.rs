@@ -6,6 +6,7 @@
 
 mod connections;
 mod guests;
+mod hotplug;
 mod idle;
 mod layer3;
 mod machine;
@@ -24,6 +25,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 pub use connections::Connections;
+pub use hotplug::Hotplug;
 pub use idle::Idle;
 pub use machine::{Guardian, Machine};
 pub use plan::{Arguments, Part};
@@ -95,6 +97,8 @@ pub struct Results {
     pub connections: Option<Connections>,
     /// What thousands of rules cost to load.
     pub rules: Option<Rules>,
+    /// How long a NIC for a running guest takes.
+    pub hotplug: Option<Hotplug>,
     /// What the table of connections costs alone.
     pub table: Option<TableCosts>,
 }
@@ -134,6 +138,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         idle: None,
         connections: None,
         rules: None,
+        hotplug: None,
         table: None,
     };
     let mut kinds = Vec::new();
@@ -169,6 +174,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 idle::run(&site, arguments, &mut results).and(compared)
             }
             Part::Tap => tap::run(&shared, arguments, &kinds, &mut results),
+            Part::Hotplug => hotplug::run(arguments, &kinds, &mut results),
             Part::Qemu => guests::run(&shared, arguments, &kinds, &mut results),
         };
         if let Err(why) = outcome {

@@ -39,10 +39,12 @@ pub enum Part {
     Tap,
     /// TCP between two Linux guests in QEMU
     Qemu,
+    /// A NIC into a running Linux guest: the command, the first packet, the first answer
+    Hotplug,
 }
 
 impl Part {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Vhost,
         Self::Testpmd,
         Self::Gso,
@@ -55,6 +57,7 @@ impl Part {
         Self::Idle,
         Self::Tap,
         Self::Qemu,
+        Self::Hotplug,
     ];
 }
 

@@ -177,6 +177,9 @@ pub(super) fn markdown(results: &Results) -> String {
     if let Some(connections) = &results.connections {
         text.push_str(&super::connections::markdown(connections));
     }
+    if let Some(hotplug) = &results.hotplug {
+        text.push_str(&super::hotplug::markdown(hotplug));
+    }
     if let Some(rules) = &results.rules {
         text.push_str(&super::rules::markdown(rules));
     }

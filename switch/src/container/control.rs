@@ -1,22 +1,18 @@
 //! What the switch does for containers: the part of each operation that is done between two requests, never waiting.
 //!
-//! An operation begins here (checks, port, reservation), goes on on a thread of its own ([`Work`]), and ends here. What
+//! An operation begins here (checks, port, reservation), goes on on a thread of its own ([`super::work`]), and ends here. What
 //! began and did not succeed is taken back here, too.
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::agent::Agent;
-use super::hotplug::{self, Backend, HOST_MTU_MIN, Plug};
+use super::hotplug::{Backend, HOST_MTU_MIN, Plug};
+use super::work::{Farewell, Work};
 use super::{Container, Nic};
 use crate::config::spec::{
-    AgentAddress, Attachment, ContainerId, ContainerRoute, ContainerRouteMatch, ContainerSpec, NicSpec, Role,
-    TapOpen,
+    AgentAddress, Attachment, ContainerId, ContainerRoute, ContainerSpec, NicSpec, Role, TapOpen,
 };
 use crate::config::{Name, PortSpec};
 use crate::control::api;
@@ -25,104 +21,6 @@ use crate::port::link::mtu_of;
 use crate::refusal::Refusal;
 use crate::services::dhcp::{Reservation, Told};
 use crate::switch::Switch;
-
-/// Most routes of a container.
-const ROUTES_MAX: usize = 1024;
-/// How long a guest may take to let go of a NIC when its container is forgotten.
-const FAREWELL: std::time::Duration = std::time::Duration::from_secs(5);
-
-/// What is to be done for a NIC beside the control thread.
-#[derive(Debug)]
-pub(crate) enum Work {
-    /// Plug it in, and have the agent set it up.
-    Plug { plug: Plug, nic: NicSpec, agent: Option<AgentAddress> },
-    /// Take it out.
-    Unplug { qmp: PathBuf, name: String },
-    /// Nothing: shunt never plugged it in.
-    Nothing,
-}
-
-impl Work {
-    /// Does it. Says where the NIC is plugged in.
-    ///
-    /// # Errors
-    /// It is not done, or it is undone.
-    pub(crate) fn run(self, called_off: &Arc<AtomicBool>) -> Result<Option<String>, Refusal> {
-        match self {
-            Self::Nothing => Ok(None),
-            Self::Unplug { qmp, name } => {
-                hotplug::unplug(&qmp, &name, called_off, hotplug::RELEASE).map(|()| None)
-            }
-            Self::Plug { plug, mut nic, agent } => {
-                let path = hotplug::plug(&plug, called_off)?;
-                let Some(agent) = agent else { return Ok(Some(path)) };
-                nic.pci = Some(path.clone());
-                let told =
-                    Agent::connect(&agent, called_off).and_then(|mut agent| agent.update_interface(&nic));
-                let Err(refusal) = told else { return Ok(Some(path)) };
-                // The guest did not get to know it: it is no use there.
-                let fresh = Arc::default();
-                match hotplug::unplug(&plug.qmp, &plug.name, &fresh, hotplug::RELEASE) {
-                    Ok(()) => Err(refusal),
-                    Err(left) => Err(Refusal::new(format!("{refusal}; not all could be undone: {left}"))),
-                }
-            }
-        }
-    }
-}
-
-/// NICs that are to be taken out when a container is forgotten.
-pub(crate) struct Farewell {
-    qmp: Option<PathBuf>,
-    names: Vec<String>,
-}
-
-impl Farewell {
-    /// Does it as far as it goes; says what did not.
-    pub(crate) fn run(self, called_off: &Arc<AtomicBool>) -> Result<Vec<String>, Refusal> {
-        let mut notes = Vec::new();
-        let Some(qmp) = self.qmp else { return Ok(notes) };
-        for name in &self.names {
-            if let Err(refusal) = hotplug::unplug(&qmp, name, called_off, FAREWELL) {
-                notes.push(format!("NIC {name} was not unplugged: {refusal}"));
-                // What one tells of a QEMU that is not there need not be told of the others.
-                if std::os::unix::net::UnixStream::connect(&qmp).is_err() {
-                    break;
-                }
-            }
-        }
-        Ok(notes)
-    }
-}
-
-/// Routes that an agent is to be told of.
-pub(crate) struct Rerouting {
-    agent: Option<AgentAddress>,
-    before: Vec<ContainerRoute>,
-    after: Vec<ContainerRoute>,
-    /// Those that are added or removed.
-    pub(crate) changed: Vec<ContainerRoute>,
-}
-
-impl Rerouting {
-    /// Tells the agent, if there is one.
-    ///
-    /// # Errors
-    /// The agent does not do it.
-    pub(crate) fn run(self, called_off: &Arc<AtomicBool>) -> Result<Self, Refusal> {
-        if let Some(agent) = &self.agent {
-            let mut agent = Agent::connect(agent, called_off)?;
-            if let Err(refusal) = agent.set_routes(&self.before, &self.after) {
-                // The guest's old routes went before the new ones were refused: those that were there come back.
-                if let Err(again) = agent.set_routes(&self.after, &self.before) {
-                    return Err(Refusal::new(format!("{refusal}; not all could be undone: {again}")));
-                }
-                return Err(refusal);
-            }
-        }
-        Ok(self)
-    }
-}
 
 impl Switch {
     // ---- containers ---------------------------------------------------------------------------------------------
@@ -246,23 +144,6 @@ impl Switch {
         Ok((container.spec.agent.clone(), container.present().cloned().collect()))
     }
 
-    /// The routes inside a container, those that come with its addresses first.
-    ///
-    /// # Errors
-    /// No such container.
-    pub(crate) fn container_routes(&self, asked: &str) -> Result<Vec<api::KataRoute>, Refusal> {
-        let container = self.containers.find(asked)?;
-        let connected = container.present().flat_map(|nic| {
-            nic.addresses.iter().map(|network| api::KataRoute {
-                dest: Some(network.trunc().to_string()),
-                gateway: None,
-                device: Some(nic.name.to_string()),
-                unknown: None,
-            })
-        });
-        Ok(connected.chain(container.spec.routes.iter().map(ContainerRoute::view)).collect())
-    }
-
     // ---- NICs ---------------------------------------------------------------------------------------------------
 
     fn check_nic(&self, id: &ContainerId, nic: &NicSpec) -> Result<(), Refusal> {
@@ -329,7 +210,7 @@ impl Switch {
     }
 
     /// Has DHCP give a NIC its address, its MTU and its routes, where an interface of the bridge can.
-    fn tell_nic(&mut self, id: &ContainerId, name: Name) -> Result<(), Refusal> {
+    pub(super) fn tell_nic(&mut self, id: &ContainerId, name: Name) -> Result<(), Refusal> {
         let container = self.containers.find(id.as_str())?;
         let Some(nic) = container.nic(&name).filter(|_| container.spec.agent.is_none()) else {
             return Ok(());
@@ -473,9 +354,10 @@ impl Switch {
         let nic = container.present().find(|nic| nic.name == *name).ok_or_else(|| {
             Refusal::new(format!("container {} has no NIC of the name {name:?}", container.spec.id))
         })?;
-        let work = match &container.spec.qmp {
-            Some(qmp) => Work::Unplug { qmp: qmp.clone(), name: name.to_owned() },
-            None => Work::Nothing,
+        let work = match (&container.spec.qmp, &nic.pci) {
+            (Some(qmp), Some(_)) => Work::Unplug { qmp: qmp.clone(), name: name.to_owned() },
+            // What shunt did not plug in is not its to unplug.
+            _ => Work::Nothing,
         };
         Ok((work, nic.clone()))
     }
@@ -500,114 +382,5 @@ impl Switch {
             device.forget();
         }
         tracing::info!("container {id}: NIC {name} removed");
-    }
-
-    // ---- routes -------------------------------------------------------------------------------------------------
-
-    /// Checks routes that are to be added, all of them.
-    ///
-    /// # Errors
-    /// No such container or NIC, a route that is there, or a gateway that cannot be reached.
-    pub(crate) fn begin_routes(&self, asked: &str, new: Vec<ContainerRoute>) -> Result<Rerouting, Refusal> {
-        let container = self.containers.find(asked)?;
-        let before = container.spec.routes.clone();
-        let mut after = before.clone();
-        for route in &new {
-            let same = |other: &&ContainerRoute| {
-                (other.dest.network, other.gateway, other.device)
-                    == (route.dest.network, route.gateway, route.device)
-            };
-            if after.iter().any(|other| same(&other)) {
-                let (dest, device) = (&route.dest.text, route.device);
-                return Err(Refusal::new(format!("dest {dest} through {device} is there already")));
-            }
-            reachable(container, route)?;
-            after.push(route.clone());
-        }
-        if after.len() > ROUTES_MAX {
-            return Err(Refusal::new(format!("a container has at most {ROUTES_MAX} routes")));
-        }
-        Ok(Rerouting { agent: container.spec.agent.clone(), before, after, changed: new })
-    }
-
-    /// Finds routes that are to be removed: of each pattern all that fit, and one at least.
-    ///
-    /// # Errors
-    /// No such container, or a pattern that nothing fits.
-    pub(crate) fn begin_unroute(
-        &self,
-        asked: &str,
-        meant: &[ContainerRouteMatch],
-    ) -> Result<Rerouting, Refusal> {
-        let container = self.containers.find(asked)?;
-        let before = container.spec.routes.clone();
-        let (mut after, mut changed) = (before.clone(), Vec::new());
-        for pattern in meant {
-            let (gone, kept): (Vec<_>, Vec<_>) = after.into_iter().partition(|route| pattern.fits(route));
-            if gone.is_empty() {
-                let dest = &pattern.dest.text;
-                return Err(Refusal::new(format!(
-                    "container {} has no such route to {dest}",
-                    container.spec.id
-                )));
-            }
-            after = kept;
-            changed.extend(gone);
-        }
-        Ok(Rerouting { agent: container.spec.agent.clone(), before, after, changed })
-    }
-
-    /// Notes the routes that are there now, and has DHCP tell of them.
-    pub(crate) fn end_routes(&mut self, id: &ContainerId, done: &Rerouting) -> Vec<String> {
-        let mut notes = Vec::new();
-        let Some(container) = self.containers.get_mut(id) else { return notes };
-        container.spec.routes.clone_from(&done.after);
-        let agent = container.spec.agent.is_some();
-        let mut devices: Vec<Name> = done.changed.iter().map(|route| route.device).collect();
-        devices.sort_unstable();
-        devices.dedup();
-        for device in devices {
-            let told = match self.tell_nic(id, device) {
-                Ok(()) => {
-                    let container = self.containers.find(id.as_str());
-                    container.is_ok_and(|c| c.nic(&device).is_some_and(|nic| nic.reserved.is_some()))
-                }
-                Err(refusal) => {
-                    notes.push(format!(
-                        "DHCP does not tell the guest of the routes through {device}: {refusal}"
-                    ));
-                    continue;
-                }
-            };
-            if agent {
-                continue;
-            }
-            notes.push(match told {
-                true => format!("the guest hears of the routes through {device} when it renews its DHCP lease"),
-                false => format!("the routes through {device} are not told to the guest: it has neither a DHCP reservation nor an agent"),
-            });
-        }
-        notes
-    }
-}
-
-/// Whether a route's NIC is there, and its gateway in a network of it.
-fn reachable(container: &Container, route: &ContainerRoute) -> Result<(), Refusal> {
-    if route.is_local() {
-        return Ok(());
-    }
-    let device = route.device;
-    let nic = container.present().find(|nic| nic.name == device).ok_or_else(|| {
-        Refusal::new(format!("device {device:?} is no NIC of container {}", container.spec.id))
-    })?;
-    match route.gateway {
-        // Without an address nobody knows whom it reaches.
-        Some(gateway) if !nic.addresses.is_empty() => {
-            if nic.addresses.iter().any(|network| network.contains(&gateway)) {
-                return Ok(());
-            }
-            Err(Refusal::new(format!("gateway {gateway} is unreachable: it is in no network of {device}")))
-        }
-        _ => Ok(()),
     }
 }

@@ -1,17 +1,21 @@
 //! Secure containers: which there are, their NICs, their routes, and how both get into running guests.
 //!
-//! [`control`] is what the switch does for them: ports, reservations, tables of virtual services. What waits for
-//! others runs beside it, on a thread of its own for each operation ([`job`]): QEMU ([`hotplug`] over [`qmp`], into one
+//! [`control`] and [`routes`] are what the switch does for them: ports, reservations, tables of virtual services. What
+//! waits for others ([`work`]) runs beside it, on a thread of its own for each operation ([`job`]): QEMU ([`hotplug`] over [`qmp`], into one
 //! of its [`slots`]) and the agent inside a guest ([`agent`]). Packets meet none of this.
 
 pub(crate) mod agent;
 pub(crate) mod control;
+#[cfg(test)]
+mod fake_qmp;
 mod hotplug;
 pub(crate) mod job;
 mod qmp;
+mod routes;
 mod slots;
 #[cfg(test)]
 mod tests;
+pub(crate) mod work;
 
 use std::collections::BTreeMap;
 

@@ -182,3 +182,103 @@ fn containers_are_found_by_unambiguous_beginnings() {
         assert!(refused(asked).starts_with(&format!("container {asked} is not running")), "{asked}");
     }
 }
+
+/// A switch with a dispatcher, a QEMU that is none, and an agent, asked as over the control socket.
+struct World {
+    dispatcher: crate::control::dispatch::Dispatcher,
+    runtime: tokio::runtime::Runtime,
+    qmp: super::fake_qmp::Qmp,
+    inside: Arc<std::sync::Mutex<server::Inside>>,
+    directory: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        use crate::config::{Poll, Workers};
+        let directory = tempfile::tempdir().unwrap();
+        let options =
+            crate::switch::Options { workers: Workers::Count(1), poll: Poll::Adaptive, state: None };
+        let mut switch = crate::switch::Switch::start(options).unwrap();
+        switch.configure(crate::config::Config::embedded(false).unwrap()).unwrap();
+        let world = Self {
+            dispatcher: crate::control::dispatch::Dispatcher::new(std::rc::Rc::new(switch.into())),
+            runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+            qmp: super::fake_qmp::Qmp::start(&directory.path().join("qmp.sock")),
+            inside: server::serve(&directory.path().join("agent.sock"), false),
+            directory,
+        };
+        let at = |file: &str| world.directory.path().join(file).display().to_string();
+        let add = serde_json::json!({"id": "6ec7", "qmp": at("qmp.sock"), "agent": at("agent.sock")});
+        world.ask("container.add", &add).unwrap();
+        world
+    }
+
+    fn ask(&self, method: &str, params: &serde_json::Value) -> Result<serde_json::Value, String> {
+        let line =
+            serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string();
+        let answer = self.runtime.block_on(self.dispatcher.answer(1, line.as_bytes())).unwrap();
+        let mut answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+        match answer.get("error") {
+            None => Ok(answer["result"].take()),
+            Some(error) => Err(error["message"].as_str().unwrap().to_owned()),
+        }
+    }
+
+    fn add(&self) -> Result<serde_json::Value, String> {
+        let nic = serde_json::json!({
+            "device": "tap-test", "name": "eth-test", "IPAddresses": [{"address": "172.16.0.3", "mask": "16"}],
+            "hwAddr": "02:42:20:6f:a3:69", "mtu": 1400,
+            "vhostUserSocket": self.directory.path().join("vhost-user1")
+        });
+        self.ask("kata.add-iface", &serde_json::json!({"container": "6", "interface": nic}))
+    }
+
+    fn routes(&self, method: &str, routes: serde_json::Value) -> Result<serde_json::Value, String> {
+        self.ask(method, &serde_json::json!({"container": "6", "route": routes}))
+    }
+}
+
+#[test]
+fn an_agent_is_told_of_what_is_plugged_in_and_refuses_it_as_a_whole() {
+    use super::fake_qmp::Fault;
+    let world = World::new();
+    let added = world.add().unwrap();
+    assert_eq!(
+        (&added["interface"]["pciAddr"], &added["notes"]),
+        (&"01.0/00".into(), &serde_json::json!([]))
+    );
+    {
+        let mut inside = world.inside.lock().unwrap();
+        assert_eq!(inside.interfaces.len(), 1);
+        assert_eq!((inside.interfaces[0].name.as_str(), inside.interfaces[0].mtu), ("eth-test", 1400));
+        // What the guest has made of it is what is listed.
+        inside.interfaces[0].mtu = 1300;
+    }
+    let listed = world.ask("kata.list-ifaces", &serde_json::json!({"container": "6"})).unwrap();
+    assert_eq!(listed[0]["mtu"], 1300);
+    let dhcp = world.ask("dhcp.show", &serde_json::json!({"interface": "shunt0"})).unwrap();
+    assert_eq!(dhcp["reservations"], serde_json::json!([]), "an agent tells, not DHCP");
+
+    let both = serde_json::json!([
+        {"dest": "default", "gateway": "172.16.0.1", "device": "eth-test"}, {"dest": "192.0.2.0/24", "device": "lo"}
+    ]);
+    let routed = world.routes("kata.add-route", both.clone()).unwrap();
+    assert_eq!((&routed["routes"], &routed["notes"]), (&both, &serde_json::json!([])));
+    let have = || world.inside.lock().unwrap().routes.iter().map(|r| r.device.clone()).collect::<Vec<_>>();
+    assert_eq!(have(), ["eth-test", "lo"]);
+    world.routes("kata.del-route", serde_json::json!([{"dest": "default"}])).unwrap();
+    assert_eq!(have(), ["lo"]);
+
+    // One that is there no more when the NIC is to be set up: it is unplugged again.
+    world
+        .ask("kata.del-iface", &serde_json::json!({"container": "6", "interface": {"name": "eth-test"}}))
+        .unwrap();
+    std::fs::remove_file(world.directory.path().join("agent.sock")).unwrap();
+    let refusal = world.add().unwrap_err();
+    assert!(refusal.starts_with("agent unix:") && refusal.contains("No such file"), "{refusal}");
+    assert_eq!(world.qmp.parts(), [] as [String; 0]);
+    world.qmp.fault(Fault::Clings);
+    let refusal = world.add().unwrap_err();
+    assert!(refusal.contains("not all could be undone: the guest did not let go"), "{refusal}");
+    assert_eq!(world.ask("port.list", &serde_json::json!({})).unwrap(), serde_json::json!([]));
+}

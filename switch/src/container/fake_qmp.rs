@@ -1,5 +1,6 @@
 //! A QEMU that is none: its monitor, which keeps account of what it was told to have, and fails where it is told to.
-//! For faults only; what works is tried with real ones.
+//! For faults only; what works is tried with real ones. The tests of `shuntctl` use it, too.
+#![allow(dead_code)]
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
