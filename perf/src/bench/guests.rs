@@ -14,7 +14,7 @@ use crate::peers::{Kind, Running, Site, Wiring};
 const FRAME: usize = 1514;
 
 /// Where scripts/setup-tests.sh puts the guest.
-fn tools() -> std::path::PathBuf {
+pub(super) fn tools() -> std::path::PathBuf {
     std::env::var_os("SHUNT_TEST_TOOLS")
         .map_or_else(|| shunt_tests::tools::repository().join("target/test-tools"), Into::into)
 }

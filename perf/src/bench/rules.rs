@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use shunt_tests::NetNs;
+use shunt_tests::{GuestSpec, Host as _, NetNs};
 
 use super::layer3::{on_its_core, traffic};
 use super::report::median;
@@ -48,6 +48,8 @@ pub struct Rules {
     pub loading_us: [f64; 3],
     /// The kernel's ipvsadm: restore and list; `None` where the kernel has no IPVS.
     pub kernel_ipvs_ms: Option<[f64; 2]>,
+    /// The same in a guest, where there is one: restore, list, and how many times slower than here it counts in a shell.
+    pub guest_ipvs: Option<[f64; 3]>,
     /// `iptables-restore` of kube-proxy's rules for as many services, all at once; `None` without iptables.
     pub iptables_restore_ms: Option<f64>,
     /// `iptables -A` of one rule with so many services loaded.
@@ -156,7 +158,12 @@ pub(super) fn run(site: &Site, arguments: &Arguments, kinds: &[Kind], results: &
     running.pause()?;
     match kernel(&tables[0]) {
         Ok(times) => found.kernel_ipvs_ms = Some(times),
-        Err(why) => results.absent.push(format!("the kernel's IPVS: {why:#}")),
+        Err(why) => {
+            let why = format!("{why:#}");
+            let first = why.lines().next().unwrap_or_default();
+            results.absent.push(format!("the kernel's IPVS on this machine: {first}"));
+            found.guest_ipvs = guest(&tables[0])?;
+        }
     }
     if let Err(why) = chains(&site.scratch, &mut found) {
         results.absent.push(format!("iptables: {why:#}"));
@@ -210,6 +217,38 @@ fn kernel(table: &Path) -> Result<[f64; 2]> {
     Ok([time(ipvsadm(&["-R"]), Some(table))?, time(ipvsadm(&["-L", "-n"]), None)?])
 }
 
+/// What a shell counts to see how fast a machine is.
+const COUNT: &str = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+
+/// As [`kernel`] in a Linux guest, emulated where the machine has no KVM; none without the tests' guest.
+fn guest(table: &Path) -> Result<Option<[f64; 3]>> {
+    if !super::guests::tools().join("initramfs.cpio").exists() {
+        return Ok(None);
+    }
+    let guest = GuestSpec::new("ipvs").boot();
+    // In pieces that a shell takes.
+    guest.sh("modprobe -a ip_vs ip_vs_rr; : >/tmp/rules");
+    let text = std::fs::read_to_string(table)?;
+    for lines in text.lines().collect::<Vec<_>>().chunks(500) {
+        guest.sh(&format!("cat >>/tmp/rules <<'END'\n{}\nEND", lines.join("\n")));
+    }
+    // Hundredths of a second.
+    let clock = "read now idle </proc/uptime; echo ${now%.*}${now#*.}";
+    let time = |work: &str| -> Result<f64> {
+        let line =
+            guest.start(&format!("{clock}; {work} >/dev/null; {clock}"), Duration::from_secs(300)).wait();
+        let mut times = line.text.split_whitespace().map(str::parse::<f64>);
+        match (times.next(), times.next()) {
+            (Some(Ok(start)), Some(Ok(end))) => Ok((end - start) * 10.0),
+            _ => bail!("{work}: {}", line.text),
+        }
+    };
+    let [restore, list, count] = [time("ipvsadm -R </tmp/rules")?, time("ipvsadm -L -n")?, time(COUNT)?];
+    let mut here = Command::new("busybox");
+    here.args(["sh", "-c", COUNT]);
+    Ok(Some([restore, list, count / self::time(here, None)?]))
+}
+
 /// kube-proxy's chains in a namespace of their own.
 fn chains(dir: &Path, found: &mut Rules) -> Result<()> {
     let netns = NetNs::new("chains");
@@ -251,6 +290,11 @@ pub(super) fn markdown(found: &Rules) -> String {
     if let Some([restore, list]) = found.kernel_ipvs_ms {
         row("the kernel's IPVS: restored by ipvsadm", format!("{restore:.0} ms"));
         row("the kernel's IPVS: listed by ipvsadm", format!("{list:.0} ms"));
+    }
+    if let Some([restore, list, slower]) = found.guest_ipvs {
+        let note = format!("a guest that counts {slower:.0} times slower");
+        row(&format!("the kernel's IPVS in {note}: restored by ipvsadm"), format!("{restore:.0} ms"));
+        row(&format!("the kernel's IPVS in {note}: listed by ipvsadm"), format!("{list:.0} ms"));
     }
     if let Some(restore) = found.iptables_restore_ms {
         row("iptables, kube-proxy's 40,000 rules for them: restored at once", format!("{restore:.0} ms"));
