@@ -312,7 +312,7 @@ impl Switch {
             self.drop_nic(&id, name);
             return Err(refusal);
         }
-        Ok(Work::Plug { plug, nic, agent })
+        Ok(Work::Plug { plug: Box::new(plug), nic, agent })
     }
 
     /// Ends to add a NIC.

@@ -18,7 +18,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) enum Work {
     /// Plug it in, and have the agent set it up.
-    Plug { plug: Plug, nic: NicSpec, agent: Option<AgentAddress> },
+    Plug { plug: Box<Plug>, nic: NicSpec, agent: Option<AgentAddress> },
     /// Take it out.
     Unplug { qmp: PathBuf, name: String },
     /// Nothing: shunt never plugged it in.
