@@ -157,9 +157,7 @@ impl Asker {
             Noun::Dhcp(command) => self.dhcp(command),
             Noun::Check(command) => self.check(command),
             Noun::Config(command) => self.config(command),
-            Noun::Worker(Worker::List { reset }) => {
-                self.ask(&api::WorkerList { reset: *reset }, |workers| show::workers(workers))
-            }
+            Noun::Worker(command) => self.worker(command),
             Noun::Stats { port, drops } => self.ask(&api::StatsShow { port: port.clone() }, |ports| {
                 if *drops { show::drops(ports) } else { show::stats(ports) }
             }),
@@ -180,6 +178,18 @@ impl Asker {
             Bridge::Del { name } => self.ask(&api::BridgeDel { name }, silent),
             Bridge::List => self.ask(&api::BridgeList {}, |bridges| show::bridges(bridges)),
             Bridge::Show { name } => self.ask(&api::BridgeShow { name }, show::bridge),
+        }
+    }
+
+    fn worker(&mut self, command: &Worker) -> Result<String, Failure> {
+        match *command {
+            Worker::List { reset } => self.ask(&api::WorkerList { reset }, |workers| show::workers(workers)),
+            Worker::Rebalance { dry_run } => self.ask(&api::WorkerRebalance { dry_run }, show::rebalance),
+            Worker::Settings => self.ask(&api::WorkerSettings {}, show::worker_settings),
+            Worker::Set { auto, interval, load_threshold, improvement_threshold } => {
+                let set = api::WorkerSet { auto, interval, load_threshold, improvement_threshold };
+                self.ask(&set, silent)
+            }
         }
     }
 

@@ -82,11 +82,23 @@ fn ports_come_and_go() {
         &worker,
         &["id", "core", "poll", "queues", "packets", "batches", "busy_cycles_per_packet", "idle_share"],
     );
-    assert_eq!(worker["queues"], json!([{"port": "vm", "queue": 0}, {"port": "vm", "queue": 1}]));
+    let queue = |queue| json!({"port": "vm", "queue": queue, "load": 0.0, "pinned": false});
+    assert_eq!(worker["queues"], json!([queue(0), queue(1)]));
     let core = worker["core"].as_u64().unwrap();
     let pinned = daemon.json(&["port", "set", "vm", "--worker", &format!("1={core}")]);
     assert_eq!(pinned["pins"], json!([{"queue": 1, "core": core}]));
+    assert_eq!(daemon.json(&["worker", "list"])[0]["queues"][1]["pinned"], json!(true));
+    assert!(daemon.says(&["worker", "list"]).contains("vm:0 vm:1,pinned\n"));
     assert_eq!(daemon.json(&["port", "set", "vm", "--worker", "1=any"])["pins"], json!([]));
+    assert!(daemon.says(&["worker", "rebalance"]).starts_with("nothing to move"));
+    assert_eq!(daemon.json(&["worker", "rebalance", "--dry-run"])["done"], json!(false));
+    assert_eq!(daemon.says(&["worker", "set", "--auto", "on", "--interval", "7"]), "");
+    let settings = daemon.says(&["worker", "settings"]);
+    assert!(
+        settings.contains("on\n") && settings.contains("7 s\n") && settings.contains("95%\n"),
+        "{settings}"
+    );
+    assert!(daemon.refuses(&["worker", "set", "--load-threshold", "101"]).contains("load_threshold 101"));
     assert!(daemon.refuses(&["port", "set", "vm", "--worker", "1=1000"]).contains("core 1000"));
     assert!(daemon.refuses(&["port", "set", "vm", "--worker", "2=0"]).contains("queue 2"));
 

@@ -25,6 +25,7 @@ pub mod resolver;
 pub mod router;
 pub mod rules;
 pub mod services;
+pub mod spread;
 pub mod stats;
 pub mod switch;
 pub mod tables;

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
@@ -26,6 +26,52 @@ impl Counter {
     #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The most that a number has been. One thread raises it; who sets it back may miss what is raised at that moment.
+#[derive(Debug, Default)]
+pub struct Maximum(AtomicU64);
+
+impl Maximum {
+    /// Raises it to `n`; only the owning thread may.
+    #[inline]
+    pub fn raise(&self, n: u64) {
+        if n > self.0.load(Ordering::Relaxed) {
+            self.0.store(n, Ordering::Relaxed);
+        }
+    }
+
+    /// The present value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Begins anew.
+    pub fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+/// What a receive queue of a port cost, whichever worker had it. Written by the worker that has it at the moment: the
+/// next one begins after it has let go.
+#[derive(Debug)]
+pub struct QueueCounters {
+    /// Frames received.
+    pub packets: Counter,
+    /// Cycles of polls that found frames, from fetching to giving back.
+    pub busy_cycles: Counter,
+    /// The lane in which its frames leave, [`NO_LANE`] before its first worker chose one: see `worker/poll.rs`.
+    pub lane: AtomicU16,
+}
+
+/// No lane has been chosen.
+pub const NO_LANE: u16 = u16::MAX;
+
+impl Default for QueueCounters {
+    fn default() -> Self {
+        let (packets, busy_cycles) = (Counter::default(), Counter::default());
+        Self { packets, busy_cycles, lane: AtomicU16::new(NO_LANE) }
     }
 }
 

@@ -4,19 +4,20 @@
 //! all workers use the new state, and what was removed is closed. A change that fails leaves nothing behind.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+mod publish;
+mod rebalance;
+mod workers;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use tokio::sync::Notify;
 use vhost_backend::device::{Device, DeviceConfig};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::clock;
 use crate::config::spec::Attachment as Asked;
@@ -31,12 +32,13 @@ use crate::refusal::Refusal;
 use crate::router::Router;
 use crate::router::directors::Directors;
 use crate::router::guards::Guards;
-use crate::router::live::{Around, Live};
-use crate::services::Notice;
-use crate::stats::Counter;
-use crate::tables::{BridgeTable, PortEntry, QueueId, Tables, assign};
+use crate::router::live::Live;
+use crate::tables::Tables;
 use crate::worker::epoch::Epochs;
-use crate::worker::{Handle, Shared, Worker};
+use crate::worker::{Handle, Shared};
+use rebalance::Rebalancer;
+pub(crate) use workers::Baseline;
+use workers::choose_cores;
 
 /// How a switch is to run.
 #[derive(Clone, Debug)]
@@ -51,8 +53,6 @@ pub struct Options {
 
 /// MTU of a guest's port when none is asked for.
 const USUAL_MTU: u16 = 1500;
-/// A worker that has not taken over a snapshot after this long is stuck, and the daemon says so.
-const ADOPTION: Duration = Duration::from_secs(5);
 
 /// A bridge and its table.
 pub(crate) struct Bridge {
@@ -66,15 +66,6 @@ pub(crate) struct Member {
     pub(crate) port: Arc<Port>,
     /// Queues tied to a processor.
     pub(crate) pins: BTreeMap<u16, u32>,
-}
-
-/// What a worker had counted when its counters were last reset.
-#[derive(Clone, Copy)]
-pub(crate) struct Baseline {
-    pub(crate) packets: u64,
-    pub(crate) batches: u64,
-    pub(crate) busy_cycles: u64,
-    pub(crate) cycles: u64,
 }
 
 /// The switch.
@@ -94,6 +85,7 @@ pub struct Switch {
     state: Option<PathBuf>,
     pub(crate) guards: Guards,
     pub(crate) containers: Containers,
+    pub(crate) rebalancer: Rebalancer,
     changes: Arc<Notify>,
 }
 
@@ -107,11 +99,7 @@ impl Switch {
             .map_err(|error| Refusal::new(format!("cannot install the guard against SIGBUS: {error}")))?;
         let cores = choose_cores(&options.workers)?;
         let shared = Arc::new(Shared {
-            tables: ArcSwap::from_pointee(Tables {
-                ports: Vec::new(),
-                queues: vec![Vec::new(); cores.len()],
-                router: None,
-            }),
+            tables: ArcSwap::from_pointee(Tables::empty(cores.len())),
             epochs: Arc::new(Epochs::new(cores.len() + 1)),
             generation: AtomicU64::new(0),
             seconds: AtomicU32::new(clock::seconds()),
@@ -138,6 +126,7 @@ impl Switch {
             state: options.state,
             guards: Guards::default(),
             containers: Containers::default(),
+            rebalancer: Rebalancer::new(clock::seconds()),
             changes,
         };
         for (id, &core) in cores.iter().enumerate() {
@@ -146,44 +135,6 @@ impl Switch {
         }
         switch.reset_workers();
         Ok(switch)
-    }
-
-    fn start_worker(&mut self, id: usize, core: usize) -> Result<(), Refusal> {
-        let refuse =
-            |error: std::io::Error| Refusal::new(format!("cannot start worker {id} on core {core}: {error}"));
-        let handle = Arc::new(Handle {
-            id,
-            core,
-            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(refuse)?,
-            adopted: AtomicU64::new(0),
-            packets: Counter::default(),
-            batches: Counter::default(),
-            busy_cycles: Counter::default(),
-        });
-        let (ready, started) = std::sync::mpsc::sync_channel(1);
-        let (worker_handle, shared) = (handle.clone(), self.shared.clone());
-        let thread = std::thread::Builder::new()
-            .name(format!("shunt-w{id}"))
-            .spawn(move || {
-                // Made on its own thread and core, so that its memory is near it. Raw pointers in it never travel.
-                let made = pin(core).and_then(|()| Worker::new(worker_handle, shared));
-                match made {
-                    Ok(worker) => {
-                        let _ = ready.send(Ok(()));
-                        worker.run();
-                    }
-                    Err(error) => {
-                        let _ = ready.send(Err(error));
-                    }
-                }
-            })
-            .map_err(refuse)?;
-        self.threads.push(thread);
-        self.workers.push(handle);
-        match started.recv() {
-            Ok(result) => result.map_err(refuse),
-            Err(_) => Err(Refusal::new(format!("worker {id} ended before it began"))),
-        }
     }
 
     /// To be called about once a second: moves the tables' clock, forgets what has expired, follows the devices.
@@ -199,6 +150,7 @@ impl Switch {
         self.tick_router();
         self.router.ipvs.tick(now);
         self.tick_directors();
+        self.tick_rebalancer();
     }
 
     /// Tells when a port came up or went down, or a checked server's health changed: [`Switch::follow_ports`] is to be
@@ -459,15 +411,6 @@ impl Switch {
         Ok(())
     }
 
-    fn worker_on(&self, core: u32) -> Result<usize, Refusal> {
-        self.workers.iter().position(|worker| worker.core == core as usize).ok_or_else(|| {
-            let cores = self.workers.iter().map(|w| w.core.to_string()).collect::<Vec<_>>().join(", ");
-            Refusal::new(format!(
-                "no worker runs on core {core}: workers run on {cores} (shuntd --cores chooses)"
-            ))
-        })
-    }
-
     // ---- forwarding database ------------------------------------------------------------------------------------
 
     /// The entries of one bridge or of all, with the bridges' and ports' names.
@@ -547,121 +490,6 @@ impl Switch {
         let bridges = self.bridges.iter().filter(|(name, _)| bridge.is_none_or(|b| b == name.as_str()));
         Ok(bridges.map(|(_, bridge)| bridge.fdb.flush(number, false)).sum())
     }
-
-    // ---- workers ------------------------------------------------------------------------------------------------
-
-    /// Lets the counters of `worker list` begin anew.
-    pub fn reset_workers(&mut self) {
-        let cycles = clock::cycles();
-        self.baselines = self
-            .workers
-            .iter()
-            .map(|worker| Baseline {
-                packets: worker.packets.get(),
-                batches: worker.batches.get(),
-                busy_cycles: worker.busy_cycles.get(),
-                cycles,
-            })
-            .collect();
-    }
-
-    /// The queues of each worker, as published last.
-    pub(crate) fn assignment(&self) -> Arc<Tables> {
-        self.shared.tables.load_full()
-    }
-
-    /// Gives all workers a snapshot of what is configured now, and waits until they use it.
-    pub(crate) fn publish(&mut self) {
-        let old = self.shared.tables.load_full();
-        let mut queues = Vec::new();
-        for member in self.ports.values() {
-            for queue in 0..member.port.queues() as u16 {
-                let pin = member.pins.get(&queue).and_then(|&core| self.worker_on(core).ok());
-                queues.push((QueueId { port: member.port.number(), queue }, pin));
-            }
-        }
-        self.follow_router();
-        let mut tables = Tables {
-            ports: Vec::new(),
-            queues: assign(&queues, &old.queues, self.workers.len()),
-            router: None,
-        };
-        let mut bridges = BTreeMap::new();
-        for (number, (name, bridge)) in self.bridges.iter().enumerate() {
-            let members = self.ports_of(name.as_str());
-            let ports = members.iter().map(|member| member.port.number());
-            let interfaces = self.live.iter().flat_map(|live| live.members(name.as_str()));
-            let table = Arc::new(BridgeTable {
-                number: number as u16,
-                filter: bridge.spec.filter,
-                fdb: bridge.fdb.clone(),
-                members: ports.chain(interfaces).collect(),
-            });
-            bridges.insert(*name, table.clone());
-            for member in members {
-                let number = usize::from(member.port.number());
-                if tables.ports.len() <= number {
-                    tables.ports.resize_with(number + 1, || None);
-                }
-                let interfaces = self.interfaces_on(name.as_str());
-                let guard = self.guards.of(member.port.number(), &member.spec, interfaces);
-                tables.ports[number] =
-                    Some(PortEntry { port: member.port.clone(), bridge: table.clone(), guard });
-            }
-        }
-        if let Some(live) = &self.live {
-            let ports = self.ports.iter().map(|(name, member)| (*name, member.port.number())).collect();
-            let around = Around { bridges: &bridges, ports, now: self.now() };
-            tables.router = live.table(&self.router, &around);
-        }
-        self.shared.tables.store(Arc::new(tables));
-        let generation = self.shared.generation.fetch_add(1, Ordering::AcqRel) + 1;
-        let deadline = Instant::now() + ADOPTION;
-        for worker in &self.workers {
-            worker.wake();
-            while worker.adopted.load(Ordering::Acquire) < generation {
-                if Instant::now() > deadline {
-                    tracing::error!("worker {} on core {} does not answer", worker.id, worker.core);
-                    // Better a leak than memory freed under a worker that may come back: it still holds its own.
-                    std::mem::forget(old);
-                    return;
-                }
-                std::thread::sleep(Duration::from_micros(20));
-            }
-        }
-        // The last reference to what was removed is here, not at a worker.
-        drop(old);
-        self.router.rib.reclaim();
-    }
-
-    /// Brings what is in force at layer 3 up to what is configured.
-    fn follow_router(&mut self) {
-        let filters = self.bridges.values().any(|bridge| bridge.spec.filter);
-        if self.live.is_none() && (filters || !self.router.interfaces.is_empty()) {
-            let first = self.workers.first().cloned();
-            let wake = Box::new(move || first.iter().for_each(|worker| worker.wake()));
-            let guards = self.guards.clone();
-            let notify = Box::new(move |notice: Notice| guards.hear(&notice));
-            let state = self.state.as_deref();
-            let capacity = self.router.tracking.capacity;
-            match Live::new(self.workers.len(), capacity, &self.shared.epochs, state, wake, notify) {
-                Ok(live) => {
-                    self.router.tracking.apply(&live.conntrack.shared);
-                    let first = self.workers.first().cloned();
-                    self.directors.attach(&live, move || first.iter().for_each(|worker| worker.wake()));
-                    self.live = Some(live);
-                }
-                Err(refusal) => tracing::error!("no layer 3: {refusal}"),
-            }
-        }
-        let Some(mut live) = self.live.take() else { return };
-        let up: BTreeSet<Name> =
-            self.router.interfaces.keys().copied().filter(|name| self.is_up(*name)).collect();
-        if let Err(refusal) = live.follow(&mut self.router, &|interface| up.contains(&interface.name)) {
-            tracing::error!("layer 3 is not what is configured: {refusal}");
-        }
-        self.live = Some(live);
-    }
 }
 
 impl Drop for Switch {
@@ -677,36 +505,5 @@ impl Drop for Switch {
             let _ = thread.join();
         }
         self.ports.clear();
-    }
-}
-
-fn pin(core: usize) -> std::io::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(core)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
-}
-
-/// The processors that the workers run on, one each. A number of workers takes the highest that this process may use:
-/// the lowest are where systems put everything else.
-fn choose_cores(workers: &Workers) -> Result<Vec<usize>, Refusal> {
-    let set = sched_getaffinity(Pid::from_raw(0))
-        .map_err(|error| Refusal::new(format!("cannot learn which cores may be used: {error}")))?;
-    let allowed: Vec<usize> =
-        (0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect();
-    let list = || allowed.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-    match workers {
-        Workers::Count(count) if *count > allowed.len() => Err(Refusal::new(format!(
-            "workers {count} is more than the {} cores that this process may use ({}): each needs a core of its own",
-            allowed.len(),
-            list()
-        ))),
-        Workers::Count(count) => Ok(allowed.iter().rev().take(*count).rev().copied().collect()),
-        Workers::Cores(cores) => match cores.iter().find(|core| !allowed.contains(core)) {
-            Some(core) => Err(Refusal::new(format!(
-                "core {core} does not exist or may not be used: allowed are {}",
-                list()
-            ))),
-            None => Ok(cores.clone()),
-        },
     }
 }

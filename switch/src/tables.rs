@@ -43,89 +43,54 @@ pub struct PortEntry {
     pub guard: Option<Arc<Guard>>,
 }
 
+/// The queues of one worker, in ascending order.
+pub type Queues = Arc<[QueueId]>;
+
 /// The snapshot.
 #[derive(Default)]
 pub struct Tables {
     /// Ports by their numbers.
     pub ports: Vec<Option<PortEntry>>,
-    /// For each worker, the queues that it polls.
-    pub queues: Vec<Vec<QueueId>>,
+    /// For each worker, the queues that it polls. The same memory as in the snapshot before if nothing has changed there.
+    pub queues: Vec<Queues>,
     /// Layer 3, where there is an interface.
     pub router: Option<Arc<RouterTable>>,
 }
 
 impl Tables {
+    /// A snapshot of nothing, for so many workers.
+    pub fn empty(workers: usize) -> Self {
+        Self { queues: vec![Queues::default(); workers], ..Self::default() }
+    }
+
+    /// The snapshot that follows `before`.
+    pub fn new(
+        ports: Vec<Option<PortEntry>>,
+        queues: Vec<Vec<QueueId>>,
+        router: Option<Arc<RouterTable>>,
+        before: &Self,
+    ) -> Self {
+        let mut tables = Self { ports, queues: Vec::with_capacity(queues.len()), router };
+        for (worker, list) in queues.into_iter().enumerate() {
+            let kept = before.queues.get(worker).filter(|old| {
+                old[..] == list[..] && old.iter().all(|queue| tables.same_port(before, queue.port))
+            });
+            tables.queues.push(kept.cloned().unwrap_or_else(|| list.into()));
+        }
+        tables
+    }
+
+    /// Whether a number means the same port in both.
+    fn same_port(&self, other: &Self, number: u16) -> bool {
+        match (self.port(number), other.port(number)) {
+            (Some(a), Some(b)) => Arc::ptr_eq(&a.port, &b.port),
+            _ => false,
+        }
+    }
+
     /// The port of a number.
     #[inline]
     pub fn port(&self, number: u16) -> Option<&PortEntry> {
         self.ports.get(usize::from(number)).and_then(Option::as_ref)
-    }
-}
-
-/// Spreads queues over workers: pinned ones to their worker, the others to whoever has fewest.
-///
-/// Queues that stay keep their worker where the balance allows it, since `previous` is asked first: adding a port does
-/// not shuffle the others.
-pub fn assign(
-    queues: &[(QueueId, Option<usize>)],
-    previous: &[Vec<QueueId>],
-    workers: usize,
-) -> Vec<Vec<QueueId>> {
-    let mut assigned = vec![Vec::new(); workers];
-    let free = queues.iter().filter(|(_, pin)| pin.is_none()).count();
-    let pinned: Vec<usize> =
-        (0..workers).map(|w| queues.iter().filter(|(_, pin)| *pin == Some(w)).count()).collect();
-    for &(queue, pin) in queues {
-        if let Some(worker) = pin.filter(|&worker| worker < workers) {
-            assigned[worker].push(queue);
-        }
-    }
-    // No worker gets more than an even share, unless pins alone exceed it.
-    let share = (free + pinned.iter().sum::<usize>()).div_ceil(workers.max(1));
-    let mut homeless = Vec::new();
-    for &(queue, _) in queues.iter().filter(|(_, pin)| pin.is_none_or(|worker| worker >= workers)) {
-        let home = previous.iter().position(|list| list.contains(&queue));
-        match home.filter(|&worker| worker < workers && assigned[worker].len() < share) {
-            Some(worker) => assigned[worker].push(queue),
-            None => homeless.push(queue),
-        }
-    }
-    for queue in homeless {
-        if let Some(list) = assigned.iter_mut().min_by_key(|list| list.len()) {
-            list.push(queue);
-        }
-    }
-    assigned
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn queue(port: u16, queue: u16) -> QueueId {
-        QueueId { port, queue }
-    }
-
-    #[test]
-    fn queues_are_spread_evenly_and_pins_are_kept() {
-        let mut queues: Vec<_> = (0..4).map(|q| (queue(1, q), None)).collect();
-        let first = assign(&queues, &[], 2);
-        assert!(first.iter().all(|list| list.len() == 2));
-        queues[0].1 = Some(1);
-        queues[1].1 = Some(1);
-        let second = assign(&queues, &first, 2);
-        assert_eq!(second[1], [queue(1, 0), queue(1, 1)]);
-        assert_eq!(second[0].len(), 2);
-    }
-
-    #[test]
-    fn a_new_port_leaves_the_others_where_they_are() {
-        let mut queues = vec![(queue(1, 0), None), (queue(2, 0), None)];
-        let first = assign(&queues, &[], 2);
-        queues.insert(0, (queue(0, 0), None));
-        let second = assign(&queues, &first, 2);
-        for worker in 0..2 {
-            assert!(first[worker].iter().all(|q| second[worker].contains(q)));
-        }
     }
 }

@@ -1,14 +1,17 @@
 //! What the switch tells about itself: the answers of the control socket, made from its state.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+
 use vhost_backend::device;
 
 use crate::clock;
-use crate::config::Mac;
 use crate::config::spec::Attachment as Asked;
+use crate::config::{Mac, Name, Rebalancing};
 use crate::control::api;
 use crate::port::Attachment;
 use crate::refusal::Refusal;
+use crate::spread::{Move, Placed, Plan};
 use crate::switch::{Bridge, Member, Switch};
 
 impl Switch {
@@ -99,32 +102,68 @@ impl Switch {
 
     /// The workers, with what they did since the start or the last reset.
     pub fn workers(&self) -> Vec<api::Worker> {
-        let tables = self.assignment();
-        let name_of = |number| self.ports.values().find(|m| m.port.number() == number).map(|m| m.spec.name);
+        let names = self.port_names();
+        let mut queues = vec![Vec::new(); self.workers.len()];
+        for placed in self.placed() {
+            if let (Some(&port), Some(list)) = (names.get(&placed.queue.port), queues.get_mut(placed.worker))
+            {
+                let Placed { queue, load, pinned, .. } = placed;
+                list.push(api::QueueRef { port, queue: queue.queue, load, pinned });
+            }
+        }
         let now = clock::cycles();
+        let microseconds = |cycles: u64| cycles as f64 / clock::cycles_per_us() as f64;
         self.workers
             .iter()
             .zip(&self.baselines)
-            .map(|(worker, since)| {
+            .zip(queues)
+            .map(|((worker, since), queues)| {
                 let packets = worker.packets.get().saturating_sub(since.packets);
                 let busy = worker.busy_cycles.get().saturating_sub(since.busy_cycles) as f64;
                 let elapsed = now.saturating_sub(since.cycles).max(1) as f64;
-                let mine = tables.queues.get(worker.id).map(Vec::as_slice).unwrap_or_default();
                 api::Worker {
                     id: worker.id,
                     core: Some(worker.core),
                     poll: self.poll,
-                    queues: mine
-                        .iter()
-                        .filter_map(|id| Some(api::QueueRef { port: name_of(id.port)?, queue: id.queue }))
-                        .collect(),
+                    queues,
                     packets,
                     batches: worker.batches.get().saturating_sub(since.batches),
                     busy_cycles_per_packet: if packets == 0 { 0.0 } else { busy / packets as f64 },
                     idle_share: (1.0 - busy / elapsed).clamp(0.0, 1.0),
+                    longest_turn_us: microseconds(worker.longest_turn.get()),
+                    longest_update_us: microseconds(worker.longest_update.get()),
                 }
             })
             .collect()
+    }
+
+    fn port_names(&self) -> HashMap<u16, Name> {
+        self.ports.iter().map(|(name, member)| (member.port.number(), *name)).collect()
+    }
+
+    /// A plan to spread queues anew, in words for others.
+    pub(crate) fn rebalance_view(&self, plan: &Plan, done: bool) -> api::Rebalance {
+        let names = self.port_names();
+        let moves = plan.moves.iter().filter_map(|step| {
+            let port = *names.get(&step.queue.port)?;
+            let Move { queue, from, to, load } = *step;
+            Some(api::QueueMove { port, queue: queue.queue, from, to, load })
+        });
+        api::Rebalance {
+            done,
+            window: self.load_window(),
+            moves: moves.collect(),
+            before: plan.before.clone(),
+            after: plan.after.clone(),
+            improvement: plan.improvement(),
+        }
+    }
+
+    /// When queues are spread anew without being asked.
+    pub fn rebalancing(&self) -> api::WorkerSettingsList {
+        let Rebalancing { auto, interval, load_threshold, improvement_threshold } = self.rebalancer.settings;
+        let rebalanced = self.rebalancer.automatic;
+        api::WorkerSettingsList { auto, interval, load_threshold, improvement_threshold, rebalanced }
     }
 }
 

@@ -9,8 +9,18 @@ use serde_json::Value;
 use shunt_switch::control::api::{METHODS, OPERATIONS};
 
 /// What differs from machine to machine or from second to second, and sentences for people: only the kind of value is compared.
-const VOLATILE: &[&str] =
-    &["version", "uptime_seconds", "core", "idle_share", "busy_cycles_per_packet", "reason", "message"];
+const VOLATILE: &[&str] = &[
+    "version",
+    "uptime_seconds",
+    "core",
+    "idle_share",
+    "busy_cycles_per_packet",
+    "longest_turn_us",
+    "longest_update_us",
+    "window",
+    "reason",
+    "message",
+];
 
 /// Requests and answers of the page, in its order.
 fn examples(page: &str) -> Vec<(String, Value)> {

@@ -342,11 +342,36 @@ pub(crate) enum Fdb {
 /// `worker ...`
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Worker {
-    /// Lists the workers with their queues and what they did
+    /// Lists the workers with what they did, and their queues with what these cost of late
     List {
         /// Afterwards let their counters start at zero
         #[arg(long)]
         reset: bool,
+    },
+    /// Spreads queues anew over the workers by what they cost of late; pinned ones stay
+    Rebalance {
+        /// Only say what would be moved
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Shows when queues are spread anew without being asked
+    Settings,
+    /// Changes when queues are spread anew without being asked
+    #[command(group(ArgGroup::new("change")
+        .args(["auto", "interval", "load_threshold", "improvement_threshold"]).required(true).multiple(true)))]
+    Set {
+        /// Whether at all
+        #[arg(long, value_name = "on|off", value_parser = on_off)]
+        auto: Option<bool>,
+        /// Seconds from one look to the next
+        #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+        interval: Option<i64>,
+        /// Percent of its time that the busiest worker must be busy at least
+        #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
+        load_threshold: Option<i64>,
+        /// Percent by which the variance of the workers' loads must become less at least
+        #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
+        improvement_threshold: Option<i64>,
     },
 }
 
@@ -398,6 +423,9 @@ impl Noun {
             Self::Fdb(Fdb::Del { .. }) => "fdb del",
             Self::Fdb(Fdb::Flush { .. }) => "fdb flush",
             Self::Worker(Worker::List { .. }) => "worker list",
+            Self::Worker(Worker::Rebalance { .. }) => "worker rebalance",
+            Self::Worker(Worker::Settings) => "worker settings",
+            Self::Worker(Worker::Set { .. }) => "worker set",
             Self::Interface(Interface::Add { .. }) => "interface add",
             Self::Interface(Interface::Del { .. }) => "interface del",
             Self::Interface(Interface::List) => "interface list",

@@ -4,6 +4,7 @@ mod check;
 mod container;
 mod l3;
 mod rules;
+mod worker;
 
 use std::fmt::Write;
 
@@ -14,6 +15,7 @@ pub(crate) use check::checks;
 pub(crate) use container::{container, containers};
 pub(crate) use l3::{dhcp, interface, interfaces, leases, loaded, neighbours, route_choice, routes};
 pub(crate) use rules::{conntrack_stats, limits, nat, nat_id, policy, timeouts};
+pub(crate) use worker::{rebalance, worker_settings, workers};
 
 /// Columns under their headings. Those in `numbers` are set flush right.
 fn table(headings: &[&str], numbers: &[usize], rows: impl Iterator<Item = Vec<String>>) -> String {
@@ -230,26 +232,6 @@ pub(crate) fn fdb(entries: &[api::FdbEntry]) -> String {
 /// `fdb flush`
 pub(crate) fn flushed(flushed: &api::Flushed) -> String {
     format!("{} entries removed\n", flushed.removed)
-}
-
-/// `worker list`
-pub(crate) fn workers(workers: &[api::Worker]) -> String {
-    table(
-        &["ID", "CORE", "POLL", "PACKETS", "BATCHES", "CYCLES/PACKET", "IDLE", "QUEUES"],
-        &[0, 1, 3, 4, 5, 6],
-        workers.iter().map(|worker| {
-            vec![
-                worker.id.to_string(),
-                worker.core.map_or_else(|| "-".to_owned(), |core| core.to_string()),
-                worker.poll.to_string(),
-                worker.packets.to_string(),
-                worker.batches.to_string(),
-                format!("{:.1}", worker.busy_cycles_per_packet),
-                format!("{:.1}%", worker.idle_share * 100.0),
-                joined(worker.queues.iter().map(|queue| format!("{}:{}", queue.port, queue.queue))),
-            ]
-        }),
-    )
 }
 
 /// `stats`

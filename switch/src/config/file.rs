@@ -17,8 +17,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::layer3::{Layer3, Tables};
 use super::spec::{ContainerSpec, FdbSpec};
-use super::{BridgeSpec, Poll, PortSpec, Workers};
-use crate::control::api::{BridgeAdd, ContainerAdd, FdbAdd, PortAdd};
+use super::{BridgeSpec, Poll, PortSpec, RebalanceChange, Workers};
+use crate::control::api::{BridgeAdd, ContainerAdd, FdbAdd, PortAdd, WorkerSet};
 use crate::refusal::Refusal;
 
 /// What the daemon starts with when no file is given.
@@ -72,6 +72,8 @@ pub struct Config {
     pub fdb: Vec<(Position, FdbSpec)>,
     /// Containers, each on one of the bridges.
     pub containers: Vec<(Position, ContainerSpec)>,
+    /// When queues are spread anew by themselves.
+    pub rebalance: RebalanceChange,
     /// Interfaces, routes, rules, services.
     pub layer3: Layer3,
 }
@@ -88,6 +90,7 @@ struct File {
     fdb: Vec<Spanned<FdbAdd>>,
     #[serde(default)]
     container: Vec<Spanned<ContainerAdd>>,
+    rebalance: Option<Spanned<WorkerSet>>,
 }
 
 /// The keys that a file may have.
@@ -107,6 +110,7 @@ const KEYS: &[&str] = &[
     "check",
     "ipvs",
     "conntrack",
+    "rebalance",
 ];
 
 #[derive(Default, Deserialize)]
@@ -175,9 +179,15 @@ impl Config {
             ports: Vec::new(),
             fdb: Vec::new(),
             containers: Vec::new(),
+            rebalance: RebalanceChange::default(),
             layer3: Layer3::default(),
         };
         config.daemon(file.daemon, &source)?;
+        if let Some(asked) = file.rebalance {
+            config.rebalance = RebalanceChange::try_from(asked.get_ref()).map_err(|invalid| {
+                source.value(&["rebalance", invalid.field], asked.span()).refuse(invalid)
+            })?;
+        }
         let mut bridges = HashMap::new();
         for (index, bridge) in file.bridge.into_iter().enumerate() {
             let at = |field| source.field(&["bridge"], index, field, bridge.span());
@@ -415,6 +425,9 @@ mod tests {
             mtu = 9600
             mac = "52:54:00:00:00:01"
             pins = [{ queue = 0, core = 3 }, { queue = 127, core = 1 }]
+            [rebalance]
+            auto = true
+            load_threshold = 70
             [[port]]
             name = "host"
             bridge = "br1"
@@ -432,7 +445,8 @@ mod tests {
         assert_eq!(config.log.unwrap().1, "debug");
         assert_eq!(config.bridges[1].1.fdb_limit, 65_536);
         assert_eq!(config.ports[0].1.pins, [(0, 3), (127, 1)]);
-        assert_eq!(config.ports[2].0.line, 28);
+        assert_eq!(config.ports[2].0.line, 31);
+        assert_eq!((config.rebalance.auto, config.rebalance.load_threshold), (Some(true), Some(70)));
     }
 
     #[test]
@@ -440,6 +454,10 @@ mod tests {
         let port = "[[bridge]]\nname = \"b\"\n[[port]]\nname = \"p\"\nbridge = \"b\"\n";
         for (text, expected) in [
             ("[daemon]\nworkers = 0\n", "2:11: workers 0 is out of range: it must be 1 to 128"),
+            (
+                "[rebalance]\nauto = true\ninterval = 4\n",
+                "3:12: interval 4 is out of range: it must be 5 to 86400",
+            ),
             ("[daemon]\nworkers = 1\ncores = \"1\"\n", "3:9: cores and workers are both given: choose one"),
             (
                 "[daemon]\npoll = \"lazy\"\n",

@@ -17,4 +17,7 @@ pub use file::Config;
 pub use layer3::Layer3;
 pub use name::Name;
 pub use runtime::{Poll, Workers};
-pub use spec::{Attachment, BridgeSpec, ClasslessRoute, PortChange, PortSpec, Role, RouteKind};
+pub use spec::{
+    Attachment, BridgeSpec, ClasslessRoute, PortChange, PortSpec, RebalanceChange, Rebalancing, Role,
+    RouteKind,
+};

@@ -35,7 +35,7 @@ use crate::drops::DropReason;
 use crate::packet::fits;
 use crate::packet::offload::{Capabilities, Finisher};
 use crate::pipeline::ETHERNET_HEADER;
-use crate::stats::{Direction, PortCounters, Totals, total};
+use crate::stats::{Direction, PortCounters, QueueCounters, Totals, total};
 use bucket::Bucket;
 use device::{ReceiveBuffer, Sent};
 use netdev::Netdev;
@@ -76,6 +76,7 @@ pub struct Port {
     /// From there.
     egress: Bucket,
     counters: Box<[CachePadded<PortCounters>]>,
+    queue_counters: Box<[CachePadded<QueueCounters>]>,
 }
 
 /// A queue that cannot be read any more; its device is gone.
@@ -86,7 +87,7 @@ impl Port {
     /// A port with a set of counters for each of `workers` workers.
     pub fn new(number: u16, attachment: Attachment, mtu: u16, workers: usize) -> Self {
         let counters = (0..workers).map(|_| CachePadded::default()).collect();
-        let port = Self {
+        let mut port = Self {
             number,
             attachment,
             mtu: AtomicU16::new(mtu),
@@ -94,7 +95,9 @@ impl Port {
             ingress: Bucket::default(),
             egress: Bucket::default(),
             counters,
+            queue_counters: Box::default(),
         };
+        port.queue_counters = (0..port.queues()).map(|_| CachePadded::default()).collect();
         port.set_watermark();
         port
     }
@@ -197,6 +200,12 @@ impl Port {
     #[inline]
     pub fn rx_counters(&self, worker: usize) -> &Direction {
         &self.counters[worker].rx
+    }
+
+    /// What a receive queue cost.
+    #[inline]
+    pub fn queue_counters(&self, queue: usize) -> &QueueCounters {
+        &self.queue_counters[queue]
     }
 
     /// Lends what `queue` has received to `forward`, up to a burst. Returns how many frames that were.

@@ -13,6 +13,7 @@ impl Switch {
     pub fn configure(&mut self, config: Config) -> Result<(), Refusal> {
         let layer3 = config.layer3;
         layer3.conntrack.apply(&mut self.router)?;
+        self.set_rebalancing(config.rebalance);
         for (at, bridge) in config.bridges {
             self.add_bridge(bridge).map_err(|refusal| at.refuse(refusal))?;
         }

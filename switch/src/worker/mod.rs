@@ -24,8 +24,8 @@ use crate::members::{Verdict, interface_index};
 use crate::packet::offload::Finisher;
 use crate::pipeline::{Ingress, classify};
 use crate::port::{Gone, Scratch};
-use crate::stats::{Counter, Direction};
-use crate::tables::Tables;
+use crate::stats::{Counter, Direction, Maximum};
+use crate::tables::{Queues, Tables};
 use epoch::Epochs;
 use poll::Slot;
 use sleep::Sleeper;
@@ -62,6 +62,11 @@ pub struct Handle {
     pub batches: Counter,
     /// Cycles of these polls, from fetching to giving back.
     pub busy_cycles: Counter,
+    /// Most cycles from the beginning of one turn to that of the next, sleep left out: for so long a frame may have
+    /// waited for others.
+    pub longest_turn: Maximum,
+    /// Most cycles that it took to take a snapshot over.
+    pub longest_update: Maximum,
 }
 
 impl Handle {
@@ -77,6 +82,8 @@ pub struct Worker {
     handle: Arc<Handle>,
     shared: Arc<Shared>,
     tables: Arc<Tables>,
+    /// What `slots` was made of.
+    queues: Queues,
     slots: Vec<Slot>,
     sleeper: Sleeper,
     burst: Burst,
@@ -97,6 +104,7 @@ impl Worker {
             handle,
             shared,
             tables: Arc::default(),
+            queues: Queues::default(),
             slots: Vec::new(),
             burst: Burst::new(),
             verdict: Verdict::default(),
@@ -109,19 +117,25 @@ impl Worker {
         // How long a worker looks before it sleeps: a sleep and its end cost some microseconds themselves.
         let idle_budget = 50 * clock::cycles_per_us();
         let mut last_work = clock::cycles();
+        let mut last_start = last_work;
         self.shared.epochs.arrive(self.handle.id);
         while !self.shared.stop.load(Ordering::Relaxed) {
             if self.shared.generation.load(Ordering::Acquire) != self.handle.adopted.load(Ordering::Relaxed) {
+                let before = clock::cycles();
                 self.adopt();
                 last_work = clock::cycles();
+                self.handle.longest_update.raise(last_work.wrapping_sub(before));
             }
             self.shared.epochs.quiesce(self.handle.id);
             let start = clock::cycles();
+            self.handle.longest_turn.raise(start.wrapping_sub(last_start));
+            last_start = start;
             if self.turn(start) {
                 last_work = start;
             } else if !self.shared.busy && start.wrapping_sub(last_work) > idle_budget {
                 self.sleep();
                 last_work = clock::cycles();
+                last_start = last_work;
             } else {
                 std::hint::spin_loop();
             }
@@ -150,27 +164,29 @@ impl Worker {
             if !slot.due(before) {
                 continue;
             }
+            let Some(entry) = self.tables.port(slot.port.number()) else { continue };
+            let key = slot.lane(before);
+            let (bridge, guard) = (&entry.bridge, entry.guard.as_deref());
             let from = Ingress {
                 port: slot.port.number(),
-                fdb: &slot.bridge.fdb,
-                members: &slot.bridge.members,
-                guard: slot.guard.as_deref(),
+                fdb: &bridge.fdb,
+                members: &bridge.members,
+                guard,
                 limit: slot.port.egress_limit(),
             };
             let counted = slot.port.rx_counters(id);
             let (tables, verdict, finisher) = (&self.tables, &mut self.verdict, &mut self.scratch.finisher);
             let stage = &mut self.stage;
-            let key = slot.queue + id;
             let received =
                 slot.port.receive(slot.queue, id, &mut self.scratch.buffer, &mut self.burst, |burst| {
                     classify(burst, &from, now, counted, verdict);
                     while let Some((member, frames)) = verdict.take() {
                         if let Some(to) = tables.port(member) {
                             let mut frames = frames;
-                            if slot.bridge.filter
+                            if bridge.filter
                                 && let Some(router) = &tables.router
                             {
-                                let (bridge, from) = (slot.bridge.number, from.port);
+                                let (bridge, from) = (bridge.number, from.port);
                                 let over = Crossing { router, bridge, from, to: member, now, counted };
                                 frames = stage.filter(burst, frames, &over);
                             }
@@ -193,6 +209,9 @@ impl Worker {
                     self.handle.packets.add(frames as u64);
                     self.handle.batches.add(1);
                     self.handle.busy_cycles.add(after.wrapping_sub(before));
+                    let cost = slot.port.queue_counters(slot.queue);
+                    cost.packets.add(frames as u64);
+                    cost.busy_cycles.add(after.wrapping_sub(before));
                     before = after;
                     worked = true;
                     if stage.is_crowded() {
@@ -222,31 +241,46 @@ impl Worker {
         worked | flush(stage, &self.tables, &mut self.burst, now, id, &mut self.scratch.finisher)
     }
 
-    /// Takes over the newest snapshot: queues that stay keep their state.
+    /// Takes over the newest snapshot. All that was fetched before has been sent.
     #[cold]
     fn adopt(&mut self) {
         let generation = self.shared.generation.load(Ordering::Acquire);
         let tables = self.shared.tables.load_full();
-        let mut old = std::mem::take(&mut self.slots);
-        let mine = tables.queues.get(self.handle.id).map(Vec::as_slice).unwrap_or_default();
-        for &id in mine {
-            let Some(entry) = tables.port(id.port) else { continue };
-            let queue = usize::from(id.queue);
-            let kept =
-                old.iter().position(|slot| Arc::ptr_eq(&slot.port, &entry.port) && slot.queue == queue);
-            let mut slot = match kept {
-                Some(at) => old.swap_remove(at),
-                None => Slot::new(entry, queue),
-            };
-            (slot.bridge, slot.guard) = (entry.bridge.clone(), entry.guard.clone());
-            self.slots.push(slot);
+        let queues = tables.queues.get(self.handle.id).cloned().unwrap_or_default();
+        if !Arc::ptr_eq(&queues, &self.queues) {
+            self.take_over(&tables, &queues);
+            self.queues = queues;
         }
-        for slot in &mut old {
-            self.sleeper.forget(slot);
-        }
-        drop(old);
         self.tables = tables;
         self.handle.adopted.store(generation, Ordering::Release);
+    }
+
+    /// Polls these queues from now on, in ascending order as before; those that stay keep their state.
+    fn take_over(&mut self, tables: &Tables, queues: &Queues) {
+        let old = std::mem::replace(&mut self.slots, Vec::with_capacity(queues.len()));
+        let mut old = old.into_iter().peekable();
+        // Lanes of this worker: its number, and every so many workers further.
+        let (own, workers) = (self.handle.id, tables.queues.len());
+        let (mut port, mut lane) = (None, own);
+        for &id in queues.iter() {
+            let Some(entry) = tables.port(id.port) else { continue };
+            lane = if port == Some(id.port) { lane + workers } else { own };
+            port = Some(id.port);
+            while let Some(mut slot) = old.next_if(|slot| slot.id() < id) {
+                self.sleeper.let_go(&mut slot);
+            }
+            let kept = old.next_if(|slot| slot.id() == id && Arc::ptr_eq(&slot.port, &entry.port));
+            self.slots.push(match kept {
+                Some(mut slot) => {
+                    slot.belongs_in(lane as u16);
+                    slot
+                }
+                None => Slot::new(entry.port.clone(), usize::from(id.queue), lane as u16),
+            });
+        }
+        for mut slot in old {
+            self.sleeper.let_go(&mut slot);
+        }
     }
 }
 

@@ -83,8 +83,16 @@ impl Sleeper {
         }
     }
 
+    /// Leaves a queue to others: it wakes this worker no more, and its guest is not left with a request to kick.
+    pub(super) fn let_go(&self, slot: &mut Slot) {
+        self.forget(slot);
+        if std::mem::take(&mut slot.armed) {
+            slot.port.disarm(slot.queue);
+        }
+    }
+
     /// Takes a queue's descriptor out of epoll, before it is closed here: the guest's side keeps it open.
-    pub(super) fn forget(&self, slot: &mut Slot) {
+    fn forget(&self, slot: &mut Slot) {
         if let Some((_, Some(descriptor))) = slot.registered.take() {
             let _ = self.epoll.ctl(ControlOperation::Delete, descriptor.as_raw_fd(), EpollEvent::default());
         }

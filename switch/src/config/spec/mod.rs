@@ -21,6 +21,7 @@ mod port;
 mod protocol;
 mod rate;
 mod route;
+mod worker;
 
 use std::path::PathBuf;
 
@@ -52,6 +53,7 @@ pub use port::{Attachment, PortChange, PortSpec, Role};
 pub use protocol::{SCTP, protocol, protocol_name};
 pub use rate::{Limits, RATE_BURST_MAX, RATE_MAX, RATE_MIN, Rate, RateChange};
 pub use route::{RouteKind, RouteMatch, RouteSpec};
+pub use worker::{RebalanceChange, Rebalancing};
 
 /// Seconds after which a learned address is forgotten unless it is seen again, where nothing else is said
 /// (IEEE 802.1Q, table 8-6).

@@ -80,6 +80,9 @@ macro_rules! each_method {
             FdbDel = "fdb.del" -> Done;
             FdbFlush = "fdb.flush" -> Flushed;
             WorkerList = "worker.list" -> Vec<Worker>;
+            WorkerRebalance = "worker.rebalance" -> Rebalance;
+            WorkerSettings = "worker.settings" -> WorkerSettingsList;
+            WorkerSet = "worker.set" -> WorkerSettingsList;
             StatsShow = "stats.show" -> Vec<PortStats>;
             InterfaceAdd = "interface.add" -> Interface;
             InterfaceDel = "interface.del" -> Done;

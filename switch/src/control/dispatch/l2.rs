@@ -5,7 +5,7 @@ use super::super::api::{self, Done};
 use super::super::rpc::Error;
 use super::{At, Handle};
 use crate::config::spec::{self, BridgeChange};
-use crate::config::{BridgeSpec, PortChange, PortSpec};
+use crate::config::{BridgeSpec, PortChange, PortSpec, RebalanceChange};
 
 impl Handle for api::StatusShow {
     fn handle(self, at: &mut At<'_>) -> Result<api::Status, Error> {
@@ -123,6 +123,33 @@ impl Handle for api::WorkerList {
             at.switch.reset_workers();
         }
         Ok(workers)
+    }
+}
+
+impl Handle for api::WorkerRebalance {
+    fn handle(self, at: &mut At<'_>) -> Result<api::Rebalance, Error> {
+        let plan = at.switch.plan_rebalance();
+        // Before: what is counted afterwards is counted at other workers.
+        let view = at.switch.rebalance_view(&plan, !self.dry_run);
+        if !self.dry_run {
+            at.switch.carry_out(&plan);
+            tracing::info!("rebalanced: {} queues moved", plan.moves.len());
+        }
+        Ok(view)
+    }
+}
+
+impl Handle for api::WorkerSettings {
+    fn handle(self, at: &mut At<'_>) -> Result<api::WorkerSettingsList, Error> {
+        Ok(at.switch.rebalancing())
+    }
+}
+
+impl Handle for api::WorkerSet {
+    fn handle(self, at: &mut At<'_>) -> Result<api::WorkerSettingsList, Error> {
+        at.switch.set_rebalancing(RebalanceChange::try_from(&self)?);
+        tracing::info!("rebalancing changed");
+        Ok(at.switch.rebalancing())
     }
 }
 

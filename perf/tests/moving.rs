@@ -1,0 +1,248 @@
+//! Queues change their workers, ports come and go, and nobody else loses a frame or gets one out of its turn.
+//!
+//! A real switch with two workers in this process. One thread plays two guests that exchange numbered frames over four
+//! queue pairs; a flow keeps to its queue, and each frame of it must arrive in its turn. Meanwhile the test's main thread
+//! does to the switch whatever may be done to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use shunt_perf::frames;
+use shunt_perf::guest::{Guest, Options};
+use shunt_switch::config::{Config, Poll, PortChange, PortSpec, Workers};
+use shunt_switch::control::api::PortAdd;
+use shunt_switch::switch::{self, Switch};
+use tempfile::TempDir;
+use vhost_backend::net_header::NetHeader;
+
+/// Queue pairs of the two guests, and flows in each direction.
+const PAIRS: u16 = 4;
+/// Frames of a flow on their way: all flows together fit into one ring, so a guest never lacks buffers.
+const WINDOW: u64 = 24;
+/// Where a frame has the number of its flow and its own.
+const MARK: usize = 42;
+/// The guest that comes and goes.
+const STRANGER: u8 = 77;
+/// How long nothing may arrive before a frame counts as lost.
+const LOST: Duration = Duration::from_secs(5);
+
+/// One direction of the conversation.
+struct Stream {
+    /// For each flow, what its frames are like.
+    frames: Vec<Vec<u8>>,
+    sent: Vec<u64>,
+    received: Vec<u64>,
+    progress: Instant,
+}
+
+impl Stream {
+    fn new(frames: Vec<Vec<u8>>) -> Self {
+        let flows = frames.len();
+        Self { frames, sent: vec![0; flows], received: vec![0; flows], progress: Instant::now() }
+    }
+
+    /// Sends what the windows allow. `base` tells the flows of both directions apart.
+    fn send(&mut self, from: &mut Guest, base: u16) -> Result<()> {
+        for (flow, frame) in self.frames.iter_mut().enumerate() {
+            // A guest's few buffers, too, are reason to come again.
+            while self.sent[flow] - self.received[flow] < WINDOW {
+                frame[MARK..][..2].copy_from_slice(&(base + flow as u16).to_be_bytes());
+                frame[MARK + 2..][..8].copy_from_slice(&self.sent[flow].to_be_bytes());
+                if !from.send_on(flow as u16 % PAIRS, &NetHeader::default(), frame)? {
+                    break;
+                }
+                self.sent[flow] += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what has come and holds it against what is due. What others sent to everybody is not ours.
+    fn receive(&mut self, to: &mut Guest, base: u16) -> Result<u64> {
+        let mut count = 0;
+        for frame in to.receive()? {
+            if frame.len() < MARK + 10 || frame[12..14] != [8, 0] || frame[6..12] == frames::mac(STRANGER) {
+                continue;
+            }
+            let flow = u16::from_be_bytes([frame[MARK], frame[MARK + 1]]).wrapping_sub(base);
+            let Some(due) = self.received.get_mut(usize::from(flow)) else { continue };
+            let number = u64::from_be_bytes(frame[MARK + 2..][..8].try_into()?);
+            ensure!(number == *due, "flow {flow}: frame {number} came when {due} was due");
+            *due += 1;
+            count += 1;
+        }
+        if count > 0 {
+            self.progress = Instant::now();
+        }
+        let lost = self.sent != self.received && self.progress.elapsed() > LOST;
+        ensure!(!lost, "nothing came for {LOST:?}: sent {:?}, received {:?}", self.sent, self.received);
+        Ok(count)
+    }
+}
+
+/// Two guests in conversation, on a thread of their own.
+struct Conversation {
+    stop: Arc<AtomicBool>,
+    exchanged: Arc<AtomicU64>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Conversation {
+    fn start(mut left: Guest, mut right: Guest, there: Vec<Vec<u8>>, back: Vec<Vec<u8>>) -> Self {
+        let (stop, exchanged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, count) = (stop.clone(), exchanged.clone());
+        let thread = std::thread::spawn(move || {
+            let (mut there, mut back) = (Stream::new(there), Stream::new(back));
+            loop {
+                let ending = stopped.load(Ordering::Relaxed);
+                if !ending {
+                    there.send(&mut left, 0)?;
+                    back.send(&mut right, 100)?;
+                }
+                let new = there.receive(&mut right, 0)? + back.receive(&mut left, 100)?;
+                count.fetch_add(new, Ordering::Relaxed);
+                if new == 0 {
+                    std::thread::yield_now();
+                }
+                if ending && there.sent == there.received && back.sent == back.received {
+                    return Ok(());
+                }
+            }
+        });
+        Self { stop, exchanged, thread }
+    }
+
+    fn exchanged(&self) -> u64 {
+        self.exchanged.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more frames have been exchanged.
+    fn wait_for(&self, more: u64) -> Result<()> {
+        let until = self.exchanged() + more;
+        while self.exchanged() < until {
+            if self.thread.is_finished() {
+                bail!("the conversation has ended");
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// Lets everything arrive and ends; how many frames were exchanged.
+    fn end(self) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow::anyhow!("the guests' thread panicked"))??;
+        Ok(self.exchanged.load(Ordering::Relaxed))
+    }
+}
+
+struct World {
+    switch: Switch,
+    cores: Vec<u32>,
+    dir: TempDir,
+}
+
+impl World {
+    /// A switch with two workers that is configured like this; `DIR` stands for a directory.
+    fn new(config: &str) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("shunt-moving-").tempdir()?;
+        let text = config.replace("DIR", &dir.path().display().to_string());
+        let options = switch::Options { workers: Workers::Count(2), poll: Poll::Adaptive, state: None };
+        let mut switch = Switch::start(options)?;
+        switch.configure(Config::parse(&text, None)?)?;
+        let cores = switch.workers().iter().filter_map(|w| w.core).map(|core| core as u32).collect();
+        Ok(Self { switch, cores, dir })
+    }
+
+    fn guest(&self, name: &str, pairs: u16) -> Result<Guest> {
+        let options = Options { pairs, ..Options::default() };
+        Guest::connect(self.dir.path().join(name), &options)
+    }
+
+    /// A port comes, its guest says something to everybody, restarts, and both go.
+    fn come_and_go(&mut self, name: &str) -> Result<()> {
+        let path = self.dir.path().join(name).display().to_string();
+        let asked = PortAdd {
+            name: name.into(),
+            bridge: "left".into(),
+            vhost_user: Some(path),
+            queues: Some(2),
+            ..PortAdd::default()
+        };
+        self.switch.add_port(PortSpec::try_from(&asked)?)?;
+        let mut guest = self.guest(name, 2)?;
+        let word = frames::udp(STRANGER, 78, 64, 0);
+        guest.send(&[&word, &word])?;
+        let bases = guest.stop()?;
+        guest.restart(&bases)?;
+        guest.enable(1, false)?;
+        drop(guest);
+        self.switch.del_port(name)?;
+        Ok(())
+    }
+
+    /// Has `queue` of `port` served by the worker number `worker`.
+    fn place(&mut self, port: &str, queue: u16, worker: usize) -> Result<()> {
+        let pins = vec![(queue, self.cores[worker])];
+        Ok(self.switch.set_port(port, PortChange { pins, ..PortChange::default() })?)
+    }
+
+    fn drops(&self) -> String {
+        let lines = self.switch.ports();
+        lines.iter().map(|p| format!("{} rx {:?} tx {:?}; ", p.name, p.rx.drops, p.tx.drops)).collect()
+    }
+}
+
+const BRIDGED: &str = r#"
+    [[bridge]]
+    name = "left"
+    [[port]]
+    name = "a"
+    bridge = "left"
+    vhost_user = "DIR/a"
+    queues = 4
+    [[port]]
+    name = "b"
+    bridge = "left"
+    vhost_user = "DIR/b"
+    queues = 4
+"#;
+
+/// Everything that moves queues, again and again, while the guests talk.
+fn shake(world: &mut World, conversation: &Conversation, seconds: u64) -> Result<u32> {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut round = 0u32;
+    while Instant::now() < end {
+        for queue in 0..PAIRS {
+            let worker = (round as usize + usize::from(queue) / 2) % 2;
+            world.place("a", queue, worker)?;
+            conversation.wait_for(20)?;
+            world.place("b", queue, 1 - worker)?;
+        }
+        conversation.wait_for(200)?;
+        world.come_and_go(&format!("x{}", round % 3)).context("a port that comes and goes")?;
+        world.switch.tick();
+        round += 1;
+    }
+    Ok(round)
+}
+
+fn ended(world: &World, conversation: Conversation, rounds: Result<u32>) -> (u32, u64) {
+    let exchanged = conversation.end().unwrap_or_else(|why| panic!("{why:#}; {}", world.drops()));
+    (rounds.unwrap_or_else(|why| panic!("{why:#}; {}", world.drops())), exchanged)
+}
+
+#[test]
+fn bridged_frames_keep_their_order_while_queues_move_and_ports_come_and_go() {
+    let mut world = World::new(BRIDGED).expect("a switch");
+    let (a, b) = (world.guest("a", PAIRS).expect("a guest"), world.guest("b", PAIRS).expect("a guest"));
+    let frames = |from, to| (0..PAIRS).map(|flow| frames::udp(from, to, 96, flow)).collect();
+    let conversation = Conversation::start(a, b, frames(1, 2), frames(2, 1));
+    let rounds = shake(&mut world, &conversation, 6);
+    let (rounds, exchanged) = ended(&world, conversation, rounds);
+    println!("{rounds} rounds, {exchanged} frames");
+    assert!(rounds >= 3 && exchanged > 1000, "{rounds} rounds, {exchanged} frames");
+}
