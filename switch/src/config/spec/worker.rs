@@ -120,7 +120,9 @@ mod tests {
             settings.asks_for(&busy) && !settings.asks_for(&idle) && !settings.asks_for(&Plan::default())
         );
         assert!(Rebalancing { load_threshold: 60, ..settings }.asks_for(&idle));
-        let little = plan(&[queue(0, 0, 0.9), queue(1, 0, 0.08), queue(2, 1, 0.02)], 2);
+        let mut queues = [queue(0, 0, 0.93), queue(1, 0, 0.03), queue(2, 1, 0.02)];
+        queues[0].pinned = true;
+        let little = plan(&queues, 2);
         assert!(!little.moves.is_empty() && little.improvement() < 25.0);
         assert!(!settings.asks_for(&little), "{}", little.improvement());
         assert!(Rebalancing { improvement_threshold: 0, ..settings }.asks_for(&little));
