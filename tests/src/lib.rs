@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod dhcp;
 pub mod guest;
 pub mod host;
+pub mod hostile;
 pub mod hugepages;
 pub mod ipvsadm;
 pub mod kata;

@@ -60,13 +60,14 @@ pub struct DeviceConfig {
 /// How a port is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// No frontend is connected.
+    /// No frontend is connected, and the last one, if there was one, left in peace.
     Connecting,
     /// A frontend is connected, but the guest uses no queue pair.
     Down,
     /// At least one queue pair is in use.
     Up,
-    /// The guest or its frontend broke a ring or took memory away; the port carries nothing until they start anew.
+    /// The guest or its frontend broke a ring, took memory away, or was hung up on for what it said; the port carries
+    /// nothing until they start anew.
     Broken,
 }
 
@@ -163,7 +164,7 @@ impl Device {
         let control = Arc::new(Mutex::new(Control::default()));
         let thread_name = config.name.replace('\0', "");
         let port = Port { config, listener, shared: shared.clone(), control: control.clone(), woken };
-        port.shared.waiting(port.expecting());
+        port.shared.waiting(port.expecting(), false);
         let thread = thread::Builder::new()
             .name(thread_name)
             .stack_size(STACK)
@@ -235,6 +236,23 @@ impl Drop for Device {
     }
 }
 
+/// How a connection ended.
+struct End {
+    why: String,
+    /// By what the frontend or its guest did, and not because one of both sides wanted it.
+    broken: bool,
+}
+
+impl End {
+    fn peaceful(why: impl Into<String>) -> Self {
+        Self { why: why.into(), broken: false }
+    }
+
+    fn broken(why: impl Into<String>) -> Self {
+        Self { why: why.into(), broken: true }
+    }
+}
+
 /// A delay that doubles from 10 ms to 1 s.
 struct Backoff(Duration);
 
@@ -267,12 +285,13 @@ impl Port {
     fn run(self) {
         let name = &self.config.name;
         let mut backoff = Backoff(FIRST_DELAY);
+        let mut broken = false;
         while !self.stopping() {
             let stream = match self.next_stream() {
                 Ok(Some(stream)) => stream,
                 Ok(None) => continue,
                 Err(e) => {
-                    self.shared.waiting(format!("{}: {e}; trying again", self.expecting()));
+                    self.shared.waiting(format!("{}: {e}; trying again", self.expecting()), broken);
                     self.pause(backoff.next());
                     continue;
                 }
@@ -280,12 +299,13 @@ impl Port {
             let peer = socket::peer(&stream);
             info!(port = name, "{peer} connected");
             let began = Instant::now();
-            let end = self.serve(stream);
-            info!(port = name, "{peer} disconnected: {end}");
+            let End { why, broken: by_fault } = self.serve(stream);
+            broken = by_fault;
+            info!(port = name, "{peer} disconnected: {why}");
             if self.stopping() {
                 break;
             }
-            self.shared.waiting(format!("{}; the last one left: {end}", self.expecting()));
+            self.shared.waiting(format!("{}; the last one left: {why}", self.expecting()), broken);
             if began.elapsed() >= LAST_DELAY {
                 backoff = Backoff(FIRST_DELAY);
             }
@@ -293,7 +313,7 @@ impl Port {
             self.pause(backoff.next());
         }
         drop(self.listener);
-        self.shared.waiting("stopped".into());
+        self.shared.waiting("stopped".into(), false);
     }
 
     fn stopping(&self) -> bool {
@@ -326,35 +346,40 @@ impl Port {
     }
 
     /// Serves one connection to its end, and says why it ended.
-    fn serve(&self, stream: UnixStream) -> String {
+    fn serve(&self, stream: UnixStream) -> End {
         {
             let mut control = lock(&self.control);
             match stream.try_clone() {
-                _ if control.stopping => return "the port is being removed".into(),
+                _ if control.stopping => return End::peaceful("the port is being removed"),
                 Ok(clone) => control.connection = Some(clone),
-                Err(e) => return format!("no descriptor for the connection: {e}"),
+                Err(e) => return End::peaceful(format!("no descriptor for the connection: {e}")),
             }
         }
         self.shared.connected();
         let session = Arc::new(Mutex::new(Session::new(&self.config.name, self.shared.clone())));
-        let end = self.converse(stream, &session);
+        let mut end = self.converse(stream, &session);
+        if let (State::Broken, reason) = self.shared.state()
+            && !end.broken
+        {
+            end = End::broken(format!("{reason}; {}", end.why));
+        }
         lock(&session).end();
         lock(&self.control).connection = None;
-        if self.stopping() { "the port is being removed".into() } else { end }
+        if self.stopping() { End::peaceful("the port is being removed") } else { end }
     }
 
-    fn converse(&self, stream: UnixStream, session: &Arc<Mutex<Session>>) -> String {
+    fn converse(&self, stream: UnixStream, session: &Arc<Mutex<Session>>) -> End {
         let mut connection = match stream.try_clone() {
             Ok(connection) => connection,
-            Err(e) => return format!("no descriptor for the connection: {e}"),
+            Err(e) => return End::peaceful(format!("no descriptor for the connection: {e}")),
         };
         let mut handler = BackendReqHandler::from_stream(stream, session.clone());
         loop {
             match socket::wait(Some(connection.as_fd()), self.woken.as_fd(), None) {
-                Ok((_, true)) => return String::new(),
+                Ok((_, true)) => return End::peaceful(""),
                 Ok((false, false)) => continue,
                 Ok((true, false)) => {}
-                Err(e) => return format!("poll: {e}"),
+                Err(e) => return End::peaceful(format!("poll: {e}")),
             }
             let result = match ahead::handle(&mut connection, session) {
                 Some(result) => result,
@@ -362,9 +387,12 @@ impl Port {
             };
             match result {
                 Ok(()) => {}
-                Err(Error::Disconnected) => return "closed by the other side".into(),
-                Err(Error::PartialMessage) => return "closed in the midst of a message".into(),
-                Err(e) => return lock(session).take_failure().unwrap_or_else(|| e.to_string()),
+                Err(Error::Disconnected) => return End::peaceful("closed by the other side"),
+                Err(Error::PartialMessage) => return End::broken("closed in the midst of a message"),
+                Err(e) => {
+                    let why = lock(session).take_failure();
+                    return End::broken(why.unwrap_or_else(|| e.to_string()));
+                }
             }
         }
     }

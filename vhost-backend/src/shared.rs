@@ -22,7 +22,11 @@ const NOWHERE: u16 = u16::MAX;
 /// Whether a frontend is connected; otherwise what is to be said about that.
 enum Link {
     Connected,
-    Waiting(String),
+    Waiting {
+        reason: String,
+        /// The last frontend, or its guest, broke the rules.
+        broken: bool,
+    },
 }
 
 pub(crate) struct Shared {
@@ -47,7 +51,7 @@ impl Shared {
             rings: (0..2 * usize::from(queue_pairs)).map(|_| RingCell::new()).collect(),
             steering: [const { AtomicU16::new(NOWHERE) }; STEERING],
             features: AtomicU64::new(0),
-            link: Mutex::new(Link::Waiting("not started yet".into())),
+            link: Mutex::new(Link::Waiting { reason: "not started yet".into(), broken: false }),
             map: Mutex::new(None),
             changed,
         }
@@ -76,8 +80,8 @@ impl Shared {
         self.publish();
     }
 
-    pub(crate) fn waiting(&self, reason: String) {
-        *lock(&self.link) = Link::Waiting(reason);
+    pub(crate) fn waiting(&self, reason: String, broken: bool) {
+        *lock(&self.link) = Link::Waiting { reason, broken };
         self.publish();
     }
 
@@ -106,8 +110,9 @@ impl Shared {
     }
 
     pub(crate) fn state(&self) -> (State, String) {
-        if let Link::Waiting(reason) = &*lock(&self.link) {
-            return (State::Connecting, reason.clone());
+        if let Link::Waiting { reason, broken } = &*lock(&self.link) {
+            let state = if *broken { State::Broken } else { State::Connecting };
+            return (state, reason.clone());
         }
         let faults = self.rings.iter().enumerate().find_map(|(i, ring)| ring.fault().map(|fault| (i, fault)));
         if let Some((ring, fault)) = faults {

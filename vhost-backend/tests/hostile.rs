@@ -23,6 +23,7 @@ fn refused(text: &str, lie: impl FnOnce(&mut Vmm) -> vhost::Result<()>) {
     let mut vmm = Vmm::new(UnixStream::connect(&port.path).unwrap(), 256);
     lie(&mut vmm).expect_err("the lie was believed");
     port.wait_for_end(text);
+    assert_eq!(port.state(), State::Broken, "until somebody else comes");
     assert!(vmm.frontend.get_features().is_err(), "the connection is still there");
     assert!(!port.device.to_guest(0).is_active() && !port.device.from_guest(0).is_active());
     let mut honest = port.vmm();

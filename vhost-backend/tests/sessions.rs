@@ -260,7 +260,8 @@ fn memory_taken_away_breaks_this_port_only() {
     assert_eq!(other.state(), State::Up);
     // A new connection starts anew.
     drop(vmm);
-    port.wait_for(State::Connecting);
+    port.wait_for_end("taken away by its frontend; closed by the other side");
+    assert_eq!(port.state(), State::Broken, "until somebody else comes");
     let mut vmm = port.vmm();
     vmm.boot();
     assert_eq!(port.state(), State::Up);

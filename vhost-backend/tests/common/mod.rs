@@ -109,7 +109,7 @@ impl Port {
     pub(crate) fn wait_for_end(&self, text: &str) {
         self.changes.wait(&format!("a connection ends with '{text}'"), || {
             let (state, reason) = self.device.state();
-            state == State::Connecting && reason.contains(text)
+            matches!(state, State::Connecting | State::Broken) && reason.contains(text)
         });
     }
 

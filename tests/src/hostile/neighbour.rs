@@ -1,0 +1,121 @@
+//! Two honest guests beside a hostile one: a ping between them goes on all the time, and loses nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::vm::Vm;
+
+/// A frame that has not come by then is lost.
+const LOST: Duration = Duration::from_secs(10);
+/// Round trips a second, about.
+const PAUSE: Duration = Duration::from_millis(2);
+/// EtherType for local experiments (IEEE 802).
+const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+
+/// MAC address of test station `n`.
+pub fn mac(n: u8) -> [u8; 6] {
+    [0x02, 0x5e, 0, 0, 0, n]
+}
+
+/// A frame of the least length, which says `number`.
+pub fn frame(to: [u8; 6], from: [u8; 6], number: u64) -> Vec<u8> {
+    let mut frame = [&to[..], &from, &ETHERTYPE, &number.to_le_bytes()].concat();
+    frame.resize(60, 0);
+    frame
+}
+
+/// The number in a frame that [`frame`] made.
+pub fn number(frame: &[u8]) -> Option<u64> {
+    let number = frame.get(14..22)?;
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(number);
+    (frame[12..14] == ETHERTYPE).then_some(u64::from_le_bytes(bytes))
+}
+
+/// What the ping saw.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Round trips.
+    pub round_trips: usize,
+    /// Frames that did not come.
+    pub lost: usize,
+    /// Half of the round trips took less.
+    pub median: Duration,
+    /// 99 of 100 took less.
+    pub p99: Duration,
+    /// The longest.
+    pub longest: Duration,
+}
+
+/// The ping and its guests. Ends when dropped.
+pub struct Neighbour {
+    ending: Arc<AtomicBool>,
+    asking: Sender<()>,
+    seen: Receiver<Seen>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Neighbour {
+    /// Boots two guests at these sockets and lets them talk, with broadcasts in between that reach every port.
+    #[track_caller]
+    pub fn start(one: &Path, other: &Path) -> Self {
+        let ending = Arc::new(AtomicBool::new(false));
+        let (asking, asked) = channel();
+        let (seen_by, seen) = channel();
+        let sockets = [one.to_owned(), other.to_owned()];
+        let end = ending.clone();
+        let thread = std::thread::spawn(move || ping(&sockets, &end, &asked, &seen_by));
+        Self { ending, asking, seen, thread: Some(thread) }
+    }
+
+    /// What was seen since the last time, after at least one more round trip.
+    #[track_caller]
+    pub fn seen(&self) -> Seen {
+        let asked = self.asking.send(());
+        let seen = self.seen.recv_timeout(4 * LOST).ok().filter(|_| asked.is_ok());
+        seen.unwrap_or_else(|| panic!("the neighbours' ping has ended"))
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn ping(sockets: &[PathBuf; 2], ending: &AtomicBool, asked: &Receiver<()>, seen: &Sender<Seen>) {
+    let boot = |path| Vm::boot(path).unwrap_or_else(|e| panic!("a neighbour does not come up: {e}"));
+    let (mut one, mut other) = (boot(&sockets[0]), boot(&sockets[1]));
+    let mut times = Vec::new();
+    let (mut lost, mut next) = (0, 0u64);
+    while !ending.load(Ordering::Relaxed) {
+        next += 1;
+        let began = Instant::now();
+        let is_this = |frame: &[u8]| number(frame) == Some(next);
+        one.send(&frame(mac(2), mac(1), next));
+        let there = other.receive_until(LOST, is_this).is_some();
+        other.send(&frame(mac(1), mac(2), next));
+        let back = one.receive_until(LOST, is_this).is_some();
+        times.push(began.elapsed());
+        lost += usize::from(!there) + usize::from(!back);
+        one.send(&frame([0xff; 6], mac(1), u64::MAX));
+        if asked.try_recv().is_ok() {
+            times.sort_unstable();
+            let at = |of_100: usize| times[(times.len() - 1) * of_100 / 100];
+            let report =
+                Seen { round_trips: times.len(), lost, median: at(50), p99: at(99), longest: at(100) };
+            (times, lost) = (Vec::new(), 0);
+            if seen.send(report).is_err() {
+                return;
+            }
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
