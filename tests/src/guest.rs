@@ -34,6 +34,7 @@ pub struct GuestSpec {
     name: String,
     nics: Vec<Nic>,
     memory_mib: u32,
+    slots: u32,
     cpus: u32,
     hugepages: bool,
     netns: Option<String>,
@@ -48,6 +49,7 @@ impl GuestSpec {
             name: name.to_owned(),
             nics: Vec::new(),
             memory_mib: 256,
+            slots: 0,
             cpus: 1,
             hugepages: false,
             netns: None,
@@ -66,6 +68,12 @@ impl GuestSpec {
     /// Number of virtual processors, if not one, or two for several queues.
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// Room for so many DIMMs, up to 4 GiB in all, to be plugged in while it runs.
+    pub fn dimm_slots(mut self, slots: u32) -> Self {
+        self.slots = slots;
         self
     }
 
@@ -111,7 +119,10 @@ impl GuestSpec {
         );
         let mut argv: Vec<String> = ["nice", "-n", "5"].map(str::to_owned).to_vec();
         argv.push(tool("qemu/usr/bin/qemu-system-x86_64").display().to_string());
-        let memory_size = self.memory_mib.to_string();
+        let mut memory_size = format!("{}M", self.memory_mib);
+        if self.slots > 0 {
+            memory_size += &format!(",slots={},maxmem=4G", self.slots);
+        }
         let cpus = self.cpus.to_string();
         let console = format!("file,id=console,path={}", at("console.log"));
         let qmp = format!("unix:{},server=on,wait=off", at("qmp.sock"));

@@ -173,6 +173,26 @@ impl Device {
         Ok(Arc::new(Self { shared, control, wake, thread: Mutex::new(Some(thread)) }))
     }
 
+    /// A device without socket and thread, and what serves its connections on the caller's thread: for tests that must
+    /// know what happens when. Of `config` only the name and the number of queue pairs count.
+    ///
+    /// # Errors
+    /// As for [`Device::start`].
+    pub fn attended(
+        config: DeviceConfig,
+        changed: Arc<dyn Fn() + Send + Sync>,
+    ) -> Result<(Self, Attendant), DeviceError> {
+        if config.queue_pairs == 0 || config.queue_pairs > MAX_QUEUE_PAIRS {
+            return Err(DeviceError::QueuePairs(config.queue_pairs));
+        }
+        sigbus::install().map_err(DeviceError::Thread)?;
+        let (wake, woken) = UnixStream::pair().map_err(DeviceError::Thread)?;
+        let shared = Arc::new(Shared::new(config.queue_pairs, changed));
+        let control = Arc::new(Mutex::new(Control::default()));
+        let port = Port { config, listener: None, shared: shared.clone(), control: control.clone(), woken };
+        Ok((Self { shared, control, wake, thread: Mutex::new(None) }, Attendant(port)))
+    }
+
     /// Queue pairs that a guest may use.
     pub fn queue_pairs(&self) -> usize {
         self.shared.rings().len() / 2
@@ -233,6 +253,16 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Serves the connections of a device that has no thread; see [`Device::attended`].
+pub struct Attendant(Port);
+
+impl Attendant {
+    /// Serves a connection until the other side ends it, and says why it ended.
+    pub fn serve(&self, stream: UnixStream) -> String {
+        self.0.serve(stream).why
     }
 }
 

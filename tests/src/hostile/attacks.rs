@@ -113,9 +113,12 @@ pub const RINGS: &[Attack] = &[
     }, Broken("loops")),
 ];
 
-/// A TCP frame over IPv4 to a neighbour, with `payload` bytes.
+/// The station that takes none of its frames: who floods it harms nobody else.
+pub const SINK: u8 = 4;
+
+/// A TCP frame over IPv4 to the sink, with `payload` bytes.
 fn tcp(payload: usize) -> Vec<u8> {
-    let mut frame = [&mac(1)[..], &mac(9), &[8, 0]].concat();
+    let mut frame = [&mac(SINK)[..], &mac(9), &[8, 0]].concat();
     let total = (40 + payload) as u16;
     frame.extend([0x45, 0]);
     frame.extend(total.to_be_bytes());
@@ -351,7 +354,7 @@ pub const SESSIONS: &[Attack] = &[
     ("a region that begins beyond its file", |vm| region(vm, [GPA, 4096, 0x1000, 1 << 40]), Broken("has only")),
     ("a region of no bytes", |vm| region(vm, [GPA, 0, 0x1000, 0]), Broken("invalid message")),
     ("a region over the end of all addresses", |vm| region(vm, [u64::MAX - 4095, 8192, 0x1000, 0]), Broken("invalid message")),
-    ("a region larger than any guest", |vm| region(vm, [0, 1 << 50, 0x1000, 0]), Broken("has only")),
+    ("a region larger than any guest", |vm| region(vm, [0, 1 << 50, 0x1000, 0]), Broken("larger than")),
     ("a region at an odd address", |vm| region(vm, [GPA + 1, 4096, 0x1000, 0]), Broken("not a multiple of 4096")),
     ("regions that overlap", |vm| {
         steps(vm, BEFORE_MEMORY + 1);

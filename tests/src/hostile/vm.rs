@@ -226,20 +226,28 @@ impl Vm {
         self.read_word(used(ring) + 2).wrapping_sub(self.drivers[ring].used)
     }
 
-    /// Sends a frame behind `header`. False if the ring is full.
-    pub fn send_with(&mut self, header: &[u8; HEADER], frame: &[u8]) -> bool {
+    /// The slot and buffer that the next frame takes; `None` if the ring is full.
+    fn room(&mut self) -> Option<u16> {
         let back = self.returned(TX);
         self.drivers[TX].used = self.drivers[TX].used.wrapping_add(back);
         let Driver { avail, used } = self.drivers[TX];
-        if avail.wrapping_sub(used) >= RING {
-            return false;
-        }
-        let slot = avail % RING;
-        let at = buffer(TX, slot);
-        self.write(at, &[&header[..], frame].concat());
-        self.descriptor(desc(TX), slot, GPA + at, (HEADER + frame.len()) as u32, 0, 0);
+        (avail.wrapping_sub(used) < RING).then_some(avail % RING)
+    }
+
+    /// Sends the `len` bytes, header and frame, that lie at guest address `gpa`. False if the ring is full.
+    pub fn send_from(&mut self, gpa: u64, len: usize) -> bool {
+        let Some(slot) = self.room() else { return false };
+        self.descriptor(desc(TX), slot, gpa, len as u32, 0, 0);
         self.offer(TX, slot);
         true
+    }
+
+    /// Sends a frame behind `header`. False if the ring is full.
+    pub fn send_with(&mut self, header: &[u8; HEADER], frame: &[u8]) -> bool {
+        let Some(slot) = self.room() else { return false };
+        let at = buffer(TX, slot);
+        self.write(at, &[&header[..], frame].concat());
+        self.send_from(GPA + at, HEADER + frame.len())
     }
 
     /// Sends a frame without offloads.

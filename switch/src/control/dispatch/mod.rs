@@ -21,6 +21,28 @@ use crate::config::spec::RouteSpec;
 use crate::switch::Switch;
 use listing::Listings;
 
+/// Reads a line as a dispatcher does, and does nothing.
+///
+/// # Errors
+/// What would be answered: no request, no such method, or parameters that are not the method's.
+pub fn read(line: &[u8]) -> Result<(), Error> {
+    let head = rpc::head(line)?;
+    macro_rules! read {
+        ($($request:ident = $name:literal -> $answer:ty;)*) => {
+            match head.method.as_str() {
+                $($name => rpc::params::<api::$request>(&head, line).map(drop),)*
+                other => Err(unknown(other)),
+            }
+        };
+    }
+    api::each_method!(read)
+}
+
+fn unknown(method: &str) -> Error {
+    let methods = [api::METHODS, api::OPERATIONS].concat().join(", ");
+    Error::new(rpc::METHOD_NOT_FOUND, format!("method {method:?} is unknown: there are {methods}"))
+}
+
 /// Answers requests from a switch.
 pub struct Dispatcher {
     switch: Rc<RefCell<Switch>>,
@@ -91,10 +113,7 @@ impl Dispatcher {
             ($($request:ident = $name:literal -> $answer:ty;)*) => {
                 match head.method.as_str() {
                     $($name => run::<api::$request>(at, head, line),)*
-                    other => Err(Error::new(
-                        rpc::METHOD_NOT_FOUND,
-                        format!("method {other:?} is unknown: there are {}", [api::METHODS, api::OPERATIONS].concat().join(", ")),
-                    )),
+                    other => Err(unknown(other)),
                 }
             };
         }
