@@ -8,6 +8,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 SOAK_MINUTES ?= 30
+FUZZ_SECONDS ?= 600
 BENCH ?=
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -82,6 +83,23 @@ e2e: build-test ## Guests, namespaces and testpmd (ONLY=name to run some)
 soak: build-test setup ## The end-to-end scenarios again and again, for SOAK_MINUTES
 	@$(CARGO) build -q -p shunt-tests --bin soak
 	@$(IN_SCRATCH) SOAK_MINUTES=$(SOAK_MINUTES) $(TARGET)/debug/soak
+
+# Instrumented as cargo-fuzz does it, with the compiler that builds everything else. New inputs and findings stay below
+# the target directory; what is worth keeping is copied to tests/fuzz/corpus by hand.
+FUZZ_FLAGS := -Zsanitizer=address -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,\
+  level=4 inline-8bit-counters pc-table trace-compares)
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+
+.PHONY: fuzz
+fuzz: linker ## libFuzzer on every target, FUZZ_SECONDS each (ONLY="session frame" to run some)
+	@command -v c++ >/dev/null || scripts/apt-install.sh g++
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --profile test-release -p shunt-fuzz --features libfuzzer \
+	  --target $(FUZZ_HOST) --target-dir $(TARGET)/fuzz
+	for name in $(or $(ONLY),session split_ring packed_ring frame request); do \
+	  mkdir -p $(TARGET)/fuzz/corpus/$$name; \
+	  $(TARGET)/fuzz/$(FUZZ_HOST)/test-release/fuzz-$${name//_/-} -max_total_time=$(FUZZ_SECONDS) -timeout=20 -print_final_stats=1 \
+	    -artifact_prefix=$(TARGET)/fuzz/$$name- $(TARGET)/fuzz/corpus/$$name tests/fuzz/corpus/$$name; \
+	done
 
 .PHONY: bench
 bench: setup ## shunt beside its peers in one run (BENCH="--help" for what can be chosen)

@@ -1,11 +1,17 @@
 //! `make soak`: hours of what a host goes through in months. Guests talk, among themselves and through translation, are
-//! killed and come back; ports, routes, rules and connections come and go; and the one shuntd underneath must neither end
-//! nor grow. SOAK_MINUTES says how long (30).
+//! killed and come back; ports, routes, rules and connections come and go; 62 more ports have guests that ping each
+//! other, lie, and change their memory; and the one shuntd underneath must neither end nor grow. SOAK_MINUTES says how
+//! long (30).
 
 #![forbid(unsafe_code)]
 
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use shunt_tests::hostile::attacks::{self, Attack};
+use shunt_tests::hostile::vm::memfd;
+use shunt_tests::hostile::{Footprint, Neighbour, Vm};
 use shunt_tests::{
     GuestSpec, Host, NetNs, Nic, Shuntd, answers, boot_all, copy_intact, iperf, progress, start_iperf,
     wait_for,
@@ -32,6 +38,7 @@ fn main() {
         GuestSpec::new("b").nic(Nic::listens(&b).queues(2).address("10.0.3.102/24")),
     ]);
 
+    let field = Field::new(&shuntd);
     let mut warm = None;
     let mut round = 0;
     while Instant::now() < end {
@@ -67,20 +74,22 @@ fn main() {
         } else {
             b.reboot();
         }
+        field.attack(round);
+        field.change_memory();
         drop(flood.wait());
         wait_for("both ports up", SOON, || {
             ["a", "b"].iter().all(|port| shuntd.port(port)["state"] == "up").then_some(())
         });
 
-        let now = resources(shuntd.pid().unwrap_or_else(|| panic!("shuntd is gone")));
-        progress!("round {round}: shuntd has {} KiB and {} descriptors", now.0, now.1);
-        let (kib, descriptors) = *warm.get_or_insert(now);
+        field.check(&shuntd);
+        let now = Footprint::of(shuntd.pid().unwrap_or_else(|| panic!("shuntd is gone")));
+        progress!("round {round}: shuntd has {now}");
+        let before = *warm.get_or_insert(now);
         if round <= WARM {
             warm = Some(now);
             continue;
         }
-        assert!(now.0 <= kib + SLACK_KIB, "shuntd grew from {kib} to {} KiB", now.0);
-        assert!(now.1 <= descriptors, "shuntd had {descriptors} descriptors and has {}", now.1);
+        assert!(now.fits(&before, SLACK_KIB), "shuntd had {before} and has {now}");
     }
     assert!(shuntd.alive());
     println!("soak: {round} rounds in {minutes} minutes passed");
@@ -134,11 +143,72 @@ impl World {
     }
 }
 
-/// Resident memory in KiB and number of open descriptors of a process.
-fn resources(pid: u32) -> (u64, usize) {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = resident.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok());
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-    (kib.unwrap_or(0), descriptors)
+/// Ports whose guests are a few lines each: some talk, some lie.
+struct Field {
+    talking: Vec<Neighbour>,
+    lying: Vec<PathBuf>,
+}
+
+/// Pairs that ping each other.
+const PAIRS: u8 = 21;
+/// Ports for those that lie.
+const LIARS: usize = 20;
+/// Attacks in a round.
+const ATTACKS: usize = 40;
+
+impl Field {
+    fn new(shuntd: &Shuntd) -> Self {
+        shuntd.ctl("bridge add field");
+        let port = |name: String| {
+            let path = shuntd.path(&format!("{name}.sock"));
+            shuntd.ctl(&format!("port add {name} --bridge field --vhost-user {}", path.display()));
+            path
+        };
+        let talking = (0..PAIRS).map(|n| {
+            let (one, other) = (port(format!("t{n}a")), port(format!("t{n}b")));
+            Neighbour::between(&one, &other, [20 + 2 * n, 21 + 2 * n], Duration::from_millis(100))
+        });
+        Self { talking: talking.collect(), lying: (0..LIARS).map(|n| port(format!("liar{n}"))).collect() }
+    }
+
+    /// The next attacks of the tables, one port after the other.
+    fn attack(&self, round: u32) {
+        let booted = [attacks::RINGS, attacks::HEADERS, attacks::CIRCUMSTANCES];
+        let mut all: Vec<(bool, &Attack)> =
+            booted.into_iter().flatten().map(|attack| (true, attack)).collect();
+        all.extend(attacks::SESSIONS.iter().map(|attack| (false, attack)));
+        for n in 0..ATTACKS {
+            let (boot, (name, run, _)) = all[(round as usize * ATTACKS + n) % all.len()];
+            let path = &self.lying[n % LIARS];
+            let mut vm = wait_for(name, SOON, || if boot { Vm::boot(path) } else { Vm::connect(path) }.ok());
+            run(&mut vm);
+        }
+    }
+
+    /// A guest gets and gives back memory a hundred times.
+    fn change_memory(&self) {
+        let vm = wait_for("a guest to start", SOON, || Vm::boot(&self.lying[0]).ok());
+        let file = memfd(100 << 20);
+        let region = |n: u64| [0x100_0000_0000 + (n << 20), 1 << 20, 0x5000_0000_0000 + (n << 20), n << 20];
+        for n in 0..100 {
+            vm.add_region(region(n), file.as_raw_fd()).unwrap_or_else(|e| panic!("region {n}: {e}"));
+        }
+        for n in (0..100).rev() {
+            vm.remove_region(region(n)).unwrap_or_else(|e| panic!("region {n}: {e}"));
+        }
+    }
+
+    /// Who talked has lost nothing, and those who lied are gone.
+    fn check(&self, shuntd: &Shuntd) {
+        for pair in &self.talking {
+            let seen = pair.seen();
+            assert_eq!(seen.lost, 0, "a pair lost frames: {seen:?}");
+        }
+        wait_for("those who lied to be gone", SOON, || {
+            let gone = |n| {
+                matches!(shuntd.port(&format!("liar{n}"))["state"].as_str(), Some("connecting" | "broken"))
+            };
+            (0..LIARS).all(gone).then_some(())
+        });
+    }
 }

@@ -63,12 +63,19 @@ impl Neighbour {
     /// Boots two guests at these sockets and lets them talk, with broadcasts in between that reach every port.
     #[track_caller]
     pub fn start(one: &Path, other: &Path) -> Self {
+        Self::between(one, other, [1, 2], PAUSE)
+    }
+
+    /// The same for stations of these numbers, with this pause between two round trips.
+    #[track_caller]
+    pub fn between(one: &Path, other: &Path, stations: [u8; 2], pause: Duration) -> Self {
         let ending = Arc::new(AtomicBool::new(false));
         let (asking, asked) = channel();
         let (seen_by, seen) = channel();
         let sockets = [one.to_owned(), other.to_owned()];
         let end = ending.clone();
-        let thread = std::thread::spawn(move || ping(&sockets, &end, &asked, &seen_by));
+        let thread =
+            std::thread::spawn(move || ping(&sockets, stations.map(mac), pause, &end, &asked, &seen_by));
         Self { ending, asking, seen, thread: Some(thread) }
     }
 
@@ -90,7 +97,14 @@ impl Drop for Neighbour {
     }
 }
 
-fn ping(sockets: &[PathBuf; 2], ending: &AtomicBool, asked: &Receiver<()>, seen: &Sender<Seen>) {
+fn ping(
+    sockets: &[PathBuf; 2],
+    [mac_one, mac_other]: [[u8; 6]; 2],
+    pause: Duration,
+    ending: &AtomicBool,
+    asked: &Receiver<()>,
+    seen: &Sender<Seen>,
+) {
     // What is measured is the switch, and not who else wants this machine's processors.
     crate::process::favour(&[nix::unistd::gettid().as_raw().cast_unsigned()]);
     let boot = |path| Vm::boot(path).unwrap_or_else(|e| panic!("a neighbour does not come up: {e}"));
@@ -101,13 +115,13 @@ fn ping(sockets: &[PathBuf; 2], ending: &AtomicBool, asked: &Receiver<()>, seen:
         next += 1;
         let began = Instant::now();
         let is_this = |frame: &[u8]| number(frame) == Some(next);
-        one.send(&frame(mac(2), mac(1), next));
+        one.send(&frame(mac_other, mac_one, next));
         let there = other.receive_until(LOST, is_this).is_some();
-        other.send(&frame(mac(1), mac(2), next));
+        other.send(&frame(mac_one, mac_other, next));
         let back = one.receive_until(LOST, is_this).is_some();
         times.push(began.elapsed());
         lost += usize::from(!there) + usize::from(!back);
-        one.send(&frame([0xff; 6], mac(1), u64::MAX));
+        one.send(&frame([0xff; 6], mac_one, u64::MAX));
         if asked.try_recv().is_ok() {
             times.sort_unstable();
             let at = |of_100: usize| times[(times.len() - 1) * of_100 / 100];
@@ -118,6 +132,6 @@ fn ping(sockets: &[PathBuf; 2], ending: &AtomicBool, asked: &Receiver<()>, seen:
                 return;
             }
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
     }
 }
