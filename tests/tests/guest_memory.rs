@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use shunt_tests::hostile::neighbour::{frame, mac};
-use shunt_tests::hostile::vm::{GPA, HEADER, SPARE, TX, memfd};
+use shunt_tests::hostile::vm::{GPA, HEADER, SPARE, memfd};
 use shunt_tests::hostile::wire::request;
 use shunt_tests::hostile::{Footprint, Neighbour, Vm};
 use shunt_tests::{

@@ -61,21 +61,18 @@ impl Memory {
             .expect("two regions")
     }
 
-    /// Writes bytes at an offset into the regions, counted from the first.
+    /// Writes bytes at an offset into the regions, counted from the first; behind the second it goes on in the first.
     pub fn write(&self, at: u64, bytes: &[u8]) {
-        for (i, byte) in bytes.iter().enumerate() {
-            let at = (at + i as u64) % (2 * REGION);
-            let place = canary(at / REGION) + AROUND + at % REGION;
-            self.file.write_all_at(&[*byte], place).expect("write");
+        let (mut at, mut bytes) = (at, bytes);
+        while !bytes.is_empty() {
+            let offset = at % (2 * REGION);
+            let room = (REGION - offset % REGION) as usize;
+            let (now, rest) = bytes.split_at(bytes.len().min(room));
+            let place = canary(offset / REGION) + AROUND + offset % REGION;
+            self.file.write_all_at(now, place).expect("write");
+            at += now.len() as u64;
+            bytes = rest;
         }
-    }
-
-    /// The 16-bit word at an even offset into the regions.
-    pub fn word(&self, at: u64) -> u16 {
-        let mut bytes = [0; 2];
-        let place = canary(at / REGION) + AROUND + at % REGION;
-        self.file.read_exact_at(&mut bytes, place).expect("read");
-        u16::from_le_bytes(bytes)
     }
 
     /// Panics if anything was written outside of the regions.
