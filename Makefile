@@ -118,6 +118,7 @@ man: build ## Manual pages and shell completions, in target/man and target/compl
 install: build man ## Programs, manual pages, completions and the systemd unit, below DESTDIR and PREFIX
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(TARGET)/release/shuntd
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(TARGET)/release/shuntctl
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/lib/cni $(TARGET)/release/shunt-cni
 	for page in $(TARGET)/man/*; do install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} $$page; done
 	install -D -m 644 $(TARGET)/completions/shuntctl.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/shuntctl
 	install -D -m 644 $(TARGET)/completions/shuntctl.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_shuntctl

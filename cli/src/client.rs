@@ -15,13 +15,20 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub enum Failure {
     /// The daemon said no; to which element of a list, counted from 0, if it was one.
     #[error("{0}")]
     Refused(String, Option<u64>),
     /// The same, where the daemon says what kind of refusal it is.
     #[error("{message}")]
-    Known { message: String, kind: String, index: Option<u64> },
+    Known {
+        /// What it said.
+        message: String,
+        /// The kind, a word.
+        kind: String,
+        /// Which element of a list, counted from 0.
+        index: Option<u64>,
+    },
     /// There is no daemon, or it does not speak as it should.
     #[error("{0}")]
     Unreachable(String),
@@ -31,7 +38,7 @@ pub(crate) enum Failure {
 }
 
 /// A connection to the daemon.
-pub(crate) struct Client {
+pub struct Client {
     stream: BufReader<UnixStream>,
     path: PathBuf,
     asked: u64,
@@ -59,7 +66,7 @@ impl Client {
     ///
     /// # Errors
     /// Nobody is there, or we may not.
-    pub(crate) fn connect(path: Option<&Path>) -> Result<Self, Failure> {
+    pub fn connect(path: Option<&Path>) -> Result<Self, Failure> {
         let path = match path.filter(|path| !path.as_os_str().is_empty()) {
             Some(path) => path.to_path_buf(),
             None => paths::client_socket(),
@@ -111,7 +118,7 @@ impl Client {
     ///
     /// # Errors
     /// The daemon refuses, or goes away, or does not answer in time.
-    pub(crate) fn ask<M: Method>(&mut self, request: &M) -> Result<M::Answer, Failure> {
+    pub fn ask<M: Method>(&mut self, request: &M) -> Result<M::Answer, Failure> {
         self.asked += 1;
         let request = Request { jsonrpc: "2.0", id: self.asked, method: M::NAME, params: request };
         let mut line = serde_json::to_vec(&request).map_err(|e| self.lost(&e))?;

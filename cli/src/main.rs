@@ -6,7 +6,6 @@
 
 mod arguments;
 mod check;
-mod client;
 mod config;
 mod front;
 mod ipvs;
@@ -23,8 +22,8 @@ use std::process::ExitCode;
 use arguments::{Arguments, Bridge, Config, Fdb, Noun, Placement, Port, Worker};
 use clap::{CommandFactory, Parser};
 
-use client::{Client, Failure};
 use serde::Serialize;
+use shunt_client::client::{self, Client, Failure};
 use shunt_switch::config::arguments::one_line;
 use shunt_switch::control::api;
 

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cni;
 pub mod conntrack;
 pub mod daemon;
 pub mod dhcp;

@@ -33,6 +33,12 @@ pub fn shuntctl() -> PathBuf {
     own("shuntctl", "SHUNTCTL_BIN")
 }
 
+/// The CNI plugin (`SHUNT_CNI_BIN`).
+#[track_caller]
+pub fn shunt_cni() -> PathBuf {
+    own("shunt-cni", "SHUNT_CNI_BIN")
+}
+
 /// A file in the tools directory that `scripts/setup-tests.sh` fills (`SHUNT_TEST_TOOLS`).
 #[track_caller]
 pub fn tool(file: &str) -> PathBuf {

@@ -211,7 +211,7 @@ pub(crate) struct Limits {
     /// Bits per second that may reach whoever is behind the port, such as 500k, 10M, 2.5G; 0 or none: no limit
     #[arg(long, value_name = "RATE", value_parser = bits)]
     pub(crate) ingress_rate: Option<i64>,
-    /// Bits of them that may come at once after a pause [default: a tenth of a second's, at least 64 KiB]
+    /// Bits of them that may come at once after a pause [default: a quarter of a second's, at least 64 KiB]
     #[arg(long, value_name = "BITS", value_parser = bits, requires = "ingress_rate")]
     pub(crate) ingress_burst: Option<i64>,
     /// Bits per second that may come from there

@@ -4,6 +4,7 @@
 //! that somebody else made. [`Port::receive`] lends a burst to the pipeline, [`Port::send`] takes the frames that are
 //! to leave, after the checks and conversions that only the receiver's side can know: MTU and offloads.
 
+pub mod assign;
 pub mod bucket;
 pub mod device;
 pub mod guest_tap;

@@ -58,6 +58,11 @@ impl Netns {
         self.id
     }
 
+    /// Whether the other one is the same namespace.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+
     /// Runs `work` in the namespace: here if it is our own, else on a thread of its own.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, OpenError> {
         let Some((path, file)) = &self.entry else {

@@ -10,7 +10,9 @@ pub const RATE_MIN: i64 = 8;
 pub const RATE_MAX: i64 = 1_000_000_000_000;
 /// Greatest burst, in bits: 128 GiB.
 pub const RATE_BURST_MAX: i64 = 1 << 40;
-/// Least burst where none is given, in bits: a GSO frame.
+/// Least burst where none is given, in bits: a GSO frame. Else it is a quarter of a second's: TCP that has lost a whole
+/// window at an empty bucket is silent for 200 ms (Linux's least retransmission time), and what comes in meanwhile must
+/// find room, or the rate is never reached.
 const BURST_USUAL: u64 = 65_536 * 8;
 
 /// How much may pass in one direction.
@@ -80,7 +82,7 @@ pub(super) fn rate(
         }
         (Some(bits), burst) => {
             let bits = bits as u64;
-            let burst = burst.map_or((bits / 10).max(BURST_USUAL), |burst| burst as u64);
+            let burst = burst.map_or((bits / 4).max(BURST_USUAL), |burst| burst as u64);
             Ok(RateChange::Set(Rate { bits, burst }))
         }
     }
@@ -118,11 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_burst_is_a_tenth_of_a_second_and_a_whole_frame() {
+    fn the_usual_burst_is_a_quarter_of_a_second_and_a_whole_frame() {
         let burst = |bits| match checked(Some(bits), None) {
             Ok(RateChange::Set(rate)) => rate.burst,
             other => panic!("{other:?}"),
         };
-        assert_eq!((burst(1000), burst(1_000_000_000)), (524_288, 100_000_000));
+        assert_eq!((burst(1000), burst(1_000_000_000)), (524_288, 250_000_000));
     }
 }

@@ -69,7 +69,7 @@ pub struct PortAdd {
     /// Bits per second that may reach whoever is behind it, 8 to 1,000,000,000,000; 0: no limit, as if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress_rate: Option<i64>,
-    /// Bits of them that may come at once after a pause; a tenth of a second's, at least 524,288, if not given.
+    /// Bits of them that may come at once after a pause; a quarter of a second's, at least 524,288, if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress_burst: Option<i64>,
     /// Bits per second that may come from there, as `ingress_rate`.
@@ -128,7 +128,7 @@ pub struct PortSet {
     /// Bits per second that may reach whoever is behind it, 8 to 1,000,000,000,000; 0 lifts the limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress_rate: Option<i64>,
-    /// Bits of them that may come at once after a pause; a tenth of a second's, at least 524,288, if not given.
+    /// Bits of them that may come at once after a pause; a quarter of a second's, at least 524,288, if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress_burst: Option<i64>,
     /// Bits per second that may come from there, as `ingress_rate`.
