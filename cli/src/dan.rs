@@ -12,6 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use shunt_switch::config::Mac;
 
@@ -171,12 +172,16 @@ pub fn read(file: &Path) -> Result<Option<Dan>, String> {
 
 /// Adds a NIC to a sandbox's file, or replaces the one of its name; makes file and directory where there is none.
 ///
-/// The file is replaced as a whole: whoever reads it sees what was there before or what is there afterwards. Two writers
-/// at once must be kept from each other by the caller.
+/// The file is replaced as a whole: whoever reads it sees what was there before or what is there afterwards. Writers lock
+/// the directory.
 ///
 /// # Errors
 /// The file cannot be read or written.
 pub fn put(file: &Path, nic: Nic) -> Result<(), String> {
+    let directory = file.parent().unwrap_or(Path::new("/"));
+    let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(directory);
+    made.map_err(|error| format!("{} cannot be made: {error}", directory.display()))?;
+    let _lock = lock(directory)?;
     let mut dan = read(file)?.unwrap_or_default();
     dan.devices.retain(|other| other.name != nic.name);
     dan.devices.push(nic);
@@ -188,6 +193,11 @@ pub fn put(file: &Path, nic: Nic) -> Result<(), String> {
 /// # Errors
 /// The file cannot be read or written.
 pub fn remove(file: &Path, nic: &str) -> Result<bool, String> {
+    let directory = file.parent().unwrap_or(Path::new("/"));
+    if !directory.exists() {
+        return Ok(false);
+    }
+    let _lock = lock(directory)?;
     let Some(mut dan) = read(file)? else { return Ok(false) };
     let before = dan.devices.len();
     dan.devices.retain(|other| other.name != nic);
@@ -201,6 +211,13 @@ pub fn remove(file: &Path, nic: &str) -> Result<bool, String> {
         false => write(file, &dan)?,
     }
     Ok(true)
+}
+
+/// Keeps other writers out of a directory until it is dropped.
+fn lock(directory: &Path) -> Result<Flock<File>, String> {
+    let failed = |error: &dyn std::fmt::Display| format!("{} cannot be locked: {error}", directory.display());
+    let opened = File::open(directory).map_err(|error| failed(&error))?;
+    Flock::lock(opened, FlockArg::LockExclusive).map_err(|(_, error)| failed(&error))
 }
 
 fn write(file: &Path, dan: &Dan) -> Result<(), String> {

@@ -14,6 +14,7 @@ mod kata;
 mod l3;
 mod routes;
 mod rules;
+mod sandbox;
 mod show;
 
 use std::io::{ErrorKind, Write};
@@ -21,7 +22,6 @@ use std::process::ExitCode;
 
 use arguments::{Arguments, Bridge, Config, Fdb, Noun, Placement, Port, Worker};
 use clap::{CommandFactory, Parser};
-
 use serde::Serialize;
 use shunt_client::client::{self, Client, Failure};
 use shunt_switch::config::arguments::one_line;
@@ -105,6 +105,11 @@ fn answer(arguments: &Arguments) -> Result<String, Failure> {
                 });
         }
         Noun::Config(Config::Check { file }) => return config::check(file, arguments.json),
+        Noun::Dan(command) => {
+            if let Some(answer) = sandbox::answer(command) {
+                return answer;
+            }
+        }
         _ => (),
     }
     let mut asker = Asker { client: Client::connect(arguments.control.as_deref())?, json: arguments.json };
@@ -157,6 +162,7 @@ impl Asker {
             Noun::Check(command) => self.check(command),
             Noun::Config(command) => self.config(command),
             Noun::Worker(command) => self.worker(command),
+            Noun::Dan(command) => self.dan(command),
             Noun::Stats { port, drops } => self.ask(&api::StatsShow { port: port.clone() }, |ports| {
                 if *drops { show::drops(ports) } else { show::stats(ports) }
             }),

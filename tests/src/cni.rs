@@ -15,6 +15,7 @@ use crate::wait::poll_for;
 /// A network of a daemon's with the plugin that connects containers to it.
 pub struct Cni<'a> {
     shuntd: &'a Shuntd,
+    netns: Option<String>,
     /// The configuration: fields are for the test to change.
     pub config: Value,
 }
@@ -30,7 +31,13 @@ impl<'a> Cni<'a> {
             "control": shuntd.path("control.sock"), "stateDir": shuntd.path("cni"),
             "socketDir": shuntd.path("sockets"), "ipam": {"type": "shunt"}
         });
-        Self { shuntd, config }
+        Self { shuntd, netns: None, config }
+    }
+
+    /// Has the plugin run in a namespace, where its TAP devices on the host then are.
+    pub fn within(mut self, netns: &NetNs) -> Self {
+        self.netns = Some(netns.id().to_owned());
+        self
     }
 
     /// Starts the plugin without waiting for its end; standard output is a file with this name in the daemon's directory.
@@ -38,7 +45,15 @@ impl<'a> Cni<'a> {
     pub fn start(&self, command: &str, container: &str, netns: &str, config: &Value, output: &str) -> Child {
         let file =
             std::fs::File::create(self.shuntd.path(output)).unwrap_or_else(|e| panic!("{output}: {e}"));
-        let mut child = Command::new(tools::shunt_cni())
+        let mut plugin = match &self.netns {
+            None => Command::new(tools::shunt_cni()),
+            Some(netns) => {
+                let mut ip = Command::new("ip");
+                ip.args(["netns", "exec", netns]).arg(tools::shunt_cni());
+                ip
+            }
+        };
+        let mut child = plugin
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", container)
             .env("CNI_NETNS", netns)

@@ -2,6 +2,7 @@
 
 mod check;
 mod config;
+mod dan;
 mod ipvs;
 mod kata;
 mod l3;
@@ -14,6 +15,7 @@ use clap_complete::Shell;
 
 pub(crate) use check::{Check, CheckSet};
 pub(crate) use config::Config;
+pub(crate) use dan::{Dan, DanPut};
 pub(crate) use ipvs::{Cleanup, Ipvs};
 pub(crate) use kata::{Container, Document, KataIpvs, KataNetwork};
 pub(crate) use l3::{Dhcp, Interface, Neighbour, Route, RouteAdd};
@@ -102,6 +104,9 @@ pub(crate) enum Noun {
     /// The whole configuration: shown, saved, checked, compared, applied
     #[command(subcommand)]
     Config(Config),
+    /// Files by which Kata's runtime-rs learns of ports (directly attachable networks)
+    #[command(subcommand)]
+    Dan(Dan),
     /// Packets, bytes, errors and drops of ports, since they were made
     Stats {
         /// Of this port only

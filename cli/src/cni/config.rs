@@ -91,7 +91,7 @@ pub(crate) struct PortMapping {
     pub(crate) host_port: i64,
     /// Where the container listens.
     pub(crate) container_port: i64,
-    /// `tcp` (if not given), `udp`, `sctp`.
+    /// `tcp` (if not given) or `udp`.
     #[serde(default)]
     pub(crate) protocol: Option<String>,
     /// The address at which it is reached; any of the switch's if empty.

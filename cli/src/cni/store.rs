@@ -20,7 +20,7 @@ use super::error::Error;
 /// A published port, in the words in which shuntd lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Publish {
-    /// `tcp`, `udp`, `sctp`.
+    /// `tcp` or `udp`.
     pub(crate) proto: String,
     /// Where it is reached.
     pub(crate) listen: String,
