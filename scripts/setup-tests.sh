@@ -17,7 +17,7 @@ PACKAGES="gcc libc6-dev binutils ca-certificates
   qemu-system-x86 seabios busybox-static cpio kmod lz4 dash
   iproute2 iputils-ping iputils-arping ethtool iperf3 tcpdump netcat-openbsd util-linux procps
   iputils-tracepath traceroute curl isc-dhcp-client systemd python3 python3-scapy python3-pyftpdlib conntrack nftables
-  ipvsadm containernetworking-plugins
+  ipvsadm containernetworking-plugins podman crun
   dpdk-dev valgrind"
 # What is copied into the guests, beside busybox and the shell.
 GUEST_PROGRAMS="ip bridge ss ethtool iperf3 ping arping tcpdump nc flock setsid timeout ipvsadm"

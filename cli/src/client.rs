@@ -98,7 +98,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`Self::connect`].
-    pub(crate) fn connect_patiently(path: Option<&Path>, patience: Duration) -> Result<Self, Failure> {
+    pub fn connect_patiently(path: Option<&Path>, patience: Duration) -> Result<Self, Failure> {
         let mut client = Self::connect(path)?;
         client.be_patient(patience)?;
         Ok(client)
@@ -108,7 +108,7 @@ impl Client {
     ///
     /// # Errors
     /// Hardly ever.
-    pub(crate) fn be_patient(&mut self, patience: Duration) -> Result<(), Failure> {
+    pub fn be_patient(&mut self, patience: Duration) -> Result<(), Failure> {
         self.patience = patience;
         let set = self.stream.get_ref().set_read_timeout(Some(patience));
         set.map_err(|error| self.lost(&error))

@@ -190,6 +190,7 @@ mod tests {
     use vhost_backend::net_header::NetHeader;
 
     use super::*;
+    use crate::config::spec::Rate;
     use crate::packet::ethernet::Mac;
     use crate::policy::guard::Identity;
     use crate::stats::{PortCounters, total};
@@ -203,13 +204,14 @@ mod tests {
 
     /// Runs frames through port 1 of a bridge with the ports 1, 2 and 3; port by port, which frames leave.
     fn run(fdb: &Fdb, frames: &[Vec<u8>]) -> (BTreeMap<u16, u64>, BTreeMap<&'static str, u64>) {
-        run_guarded(fdb, frames, None)
+        run_bound(fdb, frames, None, None)
     }
 
-    fn run_guarded(
+    fn run_bound(
         fdb: &Fdb,
         frames: &[Vec<u8>],
         guard: Option<&Guard>,
+        limit: Option<&Bucket>,
     ) -> (BTreeMap<u16, u64>, BTreeMap<&'static str, u64>) {
         let counters = [crossbeam_utils::CachePadded::new(PortCounters::default())];
         let mut verdict = Verdict::default();
@@ -221,7 +223,7 @@ mod tests {
                 }
             },
             |burst| {
-                let from = Ingress { port: 1, fdb, members: &[1, 2, 3], guard, limit: None };
+                let from = Ingress { port: 1, fdb, members: &[1, 2, 3], guard, limit };
                 classify(burst, &from, 5, &counters[0].rx, &mut verdict);
                 while let Some((port, mask)) = verdict.take() {
                     ways.insert(port, mask);
@@ -271,9 +273,25 @@ mod tests {
         let of = |source: [u8; 6], kind: [u8; 2]| [&[0xff; 6][..], &source, &kind, &[0; 46]].concat();
         let fdb = Fdb::new(10, 300, 8);
         let frames = [of(B, [0x88, 0xb5]), of(A, [0x88, 0xb5]), of(A, [8, 6]), vec![0xff; 13]];
-        let (ways, drops) = run_guarded(&fdb, &frames, Some(&guard));
+        let (ways, drops) = run_bound(&fdb, &frames, Some(&guard), None);
         assert_eq!(ways, BTreeMap::from([(2, 0b010), (3, 0b010)]));
         assert_eq!(drops, BTreeMap::from([("guard_arp", 1), ("guard_mac", 1), ("runt", 1)]));
+        assert_eq!((fdb.lookup(Key::new(A, 0), 5), fdb.lookup(Key::new(B, 0), 5)), (Some(1), None));
+    }
+
+    #[test]
+    fn what_is_above_a_limit_is_neither_heard_nor_learned() {
+        let limit = Bucket::default();
+        limit.set(Some(Rate { bits: 8, burst: 8 * 100 }));
+        let fdb = Fdb::new(10, 300, 8);
+        let frames = [vec![0xff; 13], frame(B, A), frame([0xff; 6], A), frame(A, B)];
+        let (ways, drops) = run_bound(&fdb, &frames, None, Some(&limit));
+        assert_eq!(
+            ways,
+            BTreeMap::from([(2, 0b110), (3, 0b110)]),
+            "73 bytes are less than the burst, 133 are not"
+        );
+        assert_eq!(drops, BTreeMap::from([("rate_limit", 1), ("runt", 1)]));
         assert_eq!((fdb.lookup(Key::new(A, 0), 5), fdb.lookup(Key::new(B, 0), 5)), (Some(1), None));
     }
 

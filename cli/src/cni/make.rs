@@ -296,7 +296,7 @@ impl Call<'_> {
                 proto: publish.proto.clone(),
                 listen: publish.listen.clone(),
                 to: publish.to.clone(),
-                ingress: None,
+                ..api::PublishAdd::default()
             })?;
         }
         for source in &record.masquerade {
