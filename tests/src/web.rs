@@ -52,6 +52,43 @@ impl Web {
     }
 }
 
+/// A download whose client reads nothing before it is told to: the server waits with most of the file.
+pub struct Held<'a> {
+    job: Job,
+    client: &'a dyn Host,
+    gate: String,
+    sum: String,
+}
+
+impl Web {
+    /// Begins to fetch the file, which should be larger than what buffers hold.
+    #[track_caller]
+    pub fn hold<'a>(&self, client: &'a dyn Host, address: &str) -> Held<'a> {
+        let (host, port) = address.rsplit_once(':').unwrap_or((address, "80"));
+        let gate = format!("{}-{port}", self._dir.path().display());
+        client.sh(&format!("mkfifo {gate}"));
+        let job = client.start(
+            &format!(
+                "printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc -n -w 60 {host} {port} \
+                 | {{ read go <{gate}; tail -c {}; }} | sha256sum",
+                self.bytes
+            ),
+            Duration::from_secs(120),
+        );
+        Held { job, client, gate, sum: self.sum.clone() }
+    }
+}
+
+impl Held<'_> {
+    /// Reads the rest and compares the sum.
+    #[track_caller]
+    pub fn finish(self) {
+        self.client.sh(&format!("echo >{}; rm {}", self.gate, self.gate));
+        let name = self.client.name();
+        assert_eq!(self.job.wait().text.trim(), self.sum, "{name}: a download broke off, or was changed");
+    }
+}
+
 /// The address from which the server at `address` (`host:port`) sees `client`; an IPv4 one without the prefix of
 /// mapped addresses. `Err` holds the client's words when it does not answer.
 #[track_caller]
