@@ -348,7 +348,8 @@ mod tests {
             assert_eq!(message.lines().count(), 1, "{message}");
         }
         let deep = "[".repeat(100_000);
-        assert!(interface(&format!("{{\"x\":{deep}")).unwrap_err().contains("recursion limit"));
+        assert!(interface(&format!("{{\"x\":{deep}")).unwrap_err().contains("EOF while parsing"));
+        assert!(interface(&format!("{{\"IPAddresses\":{deep}")).is_err());
     }
 
     #[test]

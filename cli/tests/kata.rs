@@ -486,3 +486,23 @@ fn containers_come_and_go() {
     daemon.says(&["container", "del", "6"]);
     assert_eq!(daemon.json(&["container", "list"]), json!([]));
 }
+
+#[test]
+fn a_daemon_that_ends_in_the_middle_undoes_what_it_began() {
+    let World { daemon, qmp } = World::new();
+    let file = daemon.path("nic.json");
+    std::fs::write(&file, nic(&daemon).to_string()).unwrap();
+    qmp.fault(Fault::Silent("device_add"));
+    let mut asking = shuntctl();
+    asking.arg("--control").arg(daemon.path("c.sock")).args(["kata-network", "add-iface", ID, &file]);
+    let asking = asking.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    common::wait_for("the command to wait for QEMU", || {
+        qmp.commands().contains(&"device_add".to_owned()).then_some(())
+    });
+    assert_eq!(qmp.parts().len(), 2);
+    // SIGTERM, and until it has ended.
+    drop(daemon);
+    assert_eq!(qmp.parts(), [] as [String; 0]);
+    let output = asking.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), &b"null\n"[..]));
+}

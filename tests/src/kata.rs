@@ -34,7 +34,7 @@ impl Shuntd {
     pub fn kata_runtime(&self) -> PathBuf {
         let link = self.path("kata-runtime");
         if !link.exists() {
-            let made = std::os::unix::fs::symlink(tools::shuntctl(), &link);
+            let made = tools::shuntctl().canonicalize().and_then(|to| std::os::unix::fs::symlink(to, &link));
             made.unwrap_or_else(|e| panic!("no link {}: {e}", link.display()));
         }
         link
