@@ -18,8 +18,6 @@ use shunt_tests::{Shuntd, poll_for, progress, wait_for};
 const SOON: Duration = Duration::from_secs(30);
 /// Ports that take turns: one that was hung up on waits longer each time before it listens to the next.
 const PORTS: usize = 16;
-/// The ping's usual round trip takes less, whatever goes on beside it.
-const QUICK: Duration = Duration::from_millis(2);
 /// Growth of the daemon that is allowed, KiB: caches of the allocator.
 const SLACK: u64 = 4096;
 
@@ -89,7 +87,7 @@ impl Stage {
     fn untouched(&mut self, name: &str) {
         let seen = self.neighbour.seen();
         assert_eq!(seen.lost, 0, "{name}: the neighbours lost frames: {seen:?}");
-        assert!(seen.median < QUICK, "{name}: the neighbours' ping is slow: {seen:?}");
+        assert!(seen.is_quick(), "{name}: the neighbours' ping is slow: {seen:?}");
         self.slowest = self.slowest.max(seen.median);
         self.round_trips += seen.round_trips;
     }

@@ -203,6 +203,10 @@ impl Session {
 
     /// Has a running ring log what it is to log from now on.
     fn update_logging(&mut self, index: usize) {
+        if self.log.is_none() {
+            // Nor was there ever one: no ring is touched.
+            return;
+        }
         let logging = self.logging(index);
         self.shared.rings()[index].control(|ring| ring.set_logging(logging));
     }

@@ -1,5 +1,7 @@
 //! Two honest guests beside a hostile one: a ping between them goes on all the time, and loses nothing.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +15,8 @@ use super::vm::Vm;
 const LOST: Duration = Duration::from_secs(10);
 /// Round trips a second, about.
 const PAUSE: Duration = Duration::from_millis(2);
+/// Round trips that are needed to say anything about them.
+const ENOUGH: usize = 30;
 /// EtherType for local experiments (IEEE 802).
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
@@ -49,6 +53,42 @@ pub struct Seen {
     pub p99: Duration,
     /// The longest.
     pub longest: Duration,
+    /// Half of the times that as many changes of threads took without any switch between them: what this machine, with
+    /// all that runs on it, makes of the same thing.
+    pub machine: Duration,
+}
+
+impl Seen {
+    /// Whether the switch added less than 2 ms to what the machine itself takes, for half of the round trips.
+    pub fn is_quick(&self) -> bool {
+        self.median < Duration::from_millis(2) + 3 * self.machine
+    }
+}
+
+/// A thread that answers.
+struct Echo {
+    stream: UnixStream,
+}
+
+impl Echo {
+    fn new() -> Self {
+        let (stream, other) = UnixStream::pair().unwrap_or_else(|e| panic!("socketpair: {e}"));
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            while (&other).read_exact(&mut byte).is_ok() && (&other).write_all(&byte).is_ok() {}
+        });
+        Self { stream }
+    }
+
+    /// Goes there and back twice, as a ping does by way of the switch's worker.
+    fn time(&self) -> Duration {
+        let began = Instant::now();
+        for _ in 0..2 {
+            let mut byte = [0];
+            let _ = (&self.stream).write_all(&byte).and_then(|()| (&self.stream).read_exact(&mut byte));
+        }
+        began.elapsed()
+    }
 }
 
 /// The ping and its guests. Ends when dropped.
@@ -79,11 +119,11 @@ impl Neighbour {
         Self { ending, asking, seen, thread: Some(thread) }
     }
 
-    /// What was seen since the last time, after at least one more round trip.
+    /// What was seen since the last time, and at least 30 round trips.
     #[track_caller]
     pub fn seen(&self) -> Seen {
         let asked = self.asking.send(());
-        let seen = self.seen.recv_timeout(4 * LOST).ok().filter(|_| asked.is_ok());
+        let seen = self.seen.recv_timeout(Duration::from_secs(60)).ok().filter(|_| asked.is_ok());
         seen.unwrap_or_else(|| panic!("the neighbours' ping has ended"))
     }
 }
@@ -109,7 +149,9 @@ fn ping(
     crate::process::favour(&[nix::unistd::gettid().as_raw().cast_unsigned()]);
     let boot = |path| Vm::boot(path).unwrap_or_else(|e| panic!("a neighbour does not come up: {e}"));
     let (mut one, mut other) = (boot(&sockets[0]), boot(&sockets[1]));
-    let mut times = Vec::new();
+    let echo = Echo::new();
+    let (mut times, mut machine) = (Vec::new(), Vec::new());
+    let mut is_asked = false;
     let (mut lost, mut next) = (0, 0u64);
     while !ending.load(Ordering::Relaxed) {
         next += 1;
@@ -122,12 +164,22 @@ fn ping(
         times.push(began.elapsed());
         lost += usize::from(!there) + usize::from(!back);
         one.send(&frame([0xff; 6], mac_one, u64::MAX));
-        if asked.try_recv().is_ok() {
+        machine.push(echo.time());
+        is_asked |= asked.try_recv().is_ok();
+        if is_asked && times.len() >= ENOUGH {
+            is_asked = false;
             times.sort_unstable();
+            machine.sort_unstable();
             let at = |of_100: usize| times[(times.len() - 1) * of_100 / 100];
-            let report =
-                Seen { round_trips: times.len(), lost, median: at(50), p99: at(99), longest: at(100) };
-            (times, lost) = (Vec::new(), 0);
+            let report = Seen {
+                round_trips: times.len(),
+                lost,
+                median: at(50),
+                p99: at(99),
+                longest: at(100),
+                machine: machine[machine.len() / 2],
+            };
+            (times, machine, lost) = (Vec::new(), Vec::new(), 0);
             if seen.send(report).is_err() {
                 return;
             }
