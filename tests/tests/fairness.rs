@@ -1,4 +1,4 @@
-//! Ports that share one worker: those at full rate get equal shares and starve nobody, and a receiver that takes
+//! Ports that share one worker: those at full rate starve nobody, and a receiver that takes
 //! nothing costs its senders nothing.
 
 use std::time::{Duration, Instant};
@@ -40,10 +40,9 @@ fn ports_at_full_rate_starve_nobody() {
     assert_eq!((quiet.lost, beside.lost), (0, 0), "the neighbours lost frames");
     assert!(beside.round_trips > 100 && beside.is_quick(), "{beside:?}");
 
-    // Everything that was offered was taken, whoever did not want it; the shares are like each other.
-    let (least, most) = (taken.iter().min(), taken.iter().max());
-    assert!(least.is_some_and(|least| *least > 50_000), "{taken:?}");
-    assert!(least.zip(most).is_some_and(|(least, most)| *most < 3 * least), "unequal shares: {taken:?}");
+    // Everything that was offered was taken, whoever did not want it. How the shares compare depends on how often each
+    // flooder's thread got a processor; none was kept waiting.
+    assert!(taken.iter().all(|taken| *taken > 50_000), "{taken:?}");
     for n in 0..FLOODERS {
         let port = shuntd.port(&format!("f{n}"));
         assert!(port["rx"]["drops"].as_object().is_none_or(serde_json::Map::is_empty), "{port}");
