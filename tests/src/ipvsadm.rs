@@ -7,6 +7,13 @@ use std::process::{Command, Stdio};
 use crate::daemon::Shuntd;
 use crate::tools;
 
+/// A text's lines in order, for listings whose order means nothing.
+pub fn sorted(text: &str) -> Vec<&str> {
+    let mut lines: Vec<_> = text.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
 /// What a command line said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {

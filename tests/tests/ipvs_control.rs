@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::time::Instant;
 
-use shunt_tests::ipvsadm::recording;
+use shunt_tests::ipvsadm::{recording, sorted};
 use shunt_tests::{Shuntd, progress, tools};
 
 /// Services with three servers each, as lines for `-R`.
@@ -24,12 +24,6 @@ fn table(services: u32) -> String {
         }
     }
     text
-}
-
-fn sorted(text: &str) -> Vec<&str> {
-    let mut lines: Vec<_> = text.lines().collect();
-    lines.sort_unstable();
-    lines
 }
 
 #[test]

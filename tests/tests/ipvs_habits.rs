@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use shunt_tests::ipvsadm::sorted;
 use shunt_tests::{Host, Job, NetNs, Shuntd, Web, answers, is_root, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -94,12 +95,6 @@ fn lines(services: &BTreeMap<u32, Vec<u32>>) -> String {
         }
     }
     text
-}
-
-fn sorted(text: &str) -> Vec<&str> {
-    let mut lines: Vec<_> = text.lines().collect();
-    lines.sort_unstable();
-    lines
 }
 
 #[test]
