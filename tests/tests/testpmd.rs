@@ -50,6 +50,29 @@ fn receive_buffers_mergeable_and_not_in_order_and_vectorised() {
 }
 
 #[test]
+fn packed_rings_in_every_shape() {
+    let shuntd = Shuntd::start();
+    let avx512 = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("avx512vl"));
+    for (options, queues, queue_size, path) in [
+        ("packed_vq=1,in_order=0", 1, 256, "packed ring mergeable buffer"),
+        ("packed_vq=1,in_order=0,mrg_rxbuf=0", 1, 256, "packed ring standard"),
+        ("packed_vq=1,in_order=1", 1, 64, "packed ring mergeable buffer"),
+        ("packed_vq=1,in_order=1", 4, 256, "packed ring mergeable buffer"),
+        // The driver has this code for processors with AVX-512 only.
+        (
+            "packed_vq=1,in_order=1,mrg_rxbuf=0,vectorized=1",
+            4,
+            256,
+            if avx512 { "packed ring vectorized" } else { "packed ring standard" },
+        ),
+        ("packed_vq=1,in_order=0", 4, 1024, "packed ring mergeable buffer"),
+    ] {
+        let seen = passes(&shuntd, Shape { queues, queue_size, options });
+        assert_eq!(seen, path, "{options}");
+    }
+}
+
+#[test]
 fn one_to_four_queues_and_every_ring_size() {
     let shuntd = Shuntd::start();
     for (queues, queue_size) in

@@ -26,6 +26,7 @@ const FRAMES: u32 = 20_000;
 const SIZE: u16 = 64;
 const BUFFER: usize = 2048;
 const PAGE: usize = 4096;
+const RING_PACKED: u64 = 1 << 34;
 
 /// The per-request data that the driver keeps beside its ring: here the virtio-net header.
 type Header = [u8; 12];
@@ -167,12 +168,17 @@ fn echo(features: u64) {
     let mut driver = || {
         let deadline = Instant::now() + 3 * PATIENCE;
         let mut random = Random::new(1);
-        let supply = |queue: &mut Virtqueue<Header>, slot: usize, at: &mut HashMap<u16, usize>| {
+        let mut number = 0;
+        let mut supply = |queue: &mut Virtqueue<Header>, slot: usize, at: &mut HashMap<u16, usize>| {
+            // The driver of packed rings insists that its buffers are filled, as a disk does it: it gets the very length
+            // of the frame that will come.
+            let len = if features & RING_PACKED != 0 { frame(number).len() } else { BUFFER };
+            number += 1;
             let id = queue
                 .add_request(|header, add| {
                     *header = [0xff; 12];
                     add(iovec { iov_base: header.as_mut_ptr().cast(), iov_len: 12 }, true)?;
-                    add(part(receive_data, slot * BUFFER, BUFFER), true)
+                    add(part(receive_data, slot * BUFFER, len), true)
                 })
                 .expect("a free descriptor");
             at.insert(id, slot);
@@ -265,4 +271,14 @@ fn frames_come_back_with_flags() {
 #[test]
 fn frames_come_back_with_event_indexes() {
     echo(VERSION_1 | EVENT_IDX);
+}
+
+#[test]
+fn frames_come_back_in_packed_rings_with_flags() {
+    echo(VERSION_1 | RING_PACKED);
+}
+
+#[test]
+fn frames_come_back_in_packed_rings_with_event_positions() {
+    echo(VERSION_1 | RING_PACKED | EVENT_IDX);
 }
