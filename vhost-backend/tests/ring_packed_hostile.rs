@@ -297,6 +297,13 @@ fn each_lie_has_its_fault() {
         write_desc(guest, TABLES + 16, LOW.0, 60, 1, F_USED);
     };
     assert_eq!(fault_of(8, all, indirect(32, 0, flags)), None);
+    // A chain that would go on over the one before it.
+    let over = |guest: &Guest, queue: &PackedQueue| {
+        for (i, next) in [(0, F_NEXT), (1, 0), (2, F_NEXT)] {
+            queue.set_desc(guest, i, LOW.0, 30, i, F_AVAIL | next);
+        }
+    };
+    assert_eq!(fault_of(3, all, over), Some(RingFault::ChainTooLong));
     // A chain may end in a table, and does not go on behind one.
     let last = |guest: &Guest, queue: &PackedQueue| {
         queue.set_desc(guest, 1, TABLES, 16, 7, F_INDIRECT | F_AVAIL);

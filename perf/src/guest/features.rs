@@ -32,6 +32,10 @@ pub const INDIRECT_DESC: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
 /// Not a legacy device: little-endian, 12-byte header.
 pub const VERSION_1: u64 = 1 << 32;
+/// Packed rings instead of split ones.
+pub const RING_PACKED: u64 = 1 << 34;
+/// Descriptor chains come back in the order in which they were offered.
+pub const IN_ORDER: u64 = 1 << 35;
 
 /// What a plain modern guest asks for: no offloads, mergeable buffers, indirect descriptors.
 pub const PLAIN: u64 = VERSION_1 | MRG_RXBUF | INDIRECT_DESC | MQ;

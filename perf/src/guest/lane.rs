@@ -137,7 +137,8 @@ impl Lane {
                     flags: if more { NEXT } else { 0 },
                     next: if more { i as u16 + 1 } else { 0 },
                 };
-                self.pair.memory.write(table + 16 * i, &descriptor.to_bytes());
+                let entry = self.pair.tx.table_entry(descriptor);
+                self.pair.memory.write(table + 16 * i, &entry);
             }
             let address = self.pair.memory.guest_address(table);
             let len = 16 * pieces.len() as u32;

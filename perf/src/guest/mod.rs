@@ -2,7 +2,7 @@
 //! A guest of our own: a vhost-user frontend with a virtio-net driver behind it, in this process.
 //!
 //! It speaks to any vhost-user backend (shunt, Open vSwitch, testpmd) as QEMU and a guest's kernel would together,
-//! with split rings in a memfd. [`Guest`] is for functional tests: it sends and receives whole frames and complains
+//! with split or packed rings in a memfd. [`Guest`] is for functional tests: it sends and receives whole frames and complains
 //! about whatever the device does wrong. [`Lane`] is the traffic generator's way, taken from a guest by
 //! [`Guest::into_lanes`]. Specifications: virtio 1.3 sections 2.7 and 5.1, and QEMU's vhost-user document.
 
@@ -230,8 +230,9 @@ impl Guest {
         let mut guest =
             Self { session: Session { frontend, stream, acks }, pairs, features: negotiated, memory };
         for n in 0..usize::from(options.pairs) {
-            guest.start_ring(2 * n, 0)?;
-            guest.start_ring(2 * n + 1, 0)?;
+            for index in [2 * n, 2 * n + 1] {
+                guest.start_ring(index, guest.ring(index).first_base())?;
+            }
         }
         for n in 0..options.pairs {
             guest.enable(n, true)?;
@@ -239,9 +240,13 @@ impl Guest {
         Ok(guest)
     }
 
-    fn start_ring(&mut self, index: usize, base: u16) -> Result<()> {
+    fn ring(&self, index: usize) -> &ring::Ring {
         let pair = &self.pairs[index / 2];
-        let ring = if index.is_multiple_of(2) { &pair.rx } else { &pair.tx };
+        if index.is_multiple_of(2) { &pair.rx } else { &pair.tx }
+    }
+
+    fn start_ring(&mut self, index: usize, base: u16) -> Result<()> {
+        let ring = self.ring(index);
         let frontend = &self.session.frontend;
         frontend
             .set_vring_num(index, ring.size())

@@ -94,9 +94,8 @@ impl Pair {
     /// A pair in fresh memory at the page-aligned offset `at`; nothing is offered yet.
     pub(super) fn new(memory: Arc<Memory>, at: usize, options: &Options, negotiated: u64) -> Result<Self> {
         let size = options.ring_size;
-        let event_idx = negotiated & features::EVENT_IDX != 0;
-        let rx = Ring::new(memory.clone(), at, size, event_idx)?;
-        let tx = Ring::new(memory.clone(), at + Ring::footprint(size), size, event_idx)?;
+        let rx = Ring::new(memory.clone(), at, size, negotiated)?;
+        let tx = Ring::new(memory.clone(), at + Ring::footprint(size), size, negotiated)?;
         let tables = at + 2 * Ring::footprint(size);
         let base = (tables + usize::from(size) * TABLE * 16).next_multiple_of(4096);
         let buffers = Buffers::new(base, options.buffer_len, Self::buffer_count(options));
@@ -222,7 +221,7 @@ impl Pair {
                 next,
             };
             if indirect {
-                self.memory.write(table + 16 * i, &descriptor.to_bytes());
+                self.memory.write(table + 16 * i, &self.tx.table_entry(descriptor));
             } else {
                 self.tx.set_descriptor(sent.descriptors[i], descriptor);
             }

@@ -97,11 +97,11 @@ impl Ring {
         };
         ring.set_map(map)?;
         // A device that was there before us may have stopped with buffers that it had taken and not given back: they are
-        // between the two positions, and still the driver's to get back. Frontends that know nothing of the second
-        // position (DPDK's) leave it zero; then no buffer is waiting there, or only by chance a part of the ring's
-        // length ago, which is what it would be.
+        // between the two positions, and still the driver's to get back. Those that know nothing of the second position
+        // (DPDK, on both sides) leave it zero, which then says nothing.
         let behind = used.distance(avail, ring.size);
-        if used.index < ring.size && (1..=ring.size).contains(&behind) && ring.is_available(used) {
+        let believable = base >> 16 != 0 && used.index < ring.size && (1..=ring.size).contains(&behind);
+        if believable && ring.is_available(used) {
             ring.next_avail = used;
             ring.next_used = used;
         }

@@ -4,49 +4,18 @@
 //! Every index is masked by the ring's size before use, so nothing that the device writes can lead outside the
 //! ring; what it writes is reported as it stands and judged by the caller.
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
+use super::Descriptor;
+use crate::guest::memory::Memory;
 use vhost::VringConfigData;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-use super::memory::Memory;
-
-/// The chain goes on.
-pub(super) const NEXT: u16 = 1;
-/// The device writes this buffer.
-pub(super) const WRITE: u16 = 2;
-/// The buffer is a table of descriptors.
-pub(super) const INDIRECT: u16 = 4;
 
 /// `avail.flags`: no interrupts. `used.flags`: no kicks.
 const SUPPRESS: u16 = 1;
 
-/// A descriptor as it lies in memory (little-endian machines only, like the rest of this file).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C, align(16))]
-pub(super) struct Descriptor {
-    pub(super) address: u64,
-    pub(super) len: u32,
-    pub(super) flags: u16,
-    pub(super) next: u16,
-}
-
-impl Descriptor {
-    pub(super) fn to_bytes(self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.address.to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.len.to_le_bytes());
-        bytes[12..14].copy_from_slice(&self.flags.to_le_bytes());
-        bytes[14..].copy_from_slice(&self.next.to_le_bytes());
-        bytes
-    }
-}
-
-/// One split ring and its two event descriptors.
+/// One split ring.
 pub(super) struct Ring {
     size: u16,
     descriptors: NonNull<Descriptor>,
@@ -60,8 +29,6 @@ pub(super) struct Ring {
     published: u16,
     /// Next position of the used ring that we read; free-running.
     next_used: u16,
-    pub(super) kick: EventFd,
-    pub(super) call: EventFd,
     /// Keeps the mapping under the pointers.
     memory: Arc<Memory>,
 }
@@ -85,7 +52,7 @@ impl Ring {
     }
 
     /// A ring of zeroed memory at the page-aligned offset `at`. `size` is a power of two up to 32,768.
-    pub(super) fn new(memory: Arc<Memory>, at: usize, size: u16, event_idx: bool) -> io::Result<Self> {
+    pub(super) fn new(memory: Arc<Memory>, at: usize, size: u16, event_idx: bool) -> Self {
         assert!(
             size.is_power_of_two() && size <= 1 << 15 && at.is_multiple_of(4096),
             "ring of {size} at {at}"
@@ -94,7 +61,7 @@ impl Ring {
         // SAFETY: all three parts are inside the footprint, and aligned, `at` being page-aligned.
         let (avail, used) =
             unsafe { (base.add(Self::avail_at(size)).cast(), base.add(Self::used_at(size)).cast()) };
-        Ok(Self {
+        Self {
             size,
             descriptors: base.cast(),
             avail,
@@ -104,10 +71,8 @@ impl Ring {
             next_avail: 0,
             published: 0,
             next_used: 0,
-            kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-            call: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             memory,
-        })
+        }
     }
 
     pub(super) fn size(&self) -> u16 {
@@ -126,12 +91,6 @@ impl Ring {
             used_ring_addr: user + Self::used_at(self.size) as u64,
             log_addr: None,
         }
-    }
-
-    /// The descriptor on which the device's interrupts arrive.
-    pub(super) fn call_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the event descriptor stays open as long as `self` is borrowed.
-        unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) }
     }
 
     #[inline]
@@ -201,7 +160,7 @@ impl Ring {
         self.next_avail.wrapping_sub(self.next_used)
     }
 
-    /// Shows the device all that was offered, and kicks it if it wants that. Says whether it was kicked.
+    /// Shows the device all that was offered. Says whether it wants to be kicked.
     #[inline]
     pub(super) fn publish(&mut self) -> bool {
         let (old, new) = (self.published, self.next_avail);
@@ -218,10 +177,6 @@ impl Ring {
         } else {
             self.used_word(0).load(Ordering::Relaxed) & SUPPRESS == 0
         };
-        if wanted {
-            // Only a counter at its very end refuses, and then the device has a kick waiting.
-            let _ = self.kick.write(1);
-        }
         wanted
     }
 
@@ -265,6 +220,5 @@ impl Ring {
         } else {
             self.avail_word(0).store(SUPPRESS, Ordering::Relaxed);
         }
-        while self.call.read().is_ok() {}
     }
 }
