@@ -25,7 +25,23 @@ const LARGE: usize = 54 + 45 * 1448;
 /// Two guests, a burst of frames of `size` bytes waiting at the first port. One burst has gone before, so that
 /// everything that happens once has happened.
 fn waiting(size: usize) -> Bridge {
-    let mut bridge = Bridge::new(2, &Options::default()).expect("a bridge");
+    waiting_as(size, &Options::default())
+}
+
+/// The same in packed rings.
+fn waiting_packed(size: usize) -> Bridge {
+    let features = features::PLAIN | features::RING_PACKED;
+    waiting_as(size, &Options { features, required: features::RING_PACKED, ..Options::default() })
+}
+
+/// The same in packed rings that are used in order.
+fn waiting_in_order(size: usize) -> Bridge {
+    let order = features::RING_PACKED | features::IN_ORDER;
+    waiting_as(size, &Options { features: features::PLAIN | order, required: order, ..Options::default() })
+}
+
+fn waiting_as(size: usize, options: &Options) -> Bridge {
+    let mut bridge = Bridge::new(2, options).expect("a bridge");
     for _ in 0..2 {
         let before = bridge.turn(0);
         assert!(before == 0 || before == BURST);
@@ -68,6 +84,8 @@ fn gate(name: &str) -> LibraryBenchmarkConfig {
 
 #[library_benchmark]
 #[bench::small(args = (waiting(64)), config = gate("fetch/small"))]
+#[bench::packed(args = (waiting_packed(64)), config = gate("fetch/packed"))]
+#[bench::in_order(args = (waiting_in_order(64)), config = gate("fetch/in_order"))]
 fn fetch(mut bridge: Bridge) -> Bridge {
     assert_eq!(black_box(&mut bridge).fetch(0), BURST);
     bridge
@@ -76,6 +94,8 @@ fn fetch(mut bridge: Bridge) -> Bridge {
 #[library_benchmark]
 #[bench::small(args = (waiting(64), frames::udp(1, 2, 64, 0)), config = gate("deliver/small"))]
 #[bench::full(args = (waiting(64), frames::udp(1, 2, 1518, 0)), config = gate("deliver/full"))]
+#[bench::packed(args = (waiting_packed(64), frames::udp(1, 2, 64, 0)), config = gate("deliver/packed"))]
+#[bench::packed_full(args = (waiting_packed(64), frames::udp(1, 2, 1518, 0)), config = gate("deliver/packed_full"))]
 fn deliver(mut bridge: Bridge, frame: Vec<u8>) -> Bridge {
     assert_eq!(black_box(&mut bridge).deliver(1, BURST, &frame) as usize, BURST);
     bridge
@@ -84,6 +104,7 @@ fn deliver(mut bridge: Bridge, frame: Vec<u8>) -> Bridge {
 #[library_benchmark]
 #[bench::small(args = (waiting(64)), config = gate("forward/small"))]
 #[bench::full(args = (waiting(1518)), config = gate("forward/full"))]
+#[bench::packed(args = (waiting_packed(64)), config = gate("forward/packed"))]
 #[bench::flood(args = (waiting_to_flood()), config = gate("forward/flood"))]
 fn forward(mut bridge: Bridge) -> Bridge {
     assert_eq!(black_box(&mut bridge).turn(0), BURST);

@@ -47,6 +47,8 @@ pub struct Shape {
     pub mergeable: bool,
     /// Whether notifications are suppressed by index.
     pub event_idx: bool,
+    /// Further feature bits, without which the guests refuse to start.
+    pub features: u64,
     /// Whether the guests' memory is in 2 MiB pages.
     pub hugepages: bool,
     /// Whether the guests make the sockets, and the switch connects.
@@ -91,7 +93,7 @@ impl Generator {
     pub fn connect(sockets: &[PathBuf], shape: &Shape, traffic: &Traffic) -> Result<Self> {
         ensure!(sockets.len() >= 2 && sockets.len() <= 250, "{} guests; 2 to 250 are wanted", sockets.len());
         let large = traffic.size > LONGEST_PLAIN;
-        let mut wanted = features::VERSION_1 | features::INDIRECT_DESC | features::MQ;
+        let mut wanted = features::VERSION_1 | features::INDIRECT_DESC | features::MQ | shape.features;
         if shape.mergeable || large {
             wanted |= features::MRG_RXBUF;
         }
@@ -106,11 +108,8 @@ impl Generator {
             ring_size: shape.ring_size,
             buffer_len: if large { 4096 } else { (traffic.size + 12).next_multiple_of(2048) },
             features: wanted,
-            required: if large {
-                features::HOST_TSO4 | features::GUEST_TSO4 | features::MRG_RXBUF
-            } else {
-                0
-            },
+            required: shape.features
+                | if large { features::HOST_TSO4 | features::GUEST_TSO4 | features::MRG_RXBUF } else { 0 },
             hugepages: shape.hugepages,
             ..Options::default()
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use shunt_perf::generate::{Generator, Shape, Traffic};
-use shunt_perf::guest::Answer;
+use shunt_perf::guest::{Answer, features};
 
 #[derive(Parser)]
 #[command(name = "shunt-perf", version, about = "Traffic generator and benchmark of shunt")]
@@ -89,6 +89,12 @@ struct GenerateArguments {
     /// With event indexes
     #[arg(long)]
     event_idx: bool,
+    /// With packed rings
+    #[arg(long)]
+    packed: bool,
+    /// With rings that are used in order
+    #[arg(long)]
+    in_order: bool,
     /// Make the sockets and wait for the switch
     #[arg(long)]
     listen: bool,
@@ -103,6 +109,9 @@ fn generate(arguments: GenerateArguments) -> Result<()> {
         ring_size: arguments.ring,
         mergeable: !arguments.no_mergeable,
         event_idx: arguments.event_idx,
+        features: [(arguments.packed, features::RING_PACKED), (arguments.in_order, features::IN_ORDER)]
+            .into_iter()
+            .fold(0, |word, (on, bit)| if on { word | bit } else { word }),
         hugepages: arguments.hugepages,
         listen: arguments.listen,
     };

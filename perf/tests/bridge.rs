@@ -36,6 +36,29 @@ fn event_indexes_interrupt_when_asked_to() {
 }
 
 #[test]
+fn packed_rings_in_every_shape() {
+    let packed = features::RING_PACKED;
+    for features in [
+        features::PLAIN | packed,
+        features::PLAIN | packed | features::EVENT_IDX,
+        features::PLAIN | packed | features::IN_ORDER,
+        features::PLAIN | packed | features::IN_ORDER | features::EVENT_IDX,
+    ] {
+        let options = Options { features, required: features & !features::MQ, ..Options::default() };
+        exchange(&options);
+        exchange(&Options { piece: 163, split_header: true, ..options.clone() });
+        exchange(&Options {
+            features: features & !features::INDIRECT_DESC,
+            required: packed,
+            piece: 163,
+            ..options
+        });
+    }
+    let features = features::VERSION_1 | packed;
+    exchange(&Options { features, buffer_len: 1024, receive_chain: 16, ..Options::default() });
+}
+
+#[test]
 fn one_large_buffer_for_each_frame() {
     let features = features::VERSION_1 | features::INDIRECT_DESC;
     exchange(&Options { features, buffer_len: 10_000, ..Options::default() });
@@ -94,16 +117,17 @@ fn segmentation_frames_pass_whole_between_guests_that_take_them() {
     }
 }
 
-#[test]
-fn a_stopped_guest_goes_on_where_it_was() {
-    let mut bridge = Bridge::new(2, &Options::default()).expect("a bridge");
+/// A guest whose rings stop after seven frames and go on; `fresh` is where rings begin.
+fn goes_on(options: &Options, fresh: u16) {
+    let mut bridge = Bridge::new(2, options).expect("a bridge");
     let frame = frames::udp(1, 2, 64, 0);
     bridge.offer(0, 7, &NetHeader::default(), &frame).expect("room");
     assert_eq!(bridge.turn(0), 7);
     assert_eq!(bridge.guests[1].receive().expect("frames").len(), 7);
     for n in 0..2 {
         let bases = bridge.guests[n].stop().expect("bases");
-        assert_eq!(bases, if n == 0 { [0, 7] } else { [7, 0] });
+        let bases_are = if n == 0 { [fresh, fresh + 7] } else { [fresh + 7, fresh] };
+        assert_eq!(bases, bases_are);
         bridge.guests[n].restart(&bases).expect("a new start");
     }
     bridge.offer(0, 300 - 64, &NetHeader::default(), &frame).expect("room");
@@ -112,4 +136,13 @@ fn a_stopped_guest_goes_on_where_it_was() {
         arrived += bridge.guests[1].receive().expect("frames").len();
     }
     assert_eq!(arrived, 300 - 64);
+}
+
+#[test]
+fn a_stopped_guest_goes_on_where_it_was() {
+    goes_on(&Options::default(), 0);
+    let features = features::PLAIN | features::RING_PACKED;
+    goes_on(&Options { features, required: features::RING_PACKED, ..Options::default() }, 1 << 15);
+    let features = features | features::IN_ORDER;
+    goes_on(&Options { features, required: features::RING_PACKED, ..Options::default() }, 1 << 15);
 }

@@ -157,6 +157,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for part in arguments.parts() {
         let outcome = match part {
             Part::Vhost => vhost::own_guests(&site, arguments, &kinds, &mut results),
+            Part::Packed if !kinds.contains(&Kind::Shunt) => Ok(()),
+            Part::Packed => vhost::packed_beside_split(&site, arguments, &mut results),
             Part::Testpmd => vhost::testpmd_guests(&site, arguments, &kinds, &mut results),
             Part::Gso => vhost::large_frames(&site, arguments, &kinds, &mut results),
             Part::Route => layer3::route(&site, arguments, &kinds, &mut results),

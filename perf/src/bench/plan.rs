@@ -16,7 +16,9 @@ pub(super) const HUGEPAGES: usize = 1600;
 pub enum Part {
     /// Two vhost-user ports, guests of our own, frames of 64 to 1514 bytes (1518 with FCS), 1 to 4 queues
     Vhost,
-    /// The same with testpmd's virtio-user guests
+    /// shunt with guests that have packed rings beside guests that have split ones
+    Packed,
+    /// Two vhost-user ports with testpmd's virtio-user guests
     Testpmd,
     /// 64 KiB segmentation frames between guests of our own
     Gso,
@@ -46,6 +48,7 @@ pub enum Part {
 impl Part {
     const ALL: [Self; 13] = [
         Self::Vhost,
+        Self::Packed,
         Self::Testpmd,
         Self::Gso,
         Self::Route,

@@ -78,13 +78,22 @@ fn paired(
 
 /// Whether a part's rates are shown in Gbit/s.
 pub(super) fn in_gigabits(part: &str) -> bool {
-    !matches!(part, "vhost" | "testpmd" | "adaptive" | "route" | "snat" | "balance" | "connections")
+    !matches!(
+        part,
+        "vhost" | "packed" | "testpmd" | "adaptive" | "route" | "snat" | "balance" | "connections"
+    )
 }
 
 fn heading(part: &str, guests: &str) -> String {
     let title = match (part, guests) {
         ("vhost", "forward") => "Two vhost-user ports, our own guests, each frame sent back (Mpps each way)",
         ("vhost", "credit") => "Two vhost-user ports, our own guests, prepared frames (Mpps each way)",
+        ("packed", "forward") => {
+            "Packed rings (shunt) beside packed in order and split ones, each frame sent back (Mpps each way)"
+        }
+        ("packed", _) => {
+            "Packed rings (shunt) beside packed in order and split ones, prepared frames (Mpps each way)"
+        }
         ("testpmd", _) => "Two vhost-user ports, testpmd's virtio-user guests (Mpps each way)",
         ("gso", _) => "65,214-byte TCP segmentation frames between our own guests (Gbit/s each way)",
         ("route", "flowgen") => "Routed, testpmd's flowgen, one way (Mpps)",

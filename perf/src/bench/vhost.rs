@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 
 use super::{Arguments, Results, Sample, only, say, seconds};
 use crate::generate::{Generator, Measured, Shape, Traffic};
-use crate::guest::Answer;
+use crate::guest::{Answer, features};
 use crate::peers::{Kind, Running, Site, TestpmdGuests, Wiring, testpmd_available};
 
 /// A 64 KiB segmentation frame: 45 segments of 1448 bytes and their headers.
@@ -17,6 +17,7 @@ fn shape(arguments: &Arguments, candidate: &Running, queues: u16) -> Shape {
         ring_size: arguments.ring,
         mergeable: true,
         event_idx: false,
+        features: candidate.guests,
         hugepages: false,
         listen: candidate.guests_listen(),
     }
@@ -117,6 +118,26 @@ pub(super) fn adaptive_beside_busy(site: &Site, arguments: &Arguments, results: 
         running.push(candidate);
     }
     rounds(site, arguments, &mut running, "adaptive", "forward", 1, &traffic, results)
+}
+
+/// shunt with guests that have packed rings, in order and not, beside split ones: the smallest and the largest frame.
+pub(super) fn packed_beside_split(site: &Site, arguments: &Arguments, results: &mut Results) -> Result<()> {
+    let packed = features::RING_PACKED;
+    let mut running = Vec::new();
+    for (features, name) in [(0, "split"), (packed | features::IN_ORDER, "in-order"), (packed, "shunt")] {
+        let mut candidate = Kind::Shunt.launch(site, &Wiring::pair(1))?;
+        candidate.rename(name);
+        candidate.guests = features;
+        candidate.pause()?;
+        running.push(candidate);
+    }
+    for size in [64, 1514] {
+        for (answer, guests) in [(Answer::Forward, "forward"), (Answer::Credit, "credit")] {
+            let traffic = traffic(arguments, size, 1, answer);
+            rounds(site, arguments, &mut running, "packed", guests, 1, &traffic, results)?;
+        }
+    }
+    Ok(())
 }
 
 #[expect(clippy::too_many_arguments, reason = "one caller a part, each argument a column of the results")]

@@ -164,7 +164,7 @@ impl Kind {
             Self::Ovs => Box::new(ovs::Ovs::launch(site, &dir, wiring)?),
             Self::Testpmd => Box::new(testpmd::Forwarder::launch(site, &dir, wiring)?),
         };
-        Ok(Running { kind: self, name: self.name(), inner, site: site.clone() })
+        Ok(Running { kind: self, name: self.name(), guests: 0, inner, site: site.clone() })
     }
 }
 
@@ -175,6 +175,8 @@ pub struct Running {
     /// What it is.
     pub kind: Kind,
     name: &'static str,
+    /// Feature bits that our own guests ask for on it, beside those of the traffic.
+    pub guests: u64,
     inner: Box<dyn Candidate>,
     site: Site,
 }
