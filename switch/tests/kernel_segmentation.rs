@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use shunt_switch::packet::offload::{Capabilities, Finisher};
 use shunt_switch::packet::validate;
 use vhost_backend::frame::{Burst, SNAPSHOT};
-use vhost_backend::net_header::{GSO_ECN, LEGACY_NET_HEADER_LEN, NEEDS_CSUM, NetHeader};
+use vhost_backend::net_header::{GSO_ECN, GSO_UDP, GSO_UDP_L4, LEGACY_NET_HEADER_LEN, NEEDS_CSUM, NetHeader};
 
 #[path = "../src/packet/testing.rs"]
 #[allow(dead_code)] // the unit tests use all of it
@@ -144,7 +144,12 @@ fn compare(
         let what = || format!("{what}, frame {n} of {} of {request:?} of {tcp:?}", expected.len());
         let (kernel_header, kernel) =
             to.receive(SOURCE_MAC, deadline).unwrap_or_else(|| panic!("missing: {}", what()));
-        let (header, bytes) = untagged(tcp.tags > 0, *header, bytes);
+        let (header, mut bytes) = untagged(tcp.tags > 0, *header, bytes);
+        if tcp.v6 && request.gso_type == GSO_UDP {
+            // Fragments' numbers are each side's own choice.
+            let number = tcp.tcp_at() - 4 * tcp.tags + 4;
+            bytes[number..number + 4].copy_from_slice(&kernel[number..number + 4]);
+        }
         assert!(bytes == kernel, "{}\nours   {bytes:02x?}\nkernel {kernel:02x?}", what());
         assert_eq!(header.flags, kernel_header.flags & NEEDS_CSUM, "{}", what());
         assert_eq!(
@@ -168,6 +173,21 @@ fn wait_for_link(from: &Port, to: &Port) {
         }
         assert!(Instant::now() < deadline, "the link carries nothing: {sent:?}");
     }
+}
+
+/// UDP frames with the sizes of their datagrams and of their fragments.
+fn datagrams() -> Vec<(Tcp, u16, u16)> {
+    let mut shapes = Vec::new();
+    for v6 in [false, true] {
+        let base = Tcp::new(v6, 10_000);
+        shapes.push((base.clone(), 1448, 1480));
+        shapes.push((Tcp { tags: 1, ..base.clone() }, 1448, 1400));
+        shapes.push((Tcp { ip_options: 8, identification: u16::MAX - 1, ..base.clone() }, 999, 1000));
+        shapes.push((Tcp { routing: v6, ..base.clone() }, 1400, 1024));
+        shapes.push((Tcp::new(v6, 40_001), 1000, 9000));
+        shapes.push((Tcp::new(v6, 1001), 1000, 1000));
+    }
+    shapes
 }
 
 /// Frames of every shape that both can take.
@@ -230,6 +250,13 @@ fn oracle() {
             let frame = tcp.bytes_of_udp(Checksum::Partial);
             compare(&from, &to, &tcp, what, &frame, tcp.request_of_udp(), caps);
         }
+    }
+    for (udp, uso, ufo) in datagrams() {
+        let frame = udp.bytes_of_udp(Checksum::Partial);
+        let request = udp.request_of_datagrams(GSO_UDP_L4, uso);
+        compare(&from, &to, &udp, "USO", &frame, request, Capabilities::NONE);
+        let request = udp.request_of_datagrams(GSO_UDP, ufo);
+        compare(&from, &to, &udp, "UFO", &frame, request, Capabilities::NONE);
     }
     // A checksum that comes to 0.
     let mut udp = Tcp::new(false, 100);

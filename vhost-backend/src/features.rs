@@ -14,9 +14,10 @@ use virtio_bindings::{
     },
     virtio_net::{
         VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
-        VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
-        VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
-        VIRTIO_NET_F_MTU,
+        VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO,
+        VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
+        VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MQ,
+        VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
     },
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
@@ -28,16 +29,18 @@ pub const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bi
 pub const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 
 /// Bits that are offered, with the names that operators see.
-const OFFERED: [(u32, &str); 22] = [
+const OFFERED: [(u32, &str); 27] = [
     (VIRTIO_NET_F_CSUM, "CSUM"),
     (VIRTIO_NET_F_GUEST_CSUM, "GUEST_CSUM"),
     (VIRTIO_NET_F_MTU, "MTU"),
     (VIRTIO_NET_F_GUEST_TSO4, "GUEST_TSO4"),
     (VIRTIO_NET_F_GUEST_TSO6, "GUEST_TSO6"),
     (VIRTIO_NET_F_GUEST_ECN, "GUEST_ECN"),
+    (VIRTIO_NET_F_GUEST_UFO, "GUEST_UFO"),
     (VIRTIO_NET_F_HOST_TSO4, "HOST_TSO4"),
     (VIRTIO_NET_F_HOST_TSO6, "HOST_TSO6"),
     (VIRTIO_NET_F_HOST_ECN, "HOST_ECN"),
+    (VIRTIO_NET_F_HOST_UFO, "HOST_UFO"),
     (VIRTIO_NET_F_MRG_RXBUF, "MRG_RXBUF"),
     (VIRTIO_NET_F_CTRL_VQ, "CTRL_VQ"),
     (VIRTIO_NET_F_GUEST_ANNOUNCE, "GUEST_ANNOUNCE"),
@@ -51,12 +54,16 @@ const OFFERED: [(u32, &str); 22] = [
     (VIRTIO_F_VERSION_1, "VERSION_1"),
     (VIRTIO_F_RING_PACKED, "RING_PACKED"),
     (VIRTIO_F_IN_ORDER, "IN_ORDER"),
+    (VIRTIO_NET_F_GUEST_USO4, "GUEST_USO4"),
+    (VIRTIO_NET_F_GUEST_USO6, "GUEST_USO6"),
+    (VIRTIO_NET_F_HOST_USO, "HOST_USO"),
 ];
 
 /// The feature word that GET_FEATURES answers.
 ///
 /// IN_ORDER: rings give buffers back in the order they were made available. MTU: the frontend may tell its guest one.
-/// LOG_ALL: live migration. UDP segmentation is not there.
+/// LOG_ALL: live migration. RING_RESET is not there: vhost-user has no message for it, and a frontend that does not turn it
+/// into GET_VRING_BASE (QEMU does so for the kernel's vhost only) would let its guest free a ring that is in use here.
 pub fn offered() -> u64 {
     OFFERED.iter().fold(0, |word, (bit, _)| word | 1 << bit)
 }

@@ -13,10 +13,12 @@ pub const DATA_VALID: u8 = 2;
 pub const GSO_NONE: u8 = 0;
 /// `gso_type`: TCP over IPv4.
 pub const GSO_TCPV4: u8 = 1;
-/// `gso_type`: UDP fragmentation (obsolete, never negotiated).
+/// `gso_type`: a UDP datagram to be cut into IP fragments (UFO).
 pub const GSO_UDP: u8 = 3;
 /// `gso_type`: TCP over IPv6.
 pub const GSO_TCPV6: u8 = 4;
+/// `gso_type`: several UDP datagrams in one (USO).
+pub const GSO_UDP_L4: u8 = 5;
 /// `gso_type` flag: the TCP header carries ECN's CWR, which only the first segment may repeat.
 pub const GSO_ECN: u8 = 0x80;
 

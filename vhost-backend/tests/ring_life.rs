@@ -145,6 +145,40 @@ fn a_guest_that_polls_is_not_interrupted() {
 }
 
 #[test]
+fn a_guest_that_polls_hears_of_an_empty_ring_if_it_asked_to() {
+    const NOTIFY_ON_EMPTY: u64 = 1 << 24;
+    let guest = Guest::new(&[MEMORY]);
+    let mut burst = Burst::new();
+    for event_idx in [0, EVENT_IDX] {
+        for asked in [0, NOTIFY_ON_EMPTY] {
+            let queue = full_ring(&guest, 0x1000, 128, 0, false, 100);
+            queue.avail_flags(&guest).store(1, Ordering::Relaxed);
+            queue.used_event(&guest).store(1000, Ordering::Relaxed);
+            queue.avail_idx(&guest).store(70, Ordering::Release);
+            let (cell, wires) = queue.start(&guest, event_idx | asked, 0);
+            assert_eq!((cell.serve(&mut burst, |_| ()).frames, wires.called()), (64, false));
+            assert_eq!((cell.serve(&mut burst, |_| ()).frames, wires.called()), (6, asked != 0));
+            assert_eq!((cell.serve(&mut burst, |_| ()).frames, wires.called()), (0, false));
+
+            let queue = full_ring(&guest, 0x1000, 128, 0, true, 100);
+            queue.avail_flags(&guest).store(1, Ordering::Relaxed);
+            queue.used_event(&guest).store(1000, Ordering::Relaxed);
+            queue.avail_idx(&guest).store(3, Ordering::Release);
+            let (cell, wires) = queue.start(&guest, event_idx | asked, 0);
+            for (frames, called) in [(2, false), (1, asked != 0)] {
+                let delivered = burst.with_slices(
+                    |filler| {
+                        (0..frames).for_each(|_| assert!(filler.push(NetHeader::default(), &[1; 60], &[])))
+                    },
+                    |burst| cell.deliver(burst, burst.all()),
+                );
+                assert_eq!((delivered.sent.count_ones(), wires.called()), (frames, called));
+            }
+        }
+    }
+}
+
+#[test]
 fn kicks_are_asked_for_only_before_sleep() {
     let guest = Guest::new(&[MEMORY]);
     let queue = full_ring(&guest, 0x1000, 16, 0, false, 100);

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use vhost_backend::frame::Burst;
-use vhost_backend::net_header::NetHeader;
+use vhost_backend::net_header::{GSO_UDP, GSO_UDP_L4, NetHeader};
 
 use super::family::Routed;
 use super::forward::{Item, Refusal};
@@ -160,8 +160,17 @@ pub(super) fn shorten<F: Routed>(burst: &mut Burst, item: &Item<F>, mtu: u16) ->
 
 /// Metadata with segments that fit a link of this MTU; `None` if that is too narrow.
 fn smaller_segments(metadata: &NetHeader, len: usize, headers: &Headers, mtu: u16) -> Option<NetHeader> {
-    let payload = len.checked_sub(usize::from(metadata.hdr_len))?;
-    let gso_size = mtu.checked_sub(metadata.hdr_len.checked_sub(headers.network)?)?;
+    if metadata.gso_kind() == GSO_UDP_L4 {
+        // Each segment is a datagram of its sender's, whose bounds mean something to the receiver.
+        return None;
+    }
+    // Fragments are cut behind the IP header, and in units of 8 bytes.
+    let (hdr_len, unit) = match metadata.gso_kind() {
+        GSO_UDP => (metadata.csum_start, 8),
+        _ => (metadata.hdr_len, 1),
+    };
+    let payload = len.checked_sub(usize::from(hdr_len))?;
+    let gso_size = mtu.checked_sub(hdr_len.checked_sub(headers.network)?)? / unit * unit;
     let few = gso_size >= MIN_GSO_SIZE && payload.div_ceil(usize::from(gso_size)) <= MAX_SEGMENTS;
     few.then_some(NetHeader { gso_size, ..*metadata })
 }
@@ -214,15 +223,36 @@ mod tests {
             let frame = tcp.bytes(Checksum::Partial);
             let metadata = validate(&frame[..128], frame.len(), tcp.request(1448)).expect("good metadata");
             let headers = Headers::parse(&frame, frame.len(), 14, v6).expect("a good frame");
+            let tcp_len = frame.len();
             for mtu in [1400, 1280, 576] {
                 let smaller = smaller_segments(&metadata, frame.len(), &headers, mtu).expect("wide enough");
                 assert!(fits(&frame, frame.len(), &smaller, mtu));
                 assert!(!fits(&frame, frame.len(), &smaller, mtu - 1), "as long as may be");
                 assert_eq!(validate(&frame[..128], frame.len(), smaller), Ok(smaller));
             }
+            let udp = Tcp { payload: vec![0; 5000], ..Tcp::new(v6, 0) };
+            let frame = udp.bytes_of_udp(Checksum::Partial);
+            let headers = Headers::parse(&frame, frame.len(), 14, v6).expect("a good frame");
+            let fragments = udp.request_of_datagrams(GSO_UDP, 1480);
+            if !v6 {
+                for (mtu, gso_size) in [(1400, 1376), (1399, 1376), (1396, 1376), (1395, 1368), (576, 552)] {
+                    let smaller =
+                        smaller_segments(&fragments, frame.len(), &headers, mtu).expect("wide enough");
+                    assert_eq!(smaller.gso_size, gso_size);
+                    assert!(fits(&frame, frame.len(), &smaller, mtu));
+                    assert_eq!(validate(&frame[..128], frame.len(), smaller), Ok(smaller));
+                }
+                assert_eq!(smaller_segments(&fragments, frame.len(), &headers, 27), None);
+            }
+            let datagrams = udp.request_of_datagrams(GSO_UDP_L4, 1400);
+            assert_eq!(
+                smaller_segments(&datagrams, frame.len(), &headers, 1400),
+                None,
+                "datagrams stay whole"
+            );
             let headers_len = metadata.hdr_len - 14;
             for mtu in [0, headers_len, headers_len + 7, headers_len + 14] {
-                assert_eq!(smaller_segments(&metadata, frame.len(), &headers, mtu), None, "{mtu}");
+                assert_eq!(smaller_segments(&metadata, tcp_len, &headers, mtu), None, "{mtu}");
             }
         }
     }

@@ -92,6 +92,24 @@ fn parse_v6(packet: &[u8], offset: usize) -> Result<Ip, NoIp> {
     Ok(Ip { v6: true, protocol, transport: offset + at, fragment: protocol == FRAGMENT })
 }
 
+/// Where a fragment header goes in the IPv6 packet at `offset` (RFC 8200, section 4.5, as Linux reads it), and where the
+/// byte is that names what follows there. `None` if that is beyond the bytes at hand.
+pub(super) fn fragmentable(head: &[u8], offset: usize) -> Option<(usize, usize)> {
+    let (mut named, mut at) = (offset + 6, offset + IPV6_LEN);
+    let mut routing = false;
+    loop {
+        match *head.get(named)? {
+            HOP_BY_HOP => {}
+            ROUTING => routing = true,
+            // Before a routing header they are for every router, behind it for the destination.
+            DESTINATION_OPTIONS if !routing => {}
+            _ => return Some((at, named)),
+        }
+        named = at;
+        at += 8 * (usize::from(*head.get(at + 1)?) + 1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,5 +152,20 @@ mod tests {
         assert_eq!(parse(&packet, 0x86dd, 0), Err(NoIp::Beyond));
         packet[0] = 0x45;
         assert_eq!(parse(&packet, 0x86dd, 0), Err(NoIp::Malformed));
+    }
+
+    #[test]
+    fn fragments_begin_behind_what_every_router_reads() {
+        let mut packet = vec![0; 2 + 40 + 8 + 16 + 8];
+        packet[2 + 6] = UDP;
+        assert_eq!(fragmentable(&packet, 2), Some((42, 8)));
+        packet[2 + 6] = HOP_BY_HOP;
+        packet[42..44].copy_from_slice(&[DESTINATION_OPTIONS, 0]);
+        packet[50..52].copy_from_slice(&[UDP, 1]);
+        assert_eq!(fragmentable(&packet, 2), Some((66, 50)));
+        packet[42] = ROUTING;
+        packet[50] = DESTINATION_OPTIONS;
+        assert_eq!(fragmentable(&packet, 2), Some((66, 50)), "for the destination only");
+        assert_eq!(fragmentable(&packet[..51], 2), None);
     }
 }

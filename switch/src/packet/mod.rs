@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+mod datagram;
 pub mod embedded;
 pub mod ethernet;
 pub mod headers;
@@ -24,4 +25,4 @@ pub mod tuple;
 mod validate;
 
 pub use mtu::fits;
-pub use validate::{BadOffload, MAX_SEGMENTS, MIN_GSO_SIZE, validate};
+pub use validate::{BadOffload, MAX_DATAGRAMS, MAX_SEGMENTS, MIN_GSO_SIZE, validate};

@@ -4,8 +4,9 @@
 //! still to be segmented is judged by its segments, whoever cuts them.
 #![forbid(unsafe_code)]
 
+use super::datagram;
 use super::ethernet::{self, HEADER_LEN, TAG_LEN};
-use vhost_backend::net_header::NetHeader;
+use vhost_backend::net_header::{GSO_UDP, NetHeader};
 
 /// Whether a frame of `frame_len` bytes that begins with `head` may leave by a port of this `mtu`. `header` has
 /// passed [`super::validate`], so that its `hdr_len` is what each segment begins with.
@@ -16,6 +17,7 @@ pub fn fits(head: &[u8], frame_len: usize, header: &NetHeader, mtu: u16) -> bool
 
 fn longer_fits(head: &[u8], frame_len: usize, header: &NetHeader, mtu: u16) -> bool {
     let on_wire = match header.is_gso() {
+        true if header.gso_kind() == GSO_UDP => datagram::longest(head, header),
         true => usize::from(header.hdr_len) + usize::from(header.gso_size),
         false => frame_len,
     };

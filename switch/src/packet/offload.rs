@@ -6,9 +6,13 @@
 #![forbid(unsafe_code)]
 
 use super::checksum::Sum;
-use super::segment::Segments;
+use super::datagram::Fragments;
+use super::segment::{Piece, Segments};
+use std::hash::{BuildHasher, RandomState};
 use vhost_backend::frame::{Burst, MAX_FRAME, SNAPSHOT};
-use vhost_backend::net_header::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader};
+use vhost_backend::net_header::{
+    GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, NEEDS_CSUM, NetHeader,
+};
 
 /// What a receiver takes. TSO presumes the checksum, and ECN presumes TSO, as in virtio 1.3, 5.1.3.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,21 +25,31 @@ pub struct Capabilities {
     pub tso6: bool,
     /// The same with CWR set, which only the first segment may repeat.
     pub ecn: bool,
+    /// UDP datagrams, not fragmented yet.
+    pub ufo: bool,
+    /// Several UDP datagrams over either version of IP, not segmented yet.
+    pub uso: bool,
 }
 
 impl Capabilities {
-    /// Everything, as a TAP with all of TUNSETOFFLOAD takes it.
-    pub const ALL: Self = Self { checksum: true, tso4: true, tso6: true, ecn: true };
+    /// Everything.
+    pub const ALL: Self = Self { ufo: true, uso: true, ..Self::KERNEL };
+    /// What devices of all kernels take. Those before Linux 6.2 refuse USO, and none makes UFO any more.
+    pub const KERNEL: Self =
+        Self { checksum: true, tso4: true, tso6: true, ecn: true, ufo: false, uso: false };
     /// Finished frames only.
-    pub const NONE: Self = Self { checksum: false, tso4: false, tso6: false, ecn: false };
+    pub const NONE: Self =
+        Self { checksum: false, tso4: false, tso6: false, ecn: false, ufo: false, uso: false };
 
     /// What a driver takes that acknowledged these feature bits: GUEST_CSUM (1), GUEST_TSO4 (7), GUEST_TSO6 (8),
-    /// GUEST_ECN (9). A bit without the ones that it presumes counts for nothing.
+    /// GUEST_ECN (9), GUEST_UFO (10), GUEST_USO4 (54), GUEST_USO6 (55). A bit without the ones that it presumes counts for
+    /// nothing; USO's two count together, since a frame's metadata does not say which it is.
     pub fn from_virtio_features(features: u64) -> Self {
-        let has = |bit: u32| features & 1 << bit != 0;
+        let has = |bit: u32| features >> bit & 1 == 1;
         let checksum = has(1);
         let (tso4, tso6) = (checksum && has(7), checksum && has(8));
-        Self { checksum, tso4, tso6, ecn: (tso4 || tso6) && has(9) }
+        let (ufo, uso) = (checksum && has(10), checksum && has(54) && has(55));
+        Self { checksum, tso4, tso6, ecn: (tso4 || tso6) && has(9), ufo, uso }
     }
 
     /// Whether a frame with this metadata may go as it is.
@@ -51,6 +65,8 @@ impl Capabilities {
                 GSO_NONE => true,
                 GSO_TCPV4 => self.tso4,
                 GSO_TCPV6 => self.tso6,
+                GSO_UDP => self.ufo,
+                GSO_UDP_L4 => self.uso,
                 _ => false,
             }
             && (self.ecn || header.gso_type & GSO_ECN == 0)
@@ -61,6 +77,9 @@ impl Capabilities {
 pub struct Finisher {
     linear: Box<[u8]>,
     out: Burst,
+    /// Numbers of IPv6 fragments: random, so that nobody can guess them (RFC 7739), and never the same soon.
+    numbers: RandomState,
+    fragmented: u32,
 }
 
 impl Default for Finisher {
@@ -72,7 +91,12 @@ impl Default for Finisher {
 impl Finisher {
     /// A finisher with all its memory.
     pub fn new() -> Self {
-        Self { linear: vec![0; MAX_FRAME].into_boxed_slice(), out: Burst::new() }
+        Self {
+            linear: vec![0; MAX_FRAME].into_boxed_slice(),
+            out: Burst::new(),
+            numbers: RandomState::new(),
+            fragmented: 0,
+        }
     }
 
     /// Turns frame `i` of `burst` into frames that a receiver of these capabilities takes, and hands them to `emit`
@@ -90,11 +114,22 @@ impl Finisher {
         mut emit: impl FnMut(&Burst),
     ) -> bool {
         let header = *burst.header(i);
-        let Self { linear, out } = self;
+        let Self { linear, out, numbers, fragmented } = self;
         let Some(len) = burst.linearise(i, linear) else { return false };
         let frame = &mut linear[..len];
         if header.is_gso() && !caps.accepts(&header) {
-            return segment(frame, &header, caps.checksum, out, emit);
+            if header.gso_kind() == GSO_UDP {
+                *fragmented = fragmented.wrapping_add(1);
+                let number = numbers.hash_one(*fragmented) as u32;
+                if !complete(frame, &header) {
+                    return false;
+                }
+                let Some(mut fragments) = Fragments::new(frame, &header, number) else { return false };
+                return push_all(out, fragments.count(), |n, push| push(fragments.get(n)), emit);
+            }
+            let Some(mut segments) = Segments::new(frame, &header) else { return false };
+            let partial = caps.checksum;
+            return push_all(out, segments.count(), |n, push| push(segments.get(n, partial)), emit);
         }
         let header = if caps.accepts(&header) {
             header
@@ -125,24 +160,21 @@ pub(crate) fn complete(frame: &mut [u8], header: &NetHeader) -> bool {
     true
 }
 
-fn segment(
-    frame: &[u8],
-    header: &NetHeader,
-    partial: bool,
+/// Emits `count` pieces of a frame in bursts; `piece` gives each to its argument, which tells whether it fits.
+fn push_all<'a>(
     out: &mut Burst,
+    count: usize,
+    mut piece: impl FnMut(usize, &mut dyn FnMut(Piece<'_, 'a>) -> bool) -> bool,
     mut emit: impl FnMut(&Burst),
 ) -> bool {
-    let Some(mut segments) = Segments::new(frame, header) else { return false };
     let mut next = 0;
-    while next < segments.count() {
+    while next < count {
         let before = next;
         out.with_slices(
             |filler| {
-                while next < segments.count() {
-                    let piece = segments.get(next, partial);
-                    if !filler.push(piece.header, piece.head, piece.payload) {
-                        break;
-                    }
+                while next < count
+                    && piece(next, &mut |piece| filler.push(piece.header, piece.head, piece.payload))
+                {
                     next += 1;
                 }
             },
@@ -162,7 +194,7 @@ fn segment(
 #[cfg(test)]
 mod tests {
     use super::super::testing::{ACK, CWR, Checksum, FIN, PSH, Tcp, noise};
-    use super::super::validate;
+    use super::super::{fits, validate};
     use super::*;
     use proptest::prelude::*;
 
@@ -233,11 +265,14 @@ mod tests {
     #[test]
     fn features_become_capabilities() {
         let of = Capabilities::from_virtio_features;
-        assert_eq!(of(1 << 1 | 1 << 7 | 1 << 8 | 1 << 9), Capabilities::ALL);
+        assert_eq!(of(1 << 1 | 1 << 7 | 1 << 8 | 1 << 9), Capabilities::KERNEL);
+        assert_eq!(of(1 << 1 | 0xf << 7 | 3 << 54), Capabilities::ALL);
+        assert_eq!(of(1 << 1 | 1 << 54), CHECKSUM, "USO over one version of IP only");
+        assert_eq!(of(1 << 1 | 1 << 10), Capabilities { ufo: true, ..CHECKSUM });
         assert_eq!(of(!(1 << 1)), Capabilities::NONE, "everything presumes GUEST_CSUM");
         assert_eq!(of(1 << 1 | 1 << 9), CHECKSUM, "ECN alone means nothing");
         assert_eq!(of(1 << 1 | 1 << 7), Capabilities { tso4: true, ..CHECKSUM });
-        assert_eq!(of(1 << 1 | 1 << 8 | 1 << 9), Capabilities { tso4: false, ..Capabilities::ALL });
+        assert_eq!(of(1 << 1 | 1 << 8 | 1 << 9), Capabilities { tso4: false, ..Capabilities::KERNEL });
     }
 
     #[test]
@@ -253,7 +288,12 @@ mod tests {
         assert_eq!(accepts(Capabilities::NONE), [true, false, false, false, false]);
         assert_eq!(accepts(CHECKSUM), [true, true, false, false, false]);
         assert_eq!(accepts(only_v4), [true, true, true, false, false]);
-        assert!(!Capabilities::ALL.accepts(&NetHeader { gso_type: 5, ..gso4 }));
+        let udp = [3, 5].map(|gso_type| NetHeader { gso_type, ..gso4 });
+        assert_eq!(udp.map(|header| Capabilities::ALL.accepts(&header)), [true; 2]);
+        assert_eq!(udp.map(|header| Capabilities::KERNEL.accepts(&header)), [false; 2]);
+        let uso = Capabilities { uso: true, ..CHECKSUM };
+        assert_eq!(udp.map(|header| uso.accepts(&header)), [false, true]);
+        assert!(!Capabilities::ALL.accepts(&NetHeader { gso_type: 6, ..gso4 }));
     }
 
     #[test]
@@ -278,6 +318,83 @@ mod tests {
         let tso = Capabilities { ecn: false, ..Capabilities::ALL };
         check_segments(&tcp, 1448, tso, true);
         check_segments(&tcp, 1448, Capabilities::NONE, true);
+    }
+
+    /// Compares datagrams or fragments with what etherparse makes of the same pieces.
+    fn check_datagrams(udp: &Tcp, gso_type: u8, size: u16, caps: Capabilities) {
+        let frame = udp.bytes_of_udp(Checksum::Partial);
+        let request = udp.request_of_datagrams(gso_type, size);
+        let header = validate(&frame[..frame.len().min(SNAPSHOT)], frame.len(), request).unwrap();
+        assert_eq!(header, request);
+        let (frames, _) = finished(&frame, header, caps).unwrap();
+        let fragments = gso_type == GSO_UDP;
+        // The number is the finisher's own choice, and the same for all.
+        let at = udp.tcp_at() + 4;
+        let number = u32::from_be_bytes(frames[0].1[at..at + 4].try_into().unwrap());
+        let checksum = if caps.checksum && !fragments { Checksum::Partial } else { Checksum::Whole };
+        let expected = udp.datagrams(gso_type, size.into(), checksum, number);
+        assert_eq!(frames.len(), expected.len());
+        for (n, ((header, bytes), want)) in frames.iter().zip(&expected).enumerate() {
+            assert_eq!(bytes, want, "piece {n}");
+            let partial = checksum == Checksum::Partial;
+            let want = if partial { udp.request_of_udp() } else { NetHeader::default() };
+            assert_eq!(header, &want, "piece {n}");
+            assert!(fits(bytes, bytes.len(), header, (request_longest(udp, gso_type, size) - 14) as u16));
+        }
+        let longest = frames.iter().map(|(_, bytes)| bytes.len()).max().unwrap();
+        assert_eq!(longest, request_longest(udp, gso_type, size));
+        let mtu = (longest - 14 - 4 * udp.tags.min(1)) as u16;
+        assert!(fits(&frame, frame.len(), &header, mtu) && !fits(&frame, frame.len(), &header, mtu - 1));
+    }
+
+    /// Bytes of the longest piece.
+    fn request_longest(udp: &Tcp, gso_type: u8, size: u16) -> usize {
+        let size = usize::from(size);
+        match (gso_type, udp.v6) {
+            (GSO_UDP, v6) => udp.tcp_at() + if v6 { 8 } else { 0 } + size / 8 * 8,
+            _ => udp.tcp_at() + 8 + size,
+        }
+    }
+
+    #[test]
+    fn datagrams_leave_as_datagrams_or_fragments() {
+        for v6 in [false, true] {
+            for caps in [Capabilities::NONE, CHECKSUM, Capabilities::KERNEL] {
+                for (payload, uso, ufo) in [(5000, 1400, 1480), (1001, 1000, 1000), (65_000, 700, 1477)] {
+                    let udp = Tcp { identification: u16::MAX, ..Tcp::new(v6, payload) };
+                    check_datagrams(&udp, GSO_UDP_L4, uso, caps);
+                    check_datagrams(&udp, GSO_UDP, ufo, caps);
+                    let with_options = Tcp { ip_options: 16, tags: 1, routing: v6, ..udp };
+                    check_datagrams(&with_options, GSO_UDP_L4, uso, caps);
+                    check_datagrams(&with_options, GSO_UDP, ufo, caps);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_numbers_of_ipv6_fragments_differ() {
+        let udp = Tcp::new(true, 3000);
+        let frame = udp.bytes_of_udp(Checksum::Partial);
+        let (mut burst, mut finisher) = (Burst::new(), Finisher::new());
+        let mut numbers = std::collections::HashSet::new();
+        for _ in 0..100 {
+            burst.with_slices(
+                |filler| {
+                    assert!(filler.push(
+                        udp.request_of_datagrams(GSO_UDP, 1000),
+                        &frame[..100],
+                        &frame[100..]
+                    ))
+                },
+                |burst| {
+                    assert!(finisher.finish(burst, 0, Capabilities::NONE, |out| {
+                        numbers.insert(out.head(0)[58..62].to_vec());
+                    }));
+                },
+            );
+        }
+        assert!(numbers.len() > 95, "{} different numbers", numbers.len());
     }
 
     #[test]
@@ -322,7 +439,11 @@ mod tests {
             NetHeader { csum_start: 60, ..good },
             NetHeader { csum_start: 0, ..good },
             NetHeader { gso_type: GSO_TCPV6, ..good },
-            NetHeader { gso_type: 3, ..good },
+            NetHeader { gso_type: 3, csum_start: 8, ..good },
+            NetHeader { gso_type: 3, csum_start: 130, ..good },
+            NetHeader { gso_type: 3, gso_size: 7, ..good },
+            NetHeader { gso_type: 5, csum_start: 60, ..good },
+            NetHeader { gso_type: 6, ..good },
             NetHeader { gso_type: 0, csum_start: frame.len() as u16 - 17, ..good },
             NetHeader { gso_type: 0, csum_start: u16::MAX, csum_offset: u16::MAX, ..good },
         ] {
@@ -392,9 +513,11 @@ mod tests {
             place in prop_oneof![3 => Just(None), 1 => (0..200_u16, 0..70_u16).prop_map(Some), 1 => any::<(u16, u16)>().prop_map(Some)],
             spoiled in proptest::collection::vec((0..SNAPSHOT, any::<u8>()), 0..4),
             cut in prop_oneof![Just(usize::MAX), 14..200_usize],
-            caps in any::<(bool, bool, bool, bool)>(),
+            caps in any::<(bool, bool, bool, bool, bool, bool)>(),
+            datagram: bool,
         ) {
-            let mut frame = tcp.bytes(Checksum::Partial);
+            let udp = datagram.then(|| tcp.bytes_of_udp(Checksum::Partial));
+            let mut frame = udp.unwrap_or_else(|| tcp.bytes(Checksum::Partial));
             for (at, byte) in spoiled {
                 if at < frame.len() {
                     frame[at] = byte;
@@ -402,20 +525,31 @@ mod tests {
             }
             frame.truncate(cut);
             let mut header = NetHeader { flags, hdr_len: gso_size, num_buffers: gso_size, ..tcp.request(gso_size) };
+            if datagram {
+                header = NetHeader { flags, ..tcp.request_of_datagrams(if gso_size % 2 == 0 { GSO_UDP } else { GSO_UDP_L4 }, gso_size) };
+            }
             header.gso_type = gso_type.unwrap_or(header.gso_type);
             if let Some((start, offset)) = place {
                 (header.csum_start, header.csum_offset) = (start, offset);
             }
-            let (checksum, tso4, tso6, ecn) = caps;
-            let caps = Capabilities { checksum, tso4, tso6, ecn };
+            let (checksum, tso4, tso6, ecn, ufo, uso) = caps;
+            let caps = Capabilities { checksum, tso4, tso6, ecn, ufo, uso };
             if let Ok(header) = validate(&frame[..frame.len().min(SNAPSHOT)], frame.len(), header) {
                 prop_assert_eq!(header.num_buffers, 0);
                 let (frames, _) = finished(&frame, header, caps).expect("it has passed the check");
                 prop_assert!(frames.len() <= super::super::MAX_SEGMENTS);
+                let whole = frames.len() == 1;
                 prop_assert!(frames.iter().all(|(header, _)| caps.accepts(header)));
-                let headers = if header.is_gso() { usize::from(header.hdr_len) } else { 0 };
+                let (headers, before) = match header.gso_kind() {
+                    _ if whole || !header.is_gso() => (0, 0),
+                    GSO_UDP => {
+                        let before = usize::from(header.csum_start);
+                        (before + if tcp.v6 { 8 } else { 0 }, before)
+                    }
+                    _ => (usize::from(header.hdr_len), usize::from(header.hdr_len)),
+                };
                 let bytes: usize = frames.iter().map(|(_, bytes)| bytes.len() - headers).sum();
-                prop_assert_eq!(bytes + headers, frame.len());
+                prop_assert_eq!(bytes + before, frame.len());
                 // Addresses are never overwritten.
                 prop_assert!(frames.iter().all(|(_, bytes)| bytes[..14] == frame[..14]));
             }

@@ -1,16 +1,17 @@
-//! TCP segmentation, byte for byte as Linux does it in software (`tcp_gso_segment` and the IP layers above it).
+//! Segmentation of TCP and UDP (USO), byte for byte as Linux does it in software (`tcp_gso_segment`,
+//! `__udp_gso_segment` and the IP layers above them).
 //!
 //! Of each segment: lengths are its own; IPv4's identification counts up by one, and its header checksum follows;
-//! the sequence number advances; FIN and PSH stay with the last, CWR with the first. The checksum goes on from the
-//! pseudo-header sum that the sender left in the TCP header, corrected by the difference in length, so that it is
+//! TCP's sequence number advances; FIN and PSH stay with the last, CWR with the first. The checksum goes on from the
+//! pseudo-header sum that the sender left in the transport header, corrected by the difference in length, so that it is
 //! right behind a routing header, too.
 #![forbid(unsafe_code)]
 
 use super::checksum::Sum;
 use super::ethernet;
-use super::ip::IPV6_LEN;
+use super::ip::{IPV6_LEN, UDP_LEN};
 use vhost_backend::frame::SNAPSHOT;
-use vhost_backend::net_header::{GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader};
+use vhost_backend::net_header::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, NetHeader};
 
 /// Bytes of a TCP header without options.
 pub(super) const TCP_LEN: usize = 20;
@@ -19,6 +20,8 @@ pub(super) const TCP_CHECKSUM: u16 = 16;
 /// Where the checksum lies in a UDP header.
 pub(super) const UDP_CHECKSUM: u16 = 6;
 
+/// Where the length lies in a UDP header.
+const UDP_LENGTH: usize = 4;
 const TCP_SEQUENCE: usize = 4;
 const TCP_FLAGS: usize = 13;
 const FIN: u8 = 0x01;
@@ -33,17 +36,33 @@ pub(super) struct Segments<'a> {
     len: usize,
     /// Where IP begins.
     ip: usize,
-    /// Where TCP begins.
-    tcp: usize,
+    /// Where the transport header begins.
+    transport: usize,
     v6: bool,
     identification: u16,
-    sequence: u32,
-    flags: u8,
+    kind: Kind,
     /// The sender's sum over the pseudo-header, without the length.
     pseudo: Sum,
     /// The whole frame's payload, and how much of it goes into a segment.
     payload: &'a [u8],
     size: usize,
+}
+
+/// What differs between the protocols.
+#[derive(Clone, Copy)]
+enum Kind {
+    Tcp { sequence: u32, flags: u8 },
+    Udp,
+}
+
+impl Kind {
+    /// Where the checksum lies.
+    fn checksum(self) -> u16 {
+        match self {
+            Self::Tcp { .. } => TCP_CHECKSUM,
+            Self::Udp => UDP_CHECKSUM,
+        }
+    }
 }
 
 /// One segment.
@@ -56,34 +75,45 @@ pub(super) struct Piece<'s, 'a> {
 impl<'a> Segments<'a> {
     /// `header` has passed [`super::validate`] for this frame; `None` if it has not.
     pub(super) fn new(frame: &'a [u8], header: &NetHeader) -> Option<Self> {
-        let (_, ip) = ethernet::payload(frame);
-        let v6 = match header.gso_kind() {
-            GSO_TCPV4 => false,
-            GSO_TCPV6 => true,
+        let (ethertype, ip) = ethernet::payload(frame);
+        let (v6, tcp) = match header.gso_kind() {
+            GSO_TCPV4 => (false, true),
+            GSO_TCPV6 => (true, true),
+            GSO_UDP_L4 => (ethertype == ethernet::ETHERTYPE_IPV6, false),
             _ => return None,
         };
-        let (len, tcp) = (usize::from(header.hdr_len), usize::from(header.csum_start));
+        let (len, transport) = (usize::from(header.hdr_len), usize::from(header.csum_start));
         let size = usize::from(header.gso_size);
         let (head, payload) = frame.split_at_checked(len)?;
         let ip_len = if v6 { IPV6_LEN } else { super::ip::IPV4_LEN };
-        if len > SNAPSHOT || tcp + TCP_LEN > len || ip + ip_len > tcp || size == 0 || payload.is_empty() {
+        let least = if tcp { TCP_LEN } else { UDP_LEN };
+        if len > SNAPSHOT
+            || transport + least > len
+            || ip + ip_len > transport
+            || size == 0
+            || payload.is_empty()
+        {
             return None;
         }
+        let kind = if tcp {
+            let [a, b, c, d] = *head[transport + TCP_SEQUENCE..].first_chunk()?;
+            Kind::Tcp { sequence: u32::from_be_bytes([a, b, c, d]), flags: head[transport + TCP_FLAGS] }
+        } else {
+            Kind::Udp
+        };
         // Adding the complement takes the whole frame's length out of the sum.
-        let length = u16::try_from(frame.len() - tcp).ok()?;
-        let checksum = tcp + usize::from(TCP_CHECKSUM);
+        let length = u16::try_from(frame.len() - transport).ok()?;
+        let checksum = transport + usize::from(kind.checksum());
         let pseudo = Sum::of(&head[checksum..checksum + 2]) + Sum::of_word(!length);
-        let [a, b, c, d] = *head[tcp + TCP_SEQUENCE..].first_chunk()?;
         let mut headers = [0; SNAPSHOT];
         headers[..len].copy_from_slice(head);
         Some(Self {
             len,
             ip,
-            tcp,
+            transport,
             v6,
             identification: ethernet::word_at(head, ip + 4),
-            sequence: u32::from_be_bytes([a, b, c, d]),
-            flags: head[tcp + TCP_FLAGS],
+            kind,
             pseudo,
             payload,
             size,
@@ -102,10 +132,10 @@ impl<'a> Segments<'a> {
         let from = (n * self.size).min(self.payload.len());
         let to = (from + self.size).min(self.payload.len());
         let payload = &self.payload[from..to];
-        let tcp_len = (self.len - self.tcp + payload.len()) as u16;
-        let ip_len = (self.tcp - self.ip) as u16 + tcp_len;
+        let length = (self.len - self.transport + payload.len()) as u16;
+        let ip_len = (self.transport - self.ip) as u16 + length;
 
-        let ip = &mut self.headers[self.ip..self.tcp];
+        let ip = &mut self.headers[self.ip..self.transport];
         if self.v6 {
             ip[4..6].copy_from_slice(&(ip_len - IPV6_LEN as u16).to_be_bytes());
         } else {
@@ -116,30 +146,39 @@ impl<'a> Segments<'a> {
             ip[10..12].copy_from_slice(&checksum);
         }
 
-        let tcp = &mut self.headers[self.tcp..self.len];
-        let sequence = self.sequence.wrapping_add(from as u32);
-        tcp[TCP_SEQUENCE..TCP_SEQUENCE + 4].copy_from_slice(&sequence.to_be_bytes());
-        let mut flags = self.flags;
-        if n != 0 {
-            flags &= !CWR;
+        let transport = &mut self.headers[self.transport..self.len];
+        match self.kind {
+            Kind::Tcp { sequence, mut flags } => {
+                let sequence = sequence.wrapping_add(from as u32);
+                transport[TCP_SEQUENCE..TCP_SEQUENCE + 4].copy_from_slice(&sequence.to_be_bytes());
+                if n != 0 {
+                    flags &= !CWR;
+                }
+                if to != self.payload.len() {
+                    flags &= !(FIN | PSH);
+                }
+                transport[TCP_FLAGS] = flags;
+            }
+            Kind::Udp => transport[UDP_LENGTH..UDP_LENGTH + 2].copy_from_slice(&length.to_be_bytes()),
         }
-        if to != self.payload.len() {
-            flags &= !(FIN | PSH);
-        }
-        tcp[TCP_FLAGS] = flags;
-        let pseudo = self.pseudo + Sum::of_word(tcp_len);
-        let field = usize::from(TCP_CHECKSUM)..usize::from(TCP_CHECKSUM) + 2;
+        let pseudo = self.pseudo + Sum::of_word(length);
+        let place = self.kind.checksum();
+        let field = usize::from(place)..usize::from(place) + 2;
         let mut header = NetHeader::default();
         if partial {
-            tcp[field].copy_from_slice(&pseudo.folded());
+            transport[field].copy_from_slice(&pseudo.folded());
             header.flags = NEEDS_CSUM;
-            header.csum_start = self.tcp as u16;
-            header.csum_offset = TCP_CHECKSUM;
+            header.csum_start = self.transport as u16;
+            header.csum_offset = place;
         } else {
-            tcp[field.clone()].fill(0);
-            // A TCP header has an even length, so header and payload add up.
-            let checksum = (pseudo + Sum::of(tcp) + Sum::of(payload)).checksum();
-            tcp[field].copy_from_slice(&checksum);
+            transport[field.clone()].fill(0);
+            // Both headers have an even length, so header and payload add up.
+            let checksum = match (self.kind, (pseudo + Sum::of(transport) + Sum::of(payload)).checksum()) {
+                // Zero would say that there is none.
+                (Kind::Udp, [0, 0]) => [0xff, 0xff],
+                (_, checksum) => checksum,
+            };
+            transport[field].copy_from_slice(&checksum);
         }
         Piece { header, head: &self.headers[..self.len], payload }
     }

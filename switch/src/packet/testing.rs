@@ -4,7 +4,7 @@
 use etherparse::{
     IpNumber, Ipv4Header, Ipv6Header, NetHeaders, PacketHeaders, TcpHeader, TransportHeader, UdpHeader,
 };
-use vhost_backend::net_header::{GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader};
+use vhost_backend::net_header::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, NetHeader};
 
 pub(crate) const FIN: u8 = 0x01;
 pub(crate) const PSH: u8 = 0x08;
@@ -158,6 +158,57 @@ impl Tcp {
             csum_offset: 6,
             ..NetHeader::default()
         }
+    }
+
+    /// The same, to be cut into datagrams (USO) or fragments (UFO).
+    pub(crate) fn request_of_datagrams(&self, gso_type: u8, gso_size: u16) -> NetHeader {
+        let hdr_len = self.tcp_at() as u16 + 8;
+        NetHeader { gso_type, gso_size, hdr_len, ..self.request_of_udp() }
+    }
+
+    /// What [`Self::bytes_of_udp`] stands for with such a request: whole datagrams with `checksum`, or fragments, in
+    /// IPv6 with this number.
+    pub(crate) fn datagrams(
+        &self,
+        gso_type: u8,
+        size: usize,
+        checksum: Checksum,
+        number: u32,
+    ) -> Vec<Vec<u8>> {
+        if gso_type == GSO_UDP_L4 {
+            return self.segments(size).iter().map(|datagram| datagram.bytes_of_udp(checksum)).collect();
+        }
+        let whole = self.bytes_of_udp(Checksum::Whole);
+        let (headers, payload) = whole.split_at(self.tcp_at());
+        let step = size / 8 * 8;
+        let count = payload.len().div_ceil(step);
+        let fragment = |(n, chunk): (usize, &[u8])| {
+            let (at, more) = ((n * step) as u16, u16::from(n + 1 < count));
+            let mut headers = headers.to_vec();
+            let ip = self.ip_at();
+            if self.v6 {
+                // The header before names the fragment header, wherever it is.
+                let last = if self.routing { headers.len() - 24 } else { ip + 40 };
+                let named = match (self.routing, self.ip_options) {
+                    (false, 0) => ip + 6,
+                    _ => last,
+                };
+                headers[named] = 44;
+                headers.extend([17, 0]);
+                headers.extend((at | more).to_be_bytes());
+                headers.extend(number.to_be_bytes());
+                let length = (headers.len() - ip - 40 + chunk.len()) as u16;
+                headers[ip + 4..ip + 6].copy_from_slice(&length.to_be_bytes());
+            } else {
+                let length = (headers.len() - ip + chunk.len()) as u16;
+                headers[ip + 2..ip + 4].copy_from_slice(&length.to_be_bytes());
+                headers[ip + 6..ip + 8].copy_from_slice(&((at / 8) | (more << 13)).to_be_bytes());
+                let (header, _) = Ipv4Header::from_slice(&headers[ip..]).unwrap();
+                headers[ip + 10..ip + 12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+            }
+            [&headers, chunk].concat()
+        };
+        payload.chunks(step).enumerate().map(fragment).collect()
     }
 
     fn ethernet(&self) -> Vec<u8> {

@@ -5,28 +5,33 @@
 //! checksum that we fill in later cannot overwrite a header that the switch has already decided on.
 #![forbid(unsafe_code)]
 
+use super::datagram;
 use super::ethernet::{self, HEADER_LEN};
-use super::ip::{self, IPV4_LEN, IPV6_LEN, Ip, NoIp, TCP, UDP};
+use super::ip::{self, IPV4_LEN, IPV6_LEN, Ip, NoIp, TCP, UDP, UDP_LEN};
 use super::segment::{TCP_CHECKSUM, TCP_LEN, UDP_CHECKSUM};
 use vhost_backend::frame::SNAPSHOT;
-use vhost_backend::net_header::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader};
+use vhost_backend::net_header::{
+    GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, NEEDS_CSUM, NetHeader,
+};
 
 /// Least `gso_size`: Linux never sends less (`TCP_MIN_GSO_SIZE`, the least MSS of 48 without 40 bytes of options).
 pub const MIN_GSO_SIZE: u16 = 8;
 /// Most segments of one frame. A full frame of 64 KiB passes down to a `gso_size` of 32; a Linux guest whose peer
 /// offered the least MSS of 48 sends 36 with timestamps. Without a bound one frame could cost 8192 others.
 pub const MAX_SEGMENTS: usize = 2048;
+/// Most datagrams of one USO frame: Linux sends no more and refuses more (`UDP_MAX_SEGMENTS`).
+pub const MAX_DATAGRAMS: usize = 128;
 
 /// Why a sender's offload request is refused, and its frame dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadOffload {
-    /// A `gso_type` that was never negotiated, UDP's among them.
+    /// A `gso_type` that was never negotiated.
     #[error("GSO type {0:#04x} was not negotiated")]
     UnknownGso(u8),
     /// Segments cannot be made of a frame whose checksum is not ours to fill in.
     #[error("GSO without NEEDS_CSUM")]
     GsoWithoutChecksum,
-    /// `gso_type` says TCP over one version of IP and the frame says something else.
+    /// `gso_type` says one protocol and the frame another.
     #[error("the frame is not of its GSO type")]
     GsoMismatch,
     /// GSO of an IP fragment.
@@ -35,14 +40,14 @@ pub enum BadOffload {
     /// `gso_size` below [`MIN_GSO_SIZE`].
     #[error("GSO size {0} is too small")]
     GsoSize(u16),
-    /// More than [`MAX_SEGMENTS`].
+    /// More than [`MAX_SEGMENTS`], or [`MAX_DATAGRAMS`].
     #[error("GSO frame of {0} segments")]
     TooManySegments(usize),
     /// The headers of a GSO frame do not end within the snapshot, so that they could be checked.
     #[error("headers of a GSO frame end beyond {SNAPSHOT} bytes")]
     HeadersTooLong,
     /// Header lengths that contradict each other or the frame's.
-    #[error("malformed IP or TCP header")]
+    #[error("malformed IP or transport header")]
     Malformed,
     /// The checksum does not lie where it must for this packet.
     #[error("checksum at {start}+{offset} is not where this packet has one")]
@@ -83,8 +88,13 @@ pub fn validate(head: &[u8], frame_len: usize, header: NetHeader) -> Result<NetH
                 Ok(NetHeader::default())
             }
         }
-        GSO_TCPV4 | GSO_TCPV6 if needs_checksum => validate_gso(head, frame_len, header),
-        GSO_TCPV4 | GSO_TCPV6 => Err(BadOffload::GsoWithoutChecksum),
+        GSO_UDP | GSO_UDP_L4 if header.gso_type & GSO_ECN != 0 => {
+            Err(BadOffload::UnknownGso(header.gso_type))
+        }
+        GSO_TCPV4 | GSO_TCPV6 | GSO_UDP | GSO_UDP_L4 if needs_checksum => {
+            validate_gso(head, frame_len, header)
+        }
+        GSO_TCPV4 | GSO_TCPV6 | GSO_UDP | GSO_UDP_L4 => Err(BadOffload::GsoWithoutChecksum),
         _ => Err(BadOffload::UnknownGso(header.gso_type)),
     }
 }
@@ -111,7 +121,7 @@ fn validate_checksum(head: &[u8], frame_len: usize, header: NetHeader) -> Result
             (from, offset) == (transport, TCP_CHECKSUM) || from >= transport + TCP_LEN
         }
         Ok(Ip { protocol: UDP, transport, fragment: false, .. }) => {
-            (from, offset) == (transport, UDP_CHECKSUM) || from >= transport + ip::UDP_LEN
+            (from, offset) == (transport, UDP_CHECKSUM) || from >= transport + UDP_LEN
         }
         Ok(Ip { transport, .. }) => from >= transport,
         // Not IP, or extension headers that we cannot see the end of: at least the addresses stay what they are.
@@ -134,16 +144,28 @@ fn validate_gso(head: &[u8], frame_len: usize, header: NetHeader) -> Result<NetH
     if packet.fragment {
         return Err(BadOffload::GsoFragment);
     }
-    if packet.protocol != TCP || packet.v6 != (header.gso_kind() == GSO_TCPV6) {
+    let (protocol, checksum) = match header.gso_kind() {
+        GSO_UDP | GSO_UDP_L4 => (UDP, UDP_CHECKSUM),
+        kind if packet.v6 != (kind == GSO_TCPV6) => return Err(BadOffload::GsoMismatch),
+        _ => (TCP, TCP_CHECKSUM),
+    };
+    if packet.protocol != protocol {
         return Err(BadOffload::GsoMismatch);
     }
-    if usize::from(start) != packet.transport || offset != TCP_CHECKSUM {
+    if usize::from(start) != packet.transport || offset != checksum {
         return Err(BadOffload::ChecksumPlace { start, offset });
     }
-    let data_offset = *head.get(packet.transport + 12).ok_or(cut_off)?;
-    let tcp_len = usize::from(data_offset >> 4) * 4;
-    let headers = packet.transport + tcp_len;
-    if tcp_len < TCP_LEN || headers > frame_len {
+    let headers = if protocol == TCP {
+        let data_offset = *head.get(packet.transport + 12).ok_or(cut_off)?;
+        let tcp_len = usize::from(data_offset >> 4) * 4;
+        if tcp_len < TCP_LEN {
+            return Err(BadOffload::Malformed);
+        }
+        packet.transport + tcp_len
+    } else {
+        packet.transport + UDP_LEN
+    };
+    if headers > frame_len {
         return Err(BadOffload::Malformed);
     }
     if headers > head.len() {
@@ -156,12 +178,28 @@ fn validate_gso(head: &[u8], frame_len: usize, header: NetHeader) -> Result<NetH
     if header.gso_size < MIN_GSO_SIZE {
         return Err(BadOffload::GsoSize(header.gso_size));
     }
-    let payload = frame_len - headers;
-    let segments = payload.div_ceil(usize::from(header.gso_size));
+    let (segments, most) = match header.gso_kind() {
+        GSO_UDP => {
+            // A fragment header goes before UDP, and nowhere else.
+            let before = if packet.v6 {
+                ip::fragmentable(head, l3).map(|(at, _)| at)
+            } else {
+                Some(headers - UDP_LEN)
+            };
+            if before != Some(packet.transport) {
+                return Err(BadOffload::Malformed);
+            }
+            ((frame_len - packet.transport).div_ceil(datagram::step(header.gso_size)), MAX_SEGMENTS)
+        }
+        kind => {
+            let most = if kind == GSO_UDP_L4 { MAX_DATAGRAMS } else { MAX_SEGMENTS };
+            ((frame_len - headers).div_ceil(usize::from(header.gso_size)), most)
+        }
+    };
     if segments <= 1 {
         return Ok(checksum_only(header));
     }
-    if segments > MAX_SEGMENTS {
+    if segments > most {
         return Err(BadOffload::TooManySegments(segments));
     }
     Ok(NetHeader {
@@ -179,7 +217,7 @@ fn validate_gso(head: &[u8], frame_len: usize, header: NetHeader) -> Result<NetH
 mod tests {
     use super::super::testing::{Checksum, Tcp, noise};
     use super::*;
-    use vhost_backend::net_header::{DATA_VALID, GSO_UDP};
+    use vhost_backend::net_header::DATA_VALID;
 
     fn check(frame: &[u8], header: NetHeader) -> Result<NetHeader, BadOffload> {
         validate(&frame[..frame.len().min(SNAPSHOT)], frame.len(), header)
@@ -237,7 +275,7 @@ mod tests {
     #[test]
     fn gso_that_was_not_negotiated_or_contradicts_the_frame() {
         let (_, frame, header) = tcp(false);
-        for gso_type in [GSO_UDP, 2, 5, GSO_ECN, 0x40 | GSO_TCPV4, 0xff] {
+        for gso_type in [2, 6, GSO_UDP | GSO_ECN, GSO_UDP_L4 | GSO_ECN, GSO_ECN, 0x40 | GSO_TCPV4, 0xff] {
             let asked = NetHeader { gso_type, ..header };
             assert_eq!(check(&frame, asked), Err(BadOffload::UnknownGso(gso_type)));
         }
@@ -256,6 +294,50 @@ mod tests {
         let mut fragment = tcp(true).1;
         fragment[20] = 44;
         assert_eq!(check(&fragment, tcp(true).2), Err(BadOffload::GsoFragment));
+    }
+
+    #[test]
+    fn datagrams_to_be_cut_are_checked_like_segments() {
+        for v6 in [false, true] {
+            for gso_type in [GSO_UDP, GSO_UDP_L4] {
+                let udp = Tcp::new(v6, 5000);
+                let frame = udp.bytes_of_udp(Checksum::Partial);
+                let good = udp.request_of_datagrams(gso_type, 1400);
+                assert_eq!(check(&frame, NetHeader { hdr_len: 3, num_buffers: 7, ..good }), Ok(good));
+                assert_eq!(
+                    check(&frame, NetHeader { flags: 0, ..good }),
+                    Err(BadOffload::GsoWithoutChecksum)
+                );
+                let (start, offset) = (good.csum_start, 16);
+                let place = Err(BadOffload::ChecksumPlace { start, offset });
+                assert_eq!(check(&frame, NetHeader { csum_offset: 16, ..good }), place);
+                assert_eq!(check(&frame, NetHeader { gso_size: 7, ..good }), Err(BadOffload::GsoSize(7)));
+                let tcp = udp.bytes(Checksum::Partial);
+                assert_eq!(check(&tcp, good), Err(BadOffload::GsoMismatch));
+                // What needs no cutting is an ordinary frame: fragments hold the UDP header, too.
+                let whole = 5000 + if gso_type == GSO_UDP { 8 } else { 0 };
+                let fits = udp.request_of_datagrams(gso_type, whole);
+                assert_eq!(check(&frame, fits), Ok(only_checksum(good.csum_start, 6)));
+                assert!(check(&frame, NetHeader { gso_size: whole - 1, ..fits }).unwrap().is_gso());
+                let small = NetHeader { gso_size: 39, ..good };
+                let many =
+                    if gso_type == GSO_UDP_L4 { Err(BadOffload::TooManySegments(129)) } else { Ok(small) };
+                assert_eq!(check(&frame, small), many);
+                assert!(check(&frame, NetHeader { gso_size: 40, ..good }).is_ok());
+            }
+        }
+        // Options for the destination, which belong behind a fragment header.
+        let mut udp = Tcp::new(true, 5000);
+        (udp.routing, udp.ip_options) = (true, 8);
+        let mut frame = udp.bytes_of_udp(Checksum::Partial);
+        let good = udp.request_of_datagrams(GSO_UDP, 1000);
+        assert_eq!(check(&frame, good), Ok(good));
+        // Routing header and options trade places.
+        let extensions = [&frame[62..86], &frame[54..62]].concat();
+        frame[54..86].copy_from_slice(&extensions);
+        (frame[20], frame[54], frame[78]) = (43, 60, 17);
+        assert_eq!(check(&frame, good), Err(BadOffload::Malformed));
+        assert!(check(&frame, udp.request_of_datagrams(GSO_UDP_L4, 1000)).is_ok());
     }
 
     #[test]

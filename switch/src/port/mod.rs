@@ -304,11 +304,11 @@ impl Port {
         }
     }
 
-    /// What the receiver takes. Devices of the kernel take everything: their far end does what is missing.
+    /// What the receiver takes. Devices of the kernel finish what their far end does not take.
     fn capabilities(&self) -> Capabilities {
         match &self.attachment {
             Attachment::Vhost(device) => Capabilities::from_virtio_features(device.features()),
-            Attachment::Tap(_) | Attachment::Netdev(_) => Capabilities::ALL,
+            Attachment::Tap(_) | Attachment::Netdev(_) => Capabilities::KERNEL,
         }
     }
 
