@@ -334,7 +334,9 @@ impl VhostUserBackendReqHandlerMut for Session {
         let same_for_rings = before.is_some_and(|before| (before ^ word) & !own == 0);
         for index in 0..self.vrings.len() {
             if same_for_rings {
-                self.update_logging(index);
+                if before.is_some_and(|before| (before ^ word) & features::LOG_ALL != 0) {
+                    self.update_logging(index);
+                }
             } else {
                 self.stop(index);
             }

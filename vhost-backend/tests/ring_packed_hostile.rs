@@ -171,6 +171,7 @@ fn check_garbage(plan: &Garbage) -> Option<RingFault> {
     assert_eq!(cell.fault().is_some(), !cell.is_active());
     assert_eq!(wires.failed(), cell.fault().is_some(), "the frontend hears of a fault, once");
     assert!(!wires.failed());
+    let fault = cell.fault();
     guest.check_canaries();
     assert!(guest.image(READ_ONLY_REGION) == before[READ_ONLY_REGION], "a readable buffer was written");
     if !plan.write {
@@ -184,14 +185,14 @@ fn check_garbage(plan: &Garbage) -> Option<RingFault> {
                 assert!(own || now[at] == before[at], "a transmit ring wrote at {addr:#x}");
             }
         }
-        if let (None, Some(ring)) = (cell.fault(), cell.stop()) {
+        if let (None, Some(ring)) = (fault, cell.stop()) {
             // A chain may pretend to go on behind what was offered, but not around the ring.
             let ends: Vec<u32> =
                 (plan.ahead..=plan.size).map(|taken| start.after(taken, plan.size).base()).collect();
             assert!(ends.contains(&ring.base()), "{:#x} after {} offered", ring.base(), plan.ahead);
         }
     }
-    cell.fault()
+    fault
 }
 
 proptest! {
