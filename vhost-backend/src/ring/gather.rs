@@ -43,6 +43,7 @@ impl<'a> Gather<'a> {
     ///
     /// # Safety
     /// `piece_len` bytes at `ptr` are mapped until the burst is cleared.
+    #[inline(always)]
     pub(super) unsafe fn piece(&mut self, ptr: *const u8, piece_len: u32) -> Result<More, RingFault> {
         let (mut ptr, mut left) = (ptr, piece_len as usize);
         if self.header_have < self.header_len {

@@ -41,6 +41,7 @@ impl<'a> Scatter<'a> {
     ///
     /// # Safety
     /// `len` bytes at `to` are mapped.
+    #[inline(always)]
     pub(super) unsafe fn piece(&mut self, to: *mut u8, gpa: u64, len: u32, track: &mut impl Track) -> More {
         let before = self.written;
         let (mut to, mut room) = (to, len as usize);

@@ -4,7 +4,7 @@ use std::ptr;
 use std::sync::atomic::Ordering;
 
 use super::Ring;
-use super::descriptor::{MARKS, Used};
+use super::descriptor::{Used, offered};
 use super::position::Position;
 use crate::dirty::Track;
 use crate::frame::{BURST, Burst};
@@ -71,8 +71,9 @@ impl Ring {
         let mut at = start;
         for target in &mut targets[..count] {
             let len = burst.frames[left.trailing_zeros() as usize % BURST].len;
-            let Some(desc) = self.available(at) else { break };
-            if desc.flags & !MARKS != F_WRITE || desc.len < header_len + len {
+            let desc = self.read(at);
+            // Offered, and one buffer to write.
+            if desc.flags != offered(at) | F_WRITE || desc.len < header_len + len {
                 break;
             }
             let Some(to) = self.common.whole(desc.addr, desc.len) else { break };
@@ -82,7 +83,7 @@ impl Ring {
             // The copies follow at once, and nothing is logged before they are made.
             track.wrote(desc.addr, header_len + len);
             left &= left - 1;
-            at = at.advance(1, self.size);
+            at = at.next(self.size);
             ready += 1;
         }
         filled.at = at;
@@ -90,13 +91,18 @@ impl Ring {
 
         let mut left = mask;
         let mut at = start;
-        for &(to, id) in &targets[..ready] {
+        for (i, &(to, id)) in targets[..ready].iter().enumerate() {
             let index = left.trailing_zeros() as usize % BURST;
             left &= left - 1;
             // SAFETY: `whole` found room for header and frame at `to`.
             unsafe { self.common.place(burst, index, to) };
-            self.give_back(filled, Used::new(at, id, burst.frames[index].len + header_len));
-            at = at.advance(1, self.size);
+            let used = Used::written(at, id, burst.frames[index].len + header_len);
+            if i == 0 {
+                self.give_back(filled, used);
+            } else {
+                self.write_used(used, Ordering::Relaxed);
+            }
+            at = at.next(self.size);
         }
         mask & !left
     }
@@ -124,7 +130,7 @@ impl Ring {
             if !scatter.has_header() || written == 0 {
                 return Err(RingFault::HeaderTooShort);
             }
-            self.pending[buffers] = Used::new(at, chain.id, written);
+            self.pending[buffers] = Used::written(at, chain.id, written);
             buffers += 1;
             at = at.advance(chain.descriptors, self.size);
             descriptors += chain.descriptors;

@@ -43,19 +43,47 @@ pub(super) struct Used {
 impl Used {
     pub(super) const NONE: Self = Self { at: 0, word: 0 };
 
+    /// Buffer `id` that began at `at` and was only read.
+    #[inline(always)]
+    pub(super) fn read(at: Position, id: u16) -> Self {
+        let flags = if at.wrap { MARKS } else { 0 };
+        Self { at: at.index, word: u64::from(id) << 32 | u64::from(flags) << 48 }
+    }
+
     /// Buffer `id` that began at `at` and in which `written` bytes were written.
     #[inline(always)]
-    pub(super) fn new(at: Position, id: u16, written: u32) -> Self {
+    pub(super) fn written(at: Position, id: u16, written: u32) -> Self {
         // WRITE: the length means something.
-        let write = if written > 0 { F_WRITE } else { 0 };
-        let flags = if at.wrap { MARKS | write } else { write };
-        Self { at: at.index, word: u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48 }
+        let write = u64::from(F_WRITE) << 48;
+        let Self { at, word } = Self::read(at, id);
+        Self { at, word: word | write | u64::from(written) }
+    }
+}
+
+/// A buffer that `fetch` took: where it began and the number that its driver knows it by, in one word.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lent(u32);
+
+impl Lent {
+    #[inline(always)]
+    pub(super) fn new(at: Position, id: u16) -> Self {
+        Self(u32::from(at.encode()) | u32::from(id) << 16)
+    }
+
+    #[inline(always)]
+    pub(super) fn at(self) -> Position {
+        Position::decode(self.0 as u16)
+    }
+
+    #[inline(always)]
+    pub(super) fn id(self) -> u16 {
+        (self.0 >> 16) as u16
     }
 }
 
 /// The marks of a descriptor that the driver offers at `at`.
 #[inline(always)]
-fn offered(at: Position) -> u16 {
+pub(super) fn offered(at: Position) -> u16 {
     if at.wrap { F_AVAIL } else { F_USED }
 }
 
@@ -79,7 +107,7 @@ impl Ring {
 
     /// Reads the descriptor at `at`, whoever owns it. Flags come first, together with length and number in one read.
     #[inline(always)]
-    fn read(&self, at: Position) -> Descriptor {
+    pub(super) fn read(&self, at: Position) -> Descriptor {
         // Acquire: what the driver wrote before the flags is visible.
         let rest = self.rest(at.index).load(Ordering::Acquire);
         // SAFETY: as in `rest`; volatile since the guest may write meanwhile.

@@ -4,7 +4,7 @@ use std::ptr;
 use std::sync::atomic::Ordering;
 
 use super::Ring;
-use super::descriptor::{Descriptor, MARKS, Used};
+use super::descriptor::{Descriptor, Lent, MARKS, Used, offered};
 use super::position::Position;
 use crate::dirty::Track;
 use crate::frame::{BURST, Burst, MAX_FRAME};
@@ -54,7 +54,7 @@ impl Ring {
             }
             match self.push_chain(burst, first, at, room, &mut served) {
                 Ok((id, descriptors)) => {
-                    self.lent[taken] = (at, id);
+                    self.lent[taken] = Lent::new(at, id);
                     at = at.advance(descriptors, self.size);
                     room -= descriptors;
                     taken += 1;
@@ -94,32 +94,55 @@ impl Ring {
         let header_len = u32::from(self.common.header_len);
         let taken = BURST - pieces.len();
         let most = pieces.len().min(usize::from(room));
-        let mut next = at;
-        for (i, piece) in pieces[..most].iter_mut().enumerate() {
-            let Some(desc) = self.available(next) else { return (i, None) };
-            if desc.flags & F_NEXT != 0 {
-                return (i, Some(desc));
+        let mut start = at;
+        let mut seen = 0;
+        while seen < most {
+            // The marks are the same up to the ring's end.
+            let run = (most - seen).min(usize::from(self.size - start.index));
+            let usual = offered(start);
+            let run_pieces = pieces[seen..seen + run].iter_mut();
+            for ((here, piece), i) in (start.index..).zip(run_pieces).zip(seen..) {
+                let here = Position { index: here, ..start };
+                let desc = self.read(here);
+                if desc.flags != usual {
+                    // More, or less, than one buffer to read.
+                    if desc.flags & MARKS != usual {
+                        return (i, None);
+                    }
+                    if desc.flags & F_NEXT != 0 {
+                        return (i, Some(desc));
+                    }
+                }
+                self.lent[(taken + i) % BURST] = Lent::new(here, desc.id);
+                // Longer than the header, and not longer than any frame may be.
+                if desc.flags == usual
+                    && desc.len.wrapping_sub(header_len + 1) < MAX_FRAME as u32
+                    && let Some(data) = self.common.whole(desc.addr, desc.len)
+                {
+                    *piece = (data, desc.len);
+                    prefetch_read(data);
+                    prefetch_read(data.wrapping_add(64));
+                    prefetch_read(data.wrapping_add(128));
+                } else {
+                    *piece = (ptr::null(), 0);
+                    self.put_aside(taken + i, desc);
+                }
             }
-            self.lent[taken + i] = (next, desc.id);
-            next = next.advance(1, self.size);
-            // Longer than the header, and not longer than any frame may be.
-            let usual = desc.flags & !MARKS == 0 && desc.len.wrapping_sub(header_len + 1) < MAX_FRAME as u32;
-            if let Some(data) = usual.then(|| self.common.whole(desc.addr, desc.len)).flatten() {
-                *piece = (data, desc.len);
-                prefetch_read(data);
-                prefetch_read(data.wrapping_add(64));
-                prefetch_read(data.wrapping_add(128));
-                continue;
-            }
-            *piece = (ptr::null(), 0);
-            self.odd[taken + i] = desc;
-            if desc.flags & F_INDIRECT != 0
-                && let Some(table) = self.common.whole(desc.addr, desc.len)
-            {
-                prefetch_read(table);
-            }
+            start = start.advance(run as u16, self.size);
+            seen += run;
         }
         (most, None)
+    }
+
+    /// Keeps a descriptor that is to be walked, and asks for its table if it names one.
+    #[inline(never)]
+    fn put_aside(&mut self, i: usize, desc: Descriptor) {
+        self.odd[i] = desc;
+        if desc.flags & F_INDIRECT != 0
+            && let Some(table) = self.common.whole(desc.addr, desc.len)
+        {
+            prefetch_read(table);
+        }
     }
 
     /// Appends the frames of the buffers that [`Ring::look`] found from `at` on, the first of them number `taken` of this
@@ -177,13 +200,13 @@ impl Ring {
             return;
         }
         let lent = &self.lent[..taken];
-        let mut first = Used::new(lent[0].0, lent[0].1, 0);
+        let mut first = Used::read(lent[0].at(), lent[0].id());
         if self.common.in_order {
             // One descriptor, with the last buffer's number, stands for all of them (section 2.8.12).
-            first = Used::new(lent[0].0, lent[taken - 1].1, 0);
+            first = Used::read(lent[0].at(), lent[taken - 1].id());
         } else {
-            for &(at, id) in &lent[1..] {
-                self.write_used(Used::new(at, id, 0), Ordering::Relaxed);
+            for &lent in &lent[1..] {
+                self.write_used(Used::read(lent.at(), lent.id()), Ordering::Relaxed);
             }
         }
         let (old, count) = (self.next_used, self.next_used.distance(self.next_avail, self.size));

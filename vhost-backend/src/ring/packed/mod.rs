@@ -20,7 +20,7 @@ use super::common::{Common, DESCRIPTOR};
 use super::{RingFault, RingSetup};
 use crate::frame::BURST;
 use crate::memory::GuestMap;
-use descriptor::{Descriptor, Used};
+use descriptor::{Descriptor, Lent, Used};
 use position::Position;
 
 /// Largest packed ring of the specification. Unlike a split ring's, its size is any number up to there.
@@ -40,8 +40,8 @@ pub(crate) struct Ring {
     next_used: Position,
     /// Buffers taken by `fetch` and not yet given back by `complete`.
     taken: usize,
-    /// Where each of them began, and the number that its driver knows it by.
-    lent: Box<[(Position, u16); BURST]>,
+    /// Which these are.
+    lent: Box<[Lent; BURST]>,
     /// Descriptors of `fetch` that are more than one piece of memory.
     odd: Box<[Descriptor; BURST]>,
     /// What will be given back for a frame of several buffers; as long as the ring, so more never happens.
@@ -89,7 +89,7 @@ impl Ring {
             next_avail: avail,
             next_used: avail,
             taken: 0,
-            lent: Box::new([(avail, 0); BURST]),
+            lent: Box::new([Lent::new(avail, 0); BURST]),
             odd: Box::new([Descriptor::NONE; BURST]),
             pending: vec![Used::NONE; usize::from(setup.size)].into_boxed_slice(),
             setup_addresses: Addresses { desc: setup.desc, driver: setup.avail, device: setup.used },

@@ -24,6 +24,13 @@ impl Position {
         self.index | if self.wrap { WRAP } else { 0 }
     }
 
+    /// The next position.
+    #[inline(always)]
+    pub(super) fn next(self, size: u16) -> Self {
+        let index = self.index + 1;
+        if index == size { Self { index: 0, wrap: !self.wrap } } else { Self { index, ..self } }
+    }
+
     /// The position `by` descriptors further on, at most one lap.
     #[inline(always)]
     pub(super) fn advance(self, by: u16, size: u16) -> Self {
@@ -54,6 +61,9 @@ mod tests {
             assert_eq!(Position::decode(at.encode()), at);
             for by in [0, 1, size / 2, size - 1, size] {
                 let later = at.advance(by, size);
+                if by == 1 {
+                    assert_eq!(at.next(size), later);
+                }
                 assert!(later.index < size);
                 assert_eq!(at.distance(later, size), by, "{at:?} and {by} of {size}");
                 // Two laps are none.
