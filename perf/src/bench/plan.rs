@@ -46,7 +46,7 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Vhost,
         Self::Packed,
         Self::Testpmd,
