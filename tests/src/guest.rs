@@ -102,7 +102,7 @@ impl GuestSpec {
     }
 
     /// MAC address of the `index`th NIC: made from the guest's name.
-    fn mac(&self, index: usize) -> String {
+    pub fn mac(&self, index: usize) -> String {
         let hash =
             self.name.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
         let [_, a, b, c] = hash.to_be_bytes();

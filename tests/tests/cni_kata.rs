@@ -53,11 +53,14 @@ fn guests_come_up_as_the_files_say() {
     vhost.config["dan"] = json!(shuntd.path("dans"));
     vhost.config["attachment"] = json!("vhost-user");
     vhost.config["queues"] = json!(2);
-    vhost.config["runtimeConfig"] = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+    let [one, two] = ["one", "two"].map(GuestSpec::new);
+    vhost.config["runtimeConfig"] =
+        json!({"mac": one.mac(0), "portMappings": [{"hostPort": 8080, "containerPort": 80}]});
     let mut tap = Cni::new(&shuntd, "kata-tap", "br-cont").within(&host);
     tap.config["dan"] = json!(shuntd.path("dans"));
     tap.config["attachment"] = json!("host-tap");
     tap.config["mtu"] = json!(1400);
+    tap.config["runtimeConfig"] = json!({"mac": two.mac(0)});
     let first = vhost.add("sandbox-one", &sandboxes[0]);
     let second = tap.add("sandbox-two", &sandboxes[1]);
 
@@ -81,11 +84,11 @@ fn guests_come_up_as_the_files_say() {
         assert_eq!(file["network_info"]["interface"]["ip_addresses"][0], result["ips"][0]["address"]);
     }
 
-    let mac = |file: &Value| text(file, "/guest_mac").to_owned();
-    let [one, two] = boot_all([
-        GuestSpec::new("one").nic(Nic::listens(&socket).queues(2).property("mac", &mac(&files[0]))),
-        GuestSpec::new("two").nic(Nic::tap(device).property("mac", &mac(&files[1]))).within(&host),
-    ]);
+    for (file, spec) in files.iter().zip([&one, &two]) {
+        assert_eq!(text(file, "/guest_mac"), spec.mac(0));
+    }
+    let [one, two] =
+        boot_all([one.nic(Nic::listens(&socket).queues(2)), two.nic(Nic::tap(device)).within(&host)]);
     configure(&one, &files[0]);
     configure(&two, &files[1]);
     two.sh("ip link set eth0 mtu 1400");
