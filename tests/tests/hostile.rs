@@ -44,8 +44,8 @@ impl Stage {
         let sockets: Vec<_> = (0..PORTS).map(|n| shuntd.vhost_port(&format!("h{n}"), "")).collect();
         favour(&threads(shuntd.pid().unwrap_or_else(|| panic!("no shuntd"))));
         let neighbour = Neighbour::start(&one, &other);
-        let mut sink = Vm::boot(&shuntd.vhost_port("sink", "")).unwrap_or_else(|e| panic!("{e}"));
-        sink.send(&frame(mac(1), mac(attacks::SINK), 0));
+        let sink = shuntd.vhost_port("sink", &format!("--mac {}", attacks::SINK_MAC));
+        let sink = Vm::boot(&sink).unwrap_or_else(|e| panic!("{e}"));
         let mut stage = Self {
             shuntd,
             neighbour,

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use shunt_tests::hostile::attacks::{self, Attack};
+use shunt_tests::hostile::attacks::{self, Attack, SINK_MAC};
 use shunt_tests::hostile::vm::memfd;
 use shunt_tests::hostile::{Footprint, Neighbour, Vm};
 use shunt_tests::{
@@ -146,29 +146,40 @@ impl World {
 /// Ports whose guests are a few lines each: some talk, some lie.
 struct Field {
     talking: Vec<Neighbour>,
+    /// Takes what the attacks send, and no notice of it.
+    _sink: Vm,
     lying: Vec<PathBuf>,
 }
 
 /// Pairs that ping each other.
 const PAIRS: u8 = 21;
 /// Ports for those that lie.
-const LIARS: usize = 20;
+const LIARS: usize = 19;
 /// Attacks in a round.
 const ATTACKS: usize = 40;
 
 impl Field {
     fn new(shuntd: &Shuntd) -> Self {
+        // Those that lie flood their bridge with noise; those that talk look into their rings only now and then.
         shuntd.ctl("bridge add field");
-        let port = |name: String| {
+        shuntd.ctl("bridge add wild");
+        let add = |bridge: &str, name: String, options: &str| {
             let path = shuntd.path(&format!("{name}.sock"));
-            shuntd.ctl(&format!("port add {name} --bridge field --vhost-user {}", path.display()));
+            shuntd
+                .ctl(&format!("port add {name} --bridge {bridge} --vhost-user {} {options}", path.display()));
             path
         };
+        let sink = add("wild", "sink".into(), &format!("--mac {SINK_MAC}"));
+        let sink = wait_for("the sink to start", SOON, || Vm::boot(&sink).ok());
         let talking = (0..PAIRS).map(|n| {
-            let (one, other) = (port(format!("t{n}a")), port(format!("t{n}b")));
+            let (one, other) = (add("field", format!("t{n}a"), ""), add("field", format!("t{n}b"), ""));
             Neighbour::between(&one, &other, [20 + 2 * n, 21 + 2 * n], Duration::from_millis(100))
         });
-        Self { talking: talking.collect(), lying: (0..LIARS).map(|n| port(format!("liar{n}"))).collect() }
+        Self {
+            talking: talking.collect(),
+            _sink: sink,
+            lying: (0..LIARS).map(|n| add("wild", format!("liar{n}"), "")).collect(),
+        }
     }
 
     /// The next attacks of the tables, one port after the other.

@@ -115,6 +115,8 @@ pub const RINGS: &[Attack] = &[
 
 /// The station that takes none of its frames: who floods it harms nobody else.
 pub const SINK: u8 = 4;
+/// Its address, as commands take it.
+pub const SINK_MAC: &str = "02:5e:00:00:00:04";
 
 /// A TCP frame over IPv4 to the sink, with `payload` bytes.
 fn tcp(payload: usize) -> Vec<u8> {
