@@ -255,8 +255,11 @@ fn oracle() {
         let frame = udp.bytes_of_udp(Checksum::Partial);
         let request = udp.request_of_datagrams(GSO_UDP_L4, uso);
         compare(&from, &to, &udp, "USO", &frame, request, Capabilities::NONE);
-        let request = udp.request_of_datagrams(GSO_UDP, ufo);
-        compare(&from, &to, &udp, "UFO", &frame, request, Capabilities::NONE);
+        // The kernel counts IPv6's extension headers into the fragments' offsets (`ipv6_gso_segment`).
+        if !udp.v6 || udp.ip_options == 0 && !udp.routing {
+            let request = udp.request_of_datagrams(GSO_UDP, ufo);
+            compare(&from, &to, &udp, "UFO", &frame, request, Capabilities::NONE);
+        }
     }
     // A checksum that comes to 0.
     let mut udp = Tcp::new(false, 100);
