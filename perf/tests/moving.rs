@@ -246,3 +246,34 @@ fn bridged_frames_keep_their_order_while_queues_move_and_ports_come_and_go() {
     println!("{rounds} rounds, {exchanged} frames");
     assert!(rounds >= 3 && exchanged > 1000, "{rounds} rounds, {exchanged} frames");
 }
+
+#[test]
+fn what_is_busy_on_one_worker_is_spread_by_what_it_costs() {
+    let mut world = World::new(BRIDGED).expect("a switch");
+    let (a, b) = (world.guest("a", PAIRS).expect("a guest"), world.guest("b", PAIRS).expect("a guest"));
+    for port in ["a", "b"] {
+        for queue in 0..PAIRS {
+            world.place(port, queue, 0).expect("a worker");
+        }
+        let unpin = (0..PAIRS).collect();
+        let change = PortChange { unpin, ..PortChange::default() };
+        world.switch.set_port(port, change).expect("a port");
+    }
+    let workers = world.switch.workers();
+    assert_eq!((workers[0].queues.len(), workers[1].queues.len()), (8, 0), "queues stay where they are");
+
+    let frames = |from, to| (0..PAIRS).map(|flow| frames::udp(from, to, 96, flow)).collect();
+    let conversation = Conversation::start(a, b, frames(1, 2), frames(2, 1));
+    conversation.wait_for(20_000).expect("frames");
+    let plan = world.switch.plan_rebalance();
+    let moved = world.switch.workers().iter().map(|w| w.queues.len()).collect::<Vec<_>>();
+    assert_eq!(moved, [8, 0], "a plan moves nothing");
+    world.switch.carry_out(&plan);
+    conversation.wait_for(2_000).expect("frames");
+    let workers = world.switch.workers();
+    conversation.end().unwrap_or_else(|why| panic!("{why:#}; {}", world.drops()));
+    assert_eq!(plan.moves.len(), workers[1].queues.len());
+    assert!((3..=5).contains(&plan.moves.len()), "{plan:?}");
+    assert!(plan.improvement() > 80.0, "{plan:?}");
+    assert!(workers[1].queues.iter().all(|queue| queue.load > 0.0));
+}
