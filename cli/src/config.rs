@@ -93,6 +93,11 @@ impl Asker {
                 let difference = self.client.ask(&api::ConfigDiff { file: Some(file), text })?;
                 self.render(&difference, differences)
             }
+            Config::Apply { file } => {
+                let (file, text) = read(file)?;
+                let difference = self.client.ask(&api::ConfigApply { file: Some(file), text })?;
+                self.render(&difference, differences)
+            }
             Config::Save { file } => {
                 let text = self.configuration()?;
                 save(file, &text)

@@ -24,6 +24,7 @@ pub mod refusal;
 pub mod resolver;
 pub mod router;
 pub mod rules;
+pub mod saved;
 pub mod services;
 pub mod spread;
 pub mod stats;

@@ -20,10 +20,11 @@ use tokio::sync::Notify;
 use vhost_backend::device::{Device, DeviceConfig};
 
 use crate::clock;
+use crate::config::document::Key;
 use crate::config::spec::Attachment as Asked;
 use crate::config::{BridgeSpec, Mac, Name, Poll, PortChange, PortSpec, Role, Workers};
 use crate::container::Containers;
-use crate::l2::fdb::{Entry, Fdb, Key, Learned};
+use crate::l2::fdb::{Entry, Fdb, Key as Address, Learned};
 use crate::members::{MAX_PORTS, MEMBERS};
 use crate::port::netdev::{Netdev, NetdevConfig};
 use crate::port::tap::{Tap, TapConfig};
@@ -32,6 +33,7 @@ use crate::refusal::Refusal;
 use crate::router::Router;
 use crate::router::directors::Directors;
 use crate::router::guards::Guards;
+use crate::router::keep::Keeper;
 use crate::router::live::Live;
 use crate::tables::Tables;
 use crate::worker::epoch::Epochs;
@@ -82,7 +84,10 @@ pub struct Switch {
     pub(crate) directors: Directors,
     pub(crate) started: Instant,
     pub(crate) poll: Poll,
-    state: Option<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
+    pub(crate) keeper: Keeper,
+    /// Nothing is published before a change is whole.
+    held: bool,
     pub(crate) guards: Guards,
     pub(crate) containers: Containers,
     pub(crate) rebalancer: Rebalancer,
@@ -124,6 +129,8 @@ impl Switch {
             started: Instant::now(),
             poll: options.poll,
             state: options.state,
+            keeper: Keeper::new(),
+            held: false,
             guards: Guards::default(),
             containers: Containers::default(),
             rebalancer: Rebalancer::new(clock::seconds()),
@@ -151,6 +158,7 @@ impl Switch {
         self.router.ipvs.tick(now);
         self.tick_directors();
         self.tick_rebalancer();
+        self.tick_keeper();
     }
 
     /// Tells when a port came up or went down, or a checked server's health changed: [`Switch::follow_ports`] is to be
@@ -173,6 +181,7 @@ impl Switch {
         if self.bridges.contains_key(&spec.name) {
             return Err(Refusal::new(format!("bridge {:?} exists already", spec.name.as_str())));
         }
+        self.touch(Key::Bridge(spec.name));
         let fdb = Arc::new(Fdb::new(spec.fdb_limit, spec.ageing, MEMBERS));
         self.bridges.insert(spec.name, Bridge { spec, fdb });
         Ok(())
@@ -190,6 +199,7 @@ impl Switch {
             return Err(Refusal::new(format!("bridge {name:?} still has ports: delete them first ({list})")));
         }
         self.refuse_routed(name)?;
+        self.touch(Key::Bridge(self.find_bridge(name)?.spec.name));
         self.bridges.retain(|bridge, _| bridge.as_str() != name);
         Ok(())
     }
@@ -222,6 +232,7 @@ impl Switch {
         for &(_, core) in &spec.pins {
             self.worker_on(core)?;
         }
+        self.touch(Key::Port(spec.name));
         let number = self.free_number()?;
         let (attachment, mtu) = self.attach(&spec)?;
         let port = Port::new(number, attachment, mtu, self.workers.len());
@@ -237,7 +248,7 @@ impl Switch {
     }
 
     /// What another port has already must not be attached twice.
-    fn refuse_taken(&self, spec: &PortSpec) -> Result<(), Refusal> {
+    pub(crate) fn refuse_taken(&self, spec: &PortSpec) -> Result<(), Refusal> {
         let taken = self.ports.values().find(|other| match (&other.spec.attachment, &spec.attachment) {
             (Asked::VhostUser { path: a, .. }, Asked::VhostUser { path: b, .. }) => a == b,
             (Asked::Tap { device: a, netns: m, .. }, Asked::Tap { device: b, netns: n, .. }) => {
@@ -324,6 +335,11 @@ impl Switch {
     /// # Errors
     /// No such port, or it is a container's NIC.
     pub fn del_port(&mut self, name: &str) -> Result<(), Refusal> {
+        if let Ok(key) = name.parse().map(Key::Port)
+            && self.forget_unmade(&key)
+        {
+            return Ok(());
+        }
         if let Some((id, nic)) = self.containers.owner(name) {
             let way = format!("'kata-network del-iface' removes it (name {:?})", nic.name);
             return Err(Refusal::new(format!("port {name:?} is a NIC of container {id}: {way}")));
@@ -336,22 +352,37 @@ impl Switch {
     /// # Errors
     /// No such port.
     pub(crate) fn remove_port(&mut self, name: &str) -> Result<(), Refusal> {
-        let key = self.find_port(name)?.spec.name;
-        let Some(member) = self.ports.remove(&key) else { return Ok(()) };
-        self.publish();
-        self.guards.forget(member.port.number());
-        self.router.ipvs.attach(member.port.number(), None);
-        if let Some(live) = &self.live {
-            live.services.port_gone(member.port.number());
-        }
-        // No worker knows the port any more, so nothing new is learned there.
-        if let Some(bridge) = self.bridges.get(&member.spec.bridge) {
-            bridge.fdb.flush(Some(member.port.number()), true);
-        }
-        if let Some(live) = &self.live {
-            live.neighbours.flush_port(member.port.number());
-        }
+        let name = self.find_port(name)?.spec.name;
+        self.remove_ports(&[name]);
         Ok(())
+    }
+
+    /// Removes ports; those that are not there are none.
+    pub(crate) fn remove_ports(&mut self, names: &[Name]) {
+        names.iter().for_each(|name| self.touch_port(name));
+        let members: Vec<Member> = names.iter().filter_map(|name| self.ports.remove(name)).collect();
+        if members.is_empty() {
+            return;
+        }
+        // Workers must not know them any more, whatever else waits.
+        let held = std::mem::replace(&mut self.held, false);
+        self.publish();
+        self.held = held;
+        for member in members {
+            let number = member.port.number();
+            self.router.ipvs.attach(number, None);
+            self.guards.forget(number);
+            if let Some(live) = &self.live {
+                live.services.port_gone(number);
+            }
+            // Nothing new is learned there.
+            if let Some(bridge) = self.bridges.get(&member.spec.bridge) {
+                bridge.fdb.flush(Some(number), true);
+            }
+            if let Some(live) = &self.live {
+                live.neighbours.flush_port(number);
+            }
+        }
     }
 
     pub(crate) fn find_port(&self, name: &str) -> Result<&Member, Refusal> {
@@ -384,6 +415,7 @@ impl Switch {
             member.port.change_mtu(mtu).map_err(Refusal::new)?;
         }
         let key = member.spec.name;
+        self.touch(Key::Port(key));
         if let Some(member) = self.ports.get_mut(&key) {
             member.spec.mtu = change.mtu.or(member.spec.mtu);
             for queue in &change.unpin {
@@ -445,12 +477,14 @@ impl Switch {
             let other = member.spec.bridge.as_str();
             return Err(Refusal::new(format!("port {port:?} is on bridge {other:?}, not on {bridge:?}")));
         }
-        self.fix(bridge, mac, vlan, member.port.number())
+        let (number, bridge_name) = (member.port.number(), member.spec.bridge);
+        self.touch(Key::Fdb(bridge_name, vlan, mac));
+        self.fix(bridge, mac, vlan, number)
     }
 
     fn fix(&self, bridge: &str, mac: Mac, vlan: u16, port: u16) -> Result<(), Refusal> {
         let table = &self.find_bridge(bridge)?.fdb;
-        match table.fix(Key::new(mac.0, vlan), port, self.now()) {
+        match table.fix(Address::new(mac.0, vlan), port, self.now()) {
             Learned::Full => Err(Refusal::new(format!(
                 "the forwarding database of bridge {bridge:?} is full: its limit is {} (bridge add --fdb-limit)",
                 table.limit()
@@ -464,7 +498,9 @@ impl Switch {
     /// # Errors
     /// No such bridge or entry.
     pub fn fdb_del(&mut self, bridge: &str, mac: Mac, vlan: u16) -> Result<(), Refusal> {
-        if self.find_bridge(bridge)?.fdb.remove(Key::new(mac.0, vlan)) {
+        let name = self.find_bridge(bridge)?.spec.name;
+        self.touch(Key::Fdb(name, vlan, mac));
+        if self.find_bridge(bridge)?.fdb.remove(Address::new(mac.0, vlan)) {
             return Ok(());
         }
         let of_vlan = if vlan == 0 { String::new() } else { format!(" in VLAN {vlan}") };

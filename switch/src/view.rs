@@ -27,6 +27,7 @@ impl Switch {
             interfaces: self.router.interfaces.len(),
             routes: self.router.rib.count(),
             host_commands: self.host_commands(),
+            problems: self.problems(),
         }
     }
 

@@ -75,7 +75,7 @@ fn a_device_stays_if_it_was_there_or_is_persistent_and_goes_otherwise() {
     shuntd.kill();
     assert!(!there("passing") && there("kept"));
     shuntd.launch();
-    shuntd.ctl("port add kept --bridge shunt0 --tap kept --persist");
+    // Both ports come back by themselves.
     here.up("kept", None);
     shuntd.wait_state("kept", "up", SOON);
 }

@@ -19,6 +19,11 @@ pub(crate) enum Config {
         /// The file, or - for standard input
         file: PathBuf,
     },
+    /// Makes the switch what a file describes, wholly or not at all; what does not differ is not touched
+    Apply {
+        /// The file, or - for standard input
+        file: PathBuf,
+    },
     /// Writes all that is configured to a file
     Save {
         /// The file; one that is there is replaced as a whole

@@ -485,6 +485,7 @@ impl Noun {
             Self::Config(Config::Show) => "config show",
             Self::Config(Config::Check { .. }) => "config check",
             Self::Config(Config::Diff { .. }) => "config diff",
+            Self::Config(Config::Apply { .. }) => "config apply",
             Self::Config(Config::Save { .. }) => "config save",
             Self::Stats { .. } => "stats",
             Self::Completions { .. } => "completions",

@@ -84,6 +84,9 @@ pub(crate) fn status(status: &api::Status) -> String {
         ("interfaces", status.interfaces.to_string()),
         ("routes", status.routes.to_string()),
     ]);
+    for problem in &status.problems {
+        let _ = writeln!(text, "problem: {problem}");
+    }
     if !status.host_commands.is_empty() {
         text.push_str("to be done on the host (or by 'shuntd --host-setup'):\n");
         for command in &status.host_commands {

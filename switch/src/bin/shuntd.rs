@@ -47,11 +47,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Refusal> {
-    let config = match &arguments.config {
-        Some(file) => Config::load(file)?,
-        None => Config::embedded(arguments.host_setup)?,
-    };
-    let settings = Settings::new(arguments, &config)?;
+    let file = arguments.config.as_deref().map(Config::load).transpose()?;
+    let settings = Settings::new(arguments, file.as_ref().unwrap_or(&Config::embedded(false)?))?;
     start_log(&settings.log)?;
     raise_descriptor_limit();
     let state = prepare_state(&settings)?;
@@ -64,7 +61,7 @@ fn run(arguments: Arguments) -> Result<(), Refusal> {
     let mut signals = runtime.block_on(async { Signals::new() })?;
     // The socket comes first: a second daemon is turned away before it touches anybody's ports.
     let socket = ControlSocket::bind(&settings.control)?;
-    let switch = Rc::new(RefCell::new(start_switch(&settings, state, config)?));
+    let switch = Rc::new(RefCell::new(start_switch(&settings, state, file)?));
 
     tell_ready(&settings, &switch.borrow());
     let result = tasks.block_on(&runtime, serve(&socket, switch.clone(), &mut signals));
@@ -137,11 +134,15 @@ impl Signals {
     }
 }
 
-fn start_switch(settings: &Settings, state: Option<PathBuf>, config: Config) -> Result<Switch, Refusal> {
+fn start_switch(
+    settings: &Settings,
+    state: Option<PathBuf>,
+    file: Option<Config>,
+) -> Result<Switch, Refusal> {
     let mut switch =
         Switch::start(Options { workers: settings.workers.clone(), poll: settings.poll, state })?;
     // A refusal drops the switch, and with it whatever was made before.
-    switch.configure(config)?;
+    switch.begin(file, settings.host_setup)?;
     if settings.host_setup {
         switch.set_host_up()?;
     }

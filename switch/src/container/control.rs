@@ -11,11 +11,13 @@ use ipnet::{IpNet, Ipv4Net};
 use super::hotplug::{Backend, HOST_MTU_MIN, Plug};
 use super::work::{Farewell, Work};
 use super::{Container, Nic};
+use crate::config::document::Key;
 use crate::config::spec::{
     AgentAddress, Attachment, ContainerId, ContainerRoute, ContainerSpec, NicSpec, Role, TapOpen,
 };
 use crate::config::{Name, PortSpec};
 use crate::control::api;
+use crate::ipvs::draft::Change;
 use crate::port::guest_tap::GuestTap;
 use crate::port::link::mtu_of;
 use crate::refusal::Refusal;
@@ -37,6 +39,7 @@ impl Switch {
         }
         self.find_bridge(&spec.bridge)?;
         let (nics, routes) = (std::mem::take(&mut spec.nics), std::mem::take(&mut spec.routes));
+        self.touch(Key::Container(id.to_string()));
         self.router.ipvs.ensure_container(id.as_str());
         self.containers.by_id.insert(id.clone(), Container { spec, nics: Vec::new() });
         let made = nics.into_iter().try_for_each(|nic| self.adopt_nic(&id, nic));
@@ -84,6 +87,12 @@ impl Switch {
 
     /// Forgets a container with everything that belongs to it.
     pub(crate) fn forget_container(&mut self, id: &ContainerId) {
+        self.touch(Key::Container(id.to_string()));
+        if let Some(scope) = self.router.ipvs.container(id.as_str()) {
+            self.touch_services(&scope, &[Change::Flush]);
+            self.touch(Key::IpvsTimeouts(Some(id.to_string())));
+            self.touch(Key::IpvsSettings(Some(id.to_string())));
+        }
         let Some(container) = self.containers.by_id.get(id) else { return };
         let names: Vec<Name> = container.nics.iter().map(|nic| nic.spec.name).collect();
         for name in names {
@@ -325,6 +334,7 @@ impl Switch {
         name: Name,
         plugged: Result<Option<String>, Refusal>,
     ) -> Result<api::KataPlugged, Refusal> {
+        self.touch(Key::Container(id.to_string()));
         let path = match plugged {
             Ok(path) => path,
             Err(refusal) => {
@@ -364,6 +374,7 @@ impl Switch {
 
     /// Forgets a NIC, with its port, its routes and its reservation.
     pub(crate) fn drop_nic(&mut self, id: &ContainerId, name: Name) {
+        self.touch(Key::Container(id.to_string()));
         let Some(container) = self.containers.get_mut(id) else { return };
         let Some(at) = container.nics.iter().position(|nic| nic.spec.name == name) else { return };
         let Nic { spec, reserved, kept, .. } = container.nics.remove(at);

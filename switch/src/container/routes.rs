@@ -4,6 +4,7 @@
 use super::Container;
 use super::work::Rerouting;
 use crate::config::Name;
+use crate::config::document::Key;
 use crate::config::spec::{ContainerId, ContainerRoute, ContainerRouteMatch};
 use crate::control::api;
 use crate::refusal::Refusal;
@@ -85,6 +86,7 @@ impl Switch {
 
     /// Notes the routes that are there now, and has DHCP tell of them.
     pub(crate) fn end_routes(&mut self, id: &ContainerId, done: &Rerouting) -> Vec<String> {
+        self.touch(Key::Container(id.to_string()));
         let mut notes = Vec::new();
         let Some(container) = self.containers.get_mut(id) else { return notes };
         container.spec.routes.clone_from(&done.after);

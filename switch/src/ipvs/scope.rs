@@ -304,6 +304,11 @@ impl Scope {
         Some(server)
     }
 
+    /// The fewest changes that make the table what `wanted` says, and how many of which kind.
+    pub fn difference(&self, wanted: &[(ServiceSpec, Vec<DestinationSpec>)]) -> (Vec<Change>, Replaced) {
+        super::difference::difference(&self.table, wanted)
+    }
+
     /// Makes the table what `wanted` says, by the fewest changes: what is in both stays, with its connections.
     pub fn replace(&self, wanted: &[(ServiceSpec, Vec<DestinationSpec>)]) -> Result<Replaced, Failed> {
         let (changes, replaced) = super::difference::difference(&self.table, wanted);

@@ -1,7 +1,7 @@
 //! Connections, as the control thread sees them, and the bounds that hold for them.
 #![forbid(unsafe_code)]
 
-use crate::config::document::Conntrack;
+use crate::config::document::{Conntrack, Key};
 use crate::config::spec::{Invalid, LimitChange};
 use crate::conntrack::record::Filter;
 use crate::conntrack::timeouts::LONGEST;
@@ -108,7 +108,7 @@ impl Tracking {
 }
 
 impl Switch {
-    fn apply_tracking(&self) {
+    pub(super) fn apply_tracking(&self) {
         if let Some(live) = &self.live {
             self.router.tracking.apply(&live.conntrack.shared);
         }
@@ -166,6 +166,7 @@ impl Switch {
     /// # Errors
     /// Not 1 to [`LONGEST`] seconds.
     pub fn set_timeout(&mut self, kind: Timeout, seconds: u32) -> Result<(), Refusal> {
+        self.touch(Key::Conntrack);
         self.router.tracking.set_timeout(kind, seconds)?;
         self.apply_tracking();
         Ok(())
@@ -181,6 +182,7 @@ impl Switch {
     /// # Errors
     /// The table has not so much room.
     pub fn set_limits(&mut self, change: LimitChange) -> Result<(), Refusal> {
+        self.touch(Key::Conntrack);
         self.router.tracking.set_limits(change)?;
         self.apply_tracking();
         Ok(())

@@ -5,12 +5,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::Interface;
+use crate::config::document::Key;
 use crate::config::spec::{
     BridgeChange, DhcpChange, InterfaceChange, InterfaceSpec, NeighbourSpec, Place, PolicyChange, PolicySpec,
     RouteMatch, RouteSpec,
 };
 use crate::config::{Mac, Name};
 use crate::control::api::{self, NatKind};
+use crate::l3::route::rib::Which;
 use crate::nat::rule::Rule;
 use crate::policy::rule::Zone;
 use crate::refusal::Refusal;
@@ -23,6 +25,11 @@ impl Switch {
     fn publish_router(&mut self) {
         self.router.isolate();
         self.publish();
+    }
+
+    /// As [`Self::publish_router`], once a change is whole.
+    pub(crate) fn publish_all(&mut self) {
+        self.publish_router();
     }
 
     /// What layer 3 needs once a second: interfaces follow their ports, neighbours age.
@@ -79,6 +86,7 @@ impl Switch {
     /// No such bridge.
     pub fn set_bridge(&mut self, name: &str, change: &BridgeChange) -> Result<(), Refusal> {
         let key = self.find_bridge(name)?.spec.name;
+        self.touch(Key::Bridge(key));
         if let Some(bridge) = self.bridges.get_mut(&key) {
             bridge.spec.filter = change.filter.unwrap_or(bridge.spec.filter);
         }
@@ -117,6 +125,7 @@ impl Switch {
     /// No such bridge; the name, an address or its network is taken.
     pub fn add_interface(&mut self, spec: InterfaceSpec) -> Result<(), Refusal> {
         self.find_bridge(&spec.bridge)?;
+        self.touch(Key::Interface(spec.name));
         self.router.add_interface(spec)?;
         self.publish_router();
         Ok(())
@@ -127,6 +136,7 @@ impl Switch {
     /// # Errors
     /// No such interface, or a rule names it.
     pub fn del_interface(&mut self, name: &str) -> Result<(), Refusal> {
+        self.touch_interface(name);
         self.router.del_interface(name)?;
         self.publish_router();
         Ok(())
@@ -137,6 +147,7 @@ impl Switch {
     /// # Errors
     /// No such interface, or something does not fit.
     pub fn set_interface(&mut self, name: &str, change: &InterfaceChange) -> Result<(), Refusal> {
+        self.touch(Key::Interface(self.router.find_interface(name)?.name));
         self.router.set_interface(name, change)?;
         self.publish_router();
         Ok(())
@@ -193,6 +204,7 @@ impl Switch {
     /// # Errors
     /// It is there, or its gateway cannot be reached.
     pub fn add_route(&mut self, spec: RouteSpec) -> Result<(), Refusal> {
+        self.touch(Key::Route(spec.prefix, spec.metric));
         self.router.add_route(&spec)?;
         self.publish_router();
         Ok(())
@@ -204,6 +216,10 @@ impl Switch {
     /// # Errors
     /// The place in the list of the one that is refused, and why.
     pub fn load_routes(&mut self, specs: Vec<RouteSpec>, replace: bool) -> Result<u64, (usize, Refusal)> {
+        if replace {
+            self.touch_routes(&Which::default());
+        }
+        specs.iter().for_each(|spec| self.touch(Key::Route(spec.prefix, spec.metric)));
         let loaded = self.router.load_routes(specs, replace)?;
         self.publish_router();
         Ok(loaded.removed as u64)
@@ -214,6 +230,9 @@ impl Switch {
     /// # Errors
     /// There is none that is meant.
     pub fn del_routes(&mut self, meant: &RouteMatch) -> Result<u64, Refusal> {
+        for prefix in &meant.prefixes {
+            self.touch_routes(&Which { prefix: Some(*prefix), ..Which::default() });
+        }
         let removed = self.router.del_routes(meant)?;
         self.publish_router();
         Ok(removed as u64)
@@ -224,6 +243,8 @@ impl Switch {
     /// # Errors
     /// No such interface.
     pub fn flush_routes(&mut self, dev: Option<&str>) -> Result<u64, Refusal> {
+        let interface = dev.map(|dev| self.router.find_interface(dev)).transpose()?.map(|found| found.index);
+        self.touch_routes(&Which { interface, ..Which::default() });
         let removed = self.router.flush_routes(dev)?;
         self.publish_router();
         Ok(removed as u64)
@@ -246,6 +267,7 @@ impl Switch {
     /// # Errors
     /// No such interface, or an address of its own.
     pub fn add_neighbour(&mut self, spec: NeighbourSpec) -> Result<(), Refusal> {
+        self.touch(Key::Neighbour(spec.interface, spec.address));
         self.router.add_neighbour(spec)?;
         self.publish_router();
         Ok(())
@@ -256,6 +278,8 @@ impl Switch {
     /// # Errors
     /// No such interface or neighbour.
     pub fn del_neighbour(&mut self, interface: &str, address: IpAddr) -> Result<(), Refusal> {
+        let name = self.router.find_interface(interface)?.name;
+        self.touch(Key::Neighbour(name, address));
         let forgotten = self.live.as_ref().is_some_and(|live| live.forget_neighbour(interface, address));
         match self.router.del_neighbour(interface, address) {
             Err(_) if forgotten => {}
@@ -294,6 +318,7 @@ impl Switch {
             Some(id) => self.router.insert_nat(id, rule).map(|()| id)?,
             None => self.router.add_nat(rule)?,
         };
+        self.touch_new(Key::Nat(id));
         self.publish_router();
         self.router.nat_rule(id)
     }
@@ -303,6 +328,7 @@ impl Switch {
     /// # Errors
     /// No such rule.
     pub fn del_nat(&mut self, id: u32, kind: Option<NatKind>) -> Result<(), Refusal> {
+        self.touch(Key::Nat(id));
         self.router.del_nat(id, kind)?;
         self.publish_router();
         Ok(())
@@ -321,6 +347,7 @@ impl Switch {
     /// Its number is taken.
     pub fn add_policy(&mut self, spec: PolicySpec) -> Result<api::PolicyRule, Refusal> {
         let id = self.router.add_policy(spec)?;
+        self.touch_new(Key::Policy(id));
         self.publish_router();
         self.router.policy_rule(id)
     }
@@ -330,6 +357,7 @@ impl Switch {
     /// # Errors
     /// No such rule.
     pub fn del_policy(&mut self, id: u32) -> Result<(), Refusal> {
+        self.touch(Key::Policy(id));
         self.router.del_policy(id)?;
         self.publish_router();
         Ok(())
@@ -337,6 +365,8 @@ impl Switch {
 
     /// Removes all rules of policy; returns how many.
     pub fn flush_policy(&mut self) -> u64 {
+        let ids: Vec<u32> = self.router.policy.iter().map(|(id, ..)| id).collect();
+        ids.into_iter().for_each(|id| self.touch(Key::Policy(id)));
         let removed = self.router.flush_policy();
         self.publish_router();
         removed
@@ -344,6 +374,7 @@ impl Switch {
 
     /// Changes what holds where no rule fits.
     pub fn set_policy(&mut self, change: PolicyChange) {
+        self.touch(Key::Forward);
         self.router.set_policy(change);
         self.publish_router();
     }
@@ -360,6 +391,7 @@ impl Switch {
     /// # Errors
     /// No such interface, or something does not fit its networks.
     pub fn set_dhcp(&mut self, change: DhcpChange) -> Result<(), Refusal> {
+        self.touch(Key::Dhcp(change.interface));
         self.router.set_dhcp(change)?;
         self.publish_router();
         Ok(())
@@ -370,6 +402,7 @@ impl Switch {
     /// # Errors
     /// There are none.
     pub fn del_dhcp(&mut self, interface: &str) -> Result<(), Refusal> {
+        self.touch_dhcp(interface);
         self.router.del_dhcp(interface)?;
         self.publish_router();
         Ok(())
@@ -394,6 +427,7 @@ impl Switch {
     /// # Errors
     /// The address or the guest has a reservation, or it does not fit the interface.
     pub fn reserve(&mut self, interface: &str, spec: Reservation) -> Result<(), Refusal> {
+        self.touch_dhcp(interface);
         self.router.reserve(interface, spec)?;
         self.publish_router();
         Ok(())
@@ -404,6 +438,7 @@ impl Switch {
     /// # Errors
     /// There is none for that guest.
     pub fn unreserve(&mut self, interface: &str, mac: Mac) -> Result<(), Refusal> {
+        self.touch_dhcp(interface);
         self.router.unreserve(interface, mac)?;
         self.publish_router();
         Ok(())

@@ -56,6 +56,11 @@ impl Router {
         ways.into_iter().map(sorted).collect()
     }
 
+    /// The keys of static routes that are meant.
+    pub(crate) fn route_keys(&self, which: &Which) -> Vec<Key> {
+        self.route_entries(which).into_keys().collect()
+    }
+
     fn forward_entry(&self) -> Option<Entry> {
         let forward = self.policy.default_forward();
         let forward = Forward {

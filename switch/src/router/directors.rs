@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::live::Live;
+use crate::config::document::Key;
+use crate::config::spec::service_name;
 use crate::ipvs::Ipvs;
 use crate::ipvs::health::{CheckSpec, Health, ServerHealth};
 use crate::ipvs::spec::ServiceKey;
@@ -73,6 +75,7 @@ impl Switch {
     /// # Errors
     /// See [`DaemonError`].
     pub fn start_daemon(&mut self, spec: &DaemonSpec) -> Result<DaemonConfig, DaemonError> {
+        self.touch(Key::Daemon(spec.role.to_string()));
         let config = self.directors.daemons.start(spec)?;
         self.directors.asked.insert(spec.role, spec.clone());
         self.note_backup();
@@ -92,6 +95,7 @@ impl Switch {
     /// # Errors
     /// None of this role runs.
     pub fn stop_daemon(&mut self, role: Role) -> Result<(), DaemonError> {
+        self.touch(Key::Daemon(role.to_string()));
         self.directors.daemons.stop(role)?;
         self.directors.asked.remove(&role);
         self.note_backup();
@@ -124,6 +128,7 @@ impl Switch {
 
     /// The same; whether the service exists does not matter.
     pub(crate) fn start_check(&mut self, spec: CheckSpec) -> Result<(), Refusal> {
+        self.touch(Key::Check(service_name(&spec.service)));
         let scope = self.router.ipvs.global();
         let started = self.directors.health.set(spec, scope);
         started.map_err(|error| Refusal::new(format!("cannot start the thread of health checks: {error}")))
@@ -131,6 +136,7 @@ impl Switch {
 
     /// Checks the servers of a service no more; weights that were taken come back. Whether they were checked.
     pub fn del_check(&mut self, service: &ServiceKey) -> bool {
+        self.touch(Key::Check(service_name(service)));
         self.directors.health.remove(service, self.router.ipvs.global())
     }
 

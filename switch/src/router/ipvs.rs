@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::spec::{ContainerId, Invalid, container_id, server_view, service_view};
+use crate::config::document::Key;
+use crate::config::spec::{ContainerId, Invalid, container_id, server_view, service_name, service_view};
 use crate::conntrack::record::Filter;
 use crate::control::api;
 use crate::ipvs::connection::Listed;
@@ -81,13 +82,19 @@ fn culprit(changes: &[Change], error: &Error) -> usize {
     changes.iter().position(about).unwrap_or(0)
 }
 
-/// Makes a table what changes describe, by the fewest changes.
+/// Makes a table what changes describe, by the fewest changes; `about` hears of them before they are made.
 ///
 /// # Errors
 /// The change that is refused; nothing was changed then.
-pub fn replace(scope: &Scope, changes: &[Change]) -> Result<Replaced, NotReplaced> {
+pub fn replace(
+    scope: &Scope,
+    changes: &[Change],
+    about: impl FnOnce(&[Change]),
+) -> Result<Replaced, NotReplaced> {
     let table = described(changes, scope.limit())?;
-    scope.replace(&table).map_err(|Failed { error, .. }| {
+    let (fewest, replaced) = scope.difference(&table);
+    about(&fewest);
+    scope.apply(fewest).map(|()| replaced).map_err(|Failed { error, .. }| {
         NotReplaced::Failed(Failed { index: culprit(changes, &error), error })
     })
 }
@@ -131,6 +138,30 @@ impl Switch {
             Err(_) => container_id("container", name)?,
         };
         Ok(self.router.ipvs.ensure_container(id.as_str()))
+    }
+
+    /// Takes note of what changes of a table are about, before they are made.
+    pub(crate) fn touch_services(&mut self, scope: &Scope, changes: &[Change]) {
+        let of = scope.name().map(str::to_owned);
+        let mut keys = std::collections::BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::AddService(spec) | Change::EditService(spec) => keys.insert(spec.key),
+                Change::DeleteService(key)
+                | Change::AddDestination(key, _)
+                | Change::EditDestination(key, _)
+                | Change::DeleteDestination(key, ..) => keys.insert(*key),
+                Change::Flush => {
+                    keys.extend(scope.table.all().iter().map(|service| service.key()));
+                    true
+                }
+                Change::SetTimeouts(_) => {
+                    self.touch(Key::IpvsTimeouts(of.clone()));
+                    true
+                }
+            };
+        }
+        self.touch_all(keys.iter().map(|key| Key::Service(of.clone(), service_name(key))));
     }
 
     /// All tables, the global one first.
@@ -238,9 +269,9 @@ mod tests {
             .apply([service(80), server(80, 1, 1), server(80, 2, 1), service(81), server(81, 1, 1)])
             .unwrap();
         let wanted = [service(80), server(80, 1, 5), server(80, 3, 1), service(82), server(82, 1, 1)];
-        let replaced = replace(scope, &wanted).unwrap();
+        let replaced = replace(scope, &wanted, |_| ()).unwrap();
         assert_eq!((replaced.added, replaced.edited, replaced.deleted), (3, 1, 3));
-        let again = replace(scope, &wanted).unwrap();
+        let again = replace(scope, &wanted, |_| ()).unwrap();
         assert_eq!((again.added, again.edited, again.deleted), (0, 0, 0));
         assert_eq!(scope.rules(), 5);
     }
@@ -249,7 +280,7 @@ mod tests {
     fn what_describes_no_table_is_refused_by_its_number() {
         let ipvs = Ipvs::default();
         let scope = ipvs.ensure_container("box");
-        let refused = |changes: &[Change]| match replace(&scope, changes) {
+        let refused = |changes: &[Change]| match replace(&scope, changes, |_| ()) {
             Err(NotReplaced::Failed(failed)) => failed,
             other => panic!("{other:?}"),
         };
@@ -265,7 +296,10 @@ mod tests {
         }
         let range = refused(&[service(80), server(80, 1, 1), range]);
         assert!(range.index == 2 && matches!(range.error, Error::Range { .. }), "{range:?}");
-        assert!(matches!(replace(&scope, &[service(80), Change::Flush]), Err(NotReplaced::NoDescription(1))));
+        assert!(matches!(
+            replace(&scope, &[service(80), Change::Flush], |_| ()),
+            Err(NotReplaced::NoDescription(1))
+        ));
         let full: Vec<_> = (1..=20_001).map(service).collect();
         let full = refused(&full);
         assert!(full.index == 20_000 && matches!(full.error, Error::Full { limit: 20_000, .. }), "{full:?}");

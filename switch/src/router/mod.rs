@@ -15,10 +15,12 @@ pub mod directors;
 pub(crate) mod guards;
 mod interface;
 pub mod ipvs;
+pub(crate) mod keep;
 pub(crate) mod live;
 mod nat;
 mod neighbour;
 mod policy;
+mod reconcile;
 mod route;
 mod uplink;
 

@@ -30,8 +30,16 @@ impl Switch {
         self.shared.tables.load_full()
     }
 
+    /// Whether nothing is to be published until somebody says that all is whole.
+    pub(crate) fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
     /// Gives all workers a snapshot of what is configured now, and waits until they use it. Queues stay where they are.
     pub(crate) fn publish(&mut self) {
+        if self.held {
+            return;
+        }
         let homes = self.shared.tables.load().queues.clone();
         self.publish_with(&homes);
     }

@@ -69,7 +69,7 @@ impl Switch {
     ///
     /// # Errors
     /// There is none.
-    pub(super) fn worker_on(&self, core: u32) -> Result<usize, Refusal> {
+    pub(crate) fn worker_on(&self, core: u32) -> Result<usize, Refusal> {
         self.workers.iter().position(|worker| worker.core == core as usize).ok_or_else(|| {
             let cores = self.workers.iter().map(|w| w.core.to_string()).collect::<Vec<_>>().join(", ");
             Refusal::new(format!(

@@ -46,6 +46,13 @@ pub struct PolicyChange {
     pub isolation: Option<bool>,
 }
 
+impl PolicyChange {
+    /// What holds where nobody has said anything.
+    pub fn usual() -> Self {
+        Self { forward: Some(Verdict::Accept), isolation: Some(false) }
+    }
+}
+
 /// Networks, `!` before those that are not meant.
 fn networks(field: &'static str, text: &str, into: &mut Addresses) -> Result<(), Invalid> {
     for part in text.split(',') {

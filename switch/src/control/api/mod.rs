@@ -146,6 +146,7 @@ macro_rules! each_method {
             ConfigShow = "config.show" -> ConfigPage;
             ConfigCheck = "config.check" -> ConfigChecked;
             ConfigDiff = "config.diff" -> ConfigDifference;
+            ConfigApply = "config.apply" -> ConfigDifference;
         }
     };
 }

@@ -32,4 +32,8 @@ pub struct Status {
     /// What the host still lacks to be the way out: commands for its shell, to be given by root. Empty when nothing is
     /// missing, and when no route leads to a TAP device of the host.
     pub host_commands: Vec<String>,
+    /// What is not as it should be: things that could not be made at the start, a state file that was damaged, changes
+    /// that cannot be saved; one line each.
+    #[serde(default)]
+    pub problems: Vec<String>,
 }

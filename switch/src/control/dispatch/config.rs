@@ -23,7 +23,7 @@ fn notes(config: &Config) -> Vec<String> {
 impl Handle for api::ConfigShow {
     fn handle(self, at: &mut At<'_>) -> Result<api::ConfigPage, Error> {
         at.dispatcher.listings.page(at.connection, self.next, || {
-            let text = at.switch.document().to_toml()?;
+            let text = at.switch.configuration().to_toml()?;
             Ok(text.lines().map(str::to_owned).collect())
         })
     }
@@ -40,8 +40,16 @@ impl Handle for api::ConfigDiff {
     fn handle(self, at: &mut At<'_>) -> Result<api::ConfigDifference, Error> {
         let config = read(self.file.as_ref(), &self.text)?;
         let notes = notes(&config);
-        let present = at.switch.document();
-        let wanted = present.numbered(config.document()?, &config.layer3.nat_numbers());
+        let (present, wanted) = at.switch.wanted(&config)?;
         Ok(api::ConfigDifference { changes: present.difference(&wanted), notes })
+    }
+}
+
+impl Handle for api::ConfigApply {
+    fn handle(self, at: &mut At<'_>) -> Result<api::ConfigDifference, Error> {
+        let config = read(self.file.as_ref(), &self.text)?;
+        let changes = at.switch.apply_configuration(&config)?;
+        tracing::info!("configuration applied: {} things changed", changes.len());
+        Ok(api::ConfigDifference { changes, notes: notes(&config) })
     }
 }

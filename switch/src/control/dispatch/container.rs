@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::super::api::{self, Method};
 use super::super::rpc::{self, Error, Head};
-use super::{At, Dispatcher, Handle};
+use super::{At, Dispatcher, Handle, is_question};
 use crate::config::spec::{ContainerId, ContainerRoute, ContainerRouteMatch, ContainerSpec, NicSpec};
 use crate::container::agent::Agent;
 use crate::container::job;
@@ -90,7 +90,14 @@ impl Dispatcher {
 
 async fn run<M: Operate>(dispatcher: &Dispatcher, head: &Head, line: &[u8]) -> Result<Vec<u8>, Error> {
     let asked: M = rpc::params(head, line)?;
-    let answer = asked.operate(dispatcher).await?;
+    if !is_question(M::NAME) {
+        dispatcher.switch.borrow_mut().prepare_change(line.len())?;
+    }
+    let answer = asked.operate(dispatcher).await;
+    // Nobody else has a turn between the last step of it and this.
+    let saved = dispatcher.switch.borrow_mut().commit();
+    let answer = answer?;
+    saved?;
     match &head.id {
         Some(id) => rpc::success(id, &answer),
         None => Ok(Vec::new()),

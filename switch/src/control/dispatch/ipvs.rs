@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use super::super::api::{self, Done, Flushed};
 use super::super::rpc::{Error, ErrorData};
 use super::{At, Handle};
+use crate::config::document::Key;
 use crate::config::spec::{self, ENGINE, Invalid, SCHEDULER, service_key};
 use crate::ipvs::draft::Change;
 use crate::ipvs::error::{Error as Wrong, Failed};
@@ -126,7 +127,8 @@ impl Handle for api::IpvsApply {
         }
         let count = changes.len();
         let applied = if self.replace {
-            let replaced = replace(&scope, &changes).map_err(|refusal| match refusal {
+            let about = |fewest: &[Change]| at.switch.touch_services(&scope, fewest);
+            let replaced = replace(&scope, &changes, about).map_err(|refusal| match refusal {
                 NotReplaced::Failed(refusal) => failed(&refusal),
                 NotReplaced::NoDescription(index) => {
                     let text =
@@ -142,6 +144,7 @@ impl Handle for api::IpvsApply {
                 deleted: deleted as u64,
             }
         } else {
+            at.switch.touch_services(&scope, &changes);
             scope.apply(changes).map_err(|refusal| failed(&refusal))?;
             api::IpvsApplied { changed: count as u64, ..Default::default() }
         };
@@ -196,6 +199,7 @@ impl Handle for api::IpvsSet {
     fn handle(self, at: &mut At<'_>) -> Result<api::IpvsSettingsList, Error> {
         let (setting, value) = spec::ipvs_setting(&self.name, self.value)?;
         let scope = at.switch.ensure_ipvs_scope(self.container.as_deref())?;
+        at.switch.touch(Key::IpvsSettings(scope.name().map(str::to_owned)));
         scope.settings().set(setting, value);
         tracing::info!("{} is {value}", setting.name());
         Ok(crate::switch::Switch::ipvs_settings(&scope))

@@ -137,10 +137,28 @@ impl Dispatcher {
     }
 }
 
+/// Whether a method only asks, or changes nothing that outlives the daemon.
+fn is_question(method: &str) -> bool {
+    let verb = method.split_once('.').map_or("", |(_, verb)| verb);
+    matches!(
+        verb,
+        "show" | "list" | "get" | "count" | "stats" | "timeouts" | "limits" | "settings" | "scopes"
+    ) || matches!(
+        verb,
+        "connections" | "daemons" | "leases" | "check" | "diff" | "zero" | "release" | "cleanup"
+    ) || matches!(method, "conntrack.flush" | "fdb.flush" | "neighbour.flush")
+}
+
 /// Reads the parameters as those of `M`, does it, and writes the answer.
 fn run<M: Handle>(mut at: At<'_>, head: &Head, line: &[u8]) -> Result<Vec<u8>, Error> {
     let asked: M = rpc::params(head, line)?;
-    let answer = asked.handle(&mut at)?;
+    if !is_question(M::NAME) {
+        at.switch.prepare_change(line.len())?;
+    }
+    let answer = asked.handle(&mut at);
+    let saved = at.switch.commit();
+    let answer = answer?;
+    saved?;
     match &head.id {
         Some(id) => rpc::success(id, &answer),
         None => Ok(Vec::new()),

@@ -1,0 +1,223 @@
+use super::simulated::{Dice, Fault, Simulated};
+use super::*;
+use crate::control::api;
+
+const DIR: &str = "/state";
+
+/// A change of a thing: bridges, of different ages, that come and go.
+fn change(number: usize) -> Change {
+    let name = format!("br{}", number % 5);
+    let bridge = api::BridgeAdd { name: name.clone(), ageing: Some(number as i64), ..Default::default() };
+    let key = Key::Bridge(name.parse().unwrap());
+    (key, (number % 7 != 6).then_some(Entry::Bridge(bridge)))
+}
+
+fn with(document: &Document, change: Change) -> Document {
+    let mut document = document.clone();
+    document.set(change.0, change.1);
+    document
+}
+
+/// What may be found after so many operations.
+#[derive(Default)]
+struct Allowed(Vec<Vec<Document>>);
+
+impl Allowed {
+    /// Until now `during`, and from now on `after`.
+    fn until(&mut self, ops: usize, during: &[Document], after: &[Document]) {
+        while self.0.len() < ops {
+            self.0.push(during.to_vec());
+        }
+        self.0.truncate(ops);
+        self.0.push(after.to_vec());
+    }
+}
+
+/// A life of a store on a disk that fails as it is told to: what may be found after each operation.
+fn live(disk: &Simulated) -> Allowed {
+    let (mut store, _) = Store::open(Box::new(disk.clone()), Path::new(DIR), None).unwrap();
+    let mut allowed = Allowed::default();
+    let none = Document::default();
+    let mut now = none.clone();
+    // What may be on the disk, first what is in force.
+    let mut may = vec![none];
+    for number in 0..24 {
+        if number % 10 == 9 && store.begin_anew(&now).is_ok() {
+            let before = std::mem::replace(&mut may, vec![now.clone()]);
+            allowed.until(disk.ops(), &before, &may);
+        }
+        while store.is_broken() && store.begin(Some(7), &now).is_err() {
+            allowed.until(disk.ops(), &may, &may);
+            if disk.tried() > 400 {
+                return allowed;
+            }
+        }
+        allowed.until(disk.ops(), &may, &[now.clone()]);
+        let change = change(number);
+        let next = with(&now, change.clone());
+        let during = [now.clone(), next.clone()];
+        match store.reserve(100).and_then(|()| store.commit(vec![change])) {
+            Ok(()) => {
+                now = next;
+                may = vec![now.clone()];
+            }
+            // It is refused; where it could not even be taken back nobody can know.
+            Err(_) if store.is_broken() => may = during.to_vec(),
+            Err(_) => may = vec![now.clone()],
+        }
+        allowed.until(disk.ops(), &during, &may);
+    }
+    allowed
+}
+
+fn check(disk: &Simulated, allowed: &Allowed, seed: u64, what: &str) {
+    let mut dice = Dice(seed | 1);
+    for (ops, allowed) in allowed.0.iter().enumerate() {
+        for mode in 0..5 {
+            let left = disk.after_power_loss(ops, mode, &mut dice);
+            let bytes = left.read(&Path::new(DIR).join(FILE)).unwrap();
+            let saved = bytes.as_ref().map(|bytes| read(bytes)).unwrap_or_default();
+            assert!(!saved.damaged, "{what}, {ops} operations, mode {mode}: {:?}", saved.problems);
+            let found = saved.document.unwrap_or_default();
+            assert!(
+                allowed.contains(&found),
+                "{what}, {ops} operations, mode {mode}: {found:?}\n{allowed:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn power_may_go_at_any_moment() {
+    let disk = Simulated::default();
+    let allowed = live(&disk);
+    assert!(allowed.0.len() > 50, "{}", allowed.0.len());
+    for seed in 0..100 {
+        check(&disk, &allowed, seed * 77, "no fault");
+    }
+}
+
+#[test]
+fn any_operation_may_fail() {
+    let whole = Simulated::default();
+    live(&whole);
+    for from in 0..whole.tried() {
+        for (count, full) in [(1, false), (1, true), (3, false), (6, true), (1000, true), (1000, false)] {
+            let disk = Simulated::default();
+            let fault = Fault { from, count, full };
+            disk.fail(Some(fault));
+            let allowed = live(&disk);
+            check(&disk, &allowed, from as u64 * 31 + count as u64, &format!("{fault:?}"));
+        }
+    }
+}
+
+/// A store with some history.
+fn written(disk: &Simulated, changes: usize) -> Document {
+    let (mut store, _) = Store::open(Box::new(disk.clone()), Path::new(DIR), None).unwrap();
+    let mut now = Document::default();
+    now.set(change(100).0, change(100).1);
+    store.begin(Some(7), &now).unwrap();
+    for number in 0..changes {
+        now = with(&now, change(number));
+        store.commit(vec![change(number)]).unwrap();
+    }
+    now
+}
+
+fn opened(disk: &Simulated) -> Saved {
+    Store::open(Box::new(disk.clone()), Path::new(DIR), None).unwrap().1
+}
+
+#[test]
+fn a_damaged_file_is_set_aside_and_what_stands_before_is_gone_on_with() {
+    let path = Path::new(DIR).join(FILE);
+    let lines = |bytes: &[u8]| {
+        bytes.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(at, _)| at).collect::<Vec<_>>()
+    };
+    // A transaction in the midst.
+    let disk = Simulated::default();
+    written(&disk, 6);
+    disk.damage(&path, |bytes| {
+        let at = lines(bytes)[4] + 30;
+        bytes[at] ^= 1;
+    });
+    let saved = opened(&disk);
+    let mut before = Document::default();
+    before.set(change(100).0, change(100).1);
+    let before = (0..3).fold(before, |document, number| with(&document, change(number)));
+    assert_eq!(saved.document, Some(before));
+    assert!(
+        saved.problems[0].starts_with(
+            "/state/state is damaged (line 6 is not what it was): kept as /state/state.damaged-20"
+        ),
+        "{:?}",
+        saved.problems
+    );
+    assert_eq!(disk.names().len(), 1, "{:?}", disk.names());
+    // The things that it begins with, and the header.
+    for line in [0, 1] {
+        let disk = Simulated::default();
+        written(&disk, 6);
+        disk.damage(&path, |bytes| {
+            let at = if line == 0 { 20 } else { lines(bytes)[0] + 20 };
+            bytes[at] ^= 1;
+        });
+        let saved = opened(&disk);
+        assert!(
+            saved.document.is_none() && saved.problems[0].contains("nothing of it could be read"),
+            "{saved:?}"
+        );
+    }
+    // An empty file is none of ours.
+    let disk = Simulated::default();
+    written(&disk, 1);
+    disk.damage(&path, Vec::clear);
+    assert!(opened(&disk).problems[0].contains("line 1 is not its header"));
+}
+
+#[test]
+fn what_was_not_complete_is_cut_off() {
+    let path = Path::new(DIR).join(FILE);
+    for cut in 1..40 {
+        let disk = Simulated::default();
+        let now = written(&disk, 4);
+        let next = Line::Transaction { number: 5, changes: vec![change(5)] }.text();
+        disk.damage(&path, |bytes| bytes.extend(&next.as_bytes()[..next.len() - cut]));
+        let (mut store, saved) = Store::open(Box::new(disk.clone()), Path::new(DIR), None).unwrap();
+        assert_eq!((saved.document.as_ref(), saved.problems.len()), (Some(&now), 0));
+        store.go_on(&saved).unwrap();
+        store.commit(vec![change(6)]).unwrap();
+        assert_eq!(opened(&disk).document, Some(with(&now, change(6))));
+    }
+}
+
+#[test]
+fn files_are_set_aside_under_names_of_their_own() {
+    let disk = Simulated::default();
+    for _ in 0..3 {
+        written(&disk, 1);
+        let (mut store, _) = Store::open(Box::new(disk.clone()), Path::new(DIR), None).unwrap();
+        store.set_aside("replaced").unwrap();
+    }
+    assert_eq!(disk.names().len(), 3, "{:?}", disk.names());
+    assert_eq!(timestamp(Duration::from_secs(0)), "19700101T000000Z");
+    assert_eq!(timestamp(Duration::from_secs(951_827_696)), "20000229T123456Z");
+    assert_eq!(timestamp(Duration::from_secs(1_798_761_599)), "20261231T235959Z");
+}
+
+#[test]
+fn a_real_directory_belongs_to_one_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let held = lock(dir.path()).unwrap();
+    assert!(lock(dir.path()).unwrap_err().to_string().contains("another shuntd uses it"));
+    let (mut store, saved) = Store::open(Box::new(disk::Kernel), dir.path(), Some(held)).unwrap();
+    assert!(saved.document.is_none());
+    store.begin(None, &Document::default()).unwrap();
+    store.reserve(1000).unwrap();
+    store.commit(vec![change(1)]).unwrap();
+    let found = look(dir.path()).unwrap().document.unwrap();
+    assert_eq!(found, with(&Document::default(), change(1)));
+    drop(store);
+    lock(dir.path()).unwrap();
+}
