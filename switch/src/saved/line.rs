@@ -15,6 +15,7 @@ pub(super) const SEED: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// A line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is never more than one at a time")]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Line {
     /// The first one: what comes next.

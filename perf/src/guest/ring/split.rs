@@ -171,13 +171,12 @@ impl Ring {
         self.published = new;
         // The device writes its wish, then looks at idx; we write idx, then look at its wish (section 2.7.13.4.1).
         fence(Ordering::SeqCst);
-        let wanted = if self.event_idx {
+        if self.event_idx {
             let event = self.used_word(2 + 4 * usize::from(self.size)).load(Ordering::Relaxed);
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
             self.used_word(0).load(Ordering::Relaxed) & SUPPRESS == 0
-        };
-        wanted
+        }
     }
 
     /// Chains that the device has used and we have not looked at. More than the ring's size is a broken device.
