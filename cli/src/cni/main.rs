@@ -41,8 +41,8 @@ fn main() -> ExitCode {
             }
             _ => {
                 eprintln!(
-                    "shunt-cni: called by container runtimes, with CNI_COMMAND and a configuration on standard input; {}",
-                    "see docs/cni.md"
+                    "shunt-cni: called by container runtimes, with CNI_COMMAND and a configuration on standard \
+                     input; see docs/cni.md"
                 );
                 ExitCode::from(2)
             }
