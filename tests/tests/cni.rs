@@ -309,8 +309,7 @@ fn other_plugins_give_addresses_in_every_version() {
         "routes": [{"dst": "0.0.0.0/0"}]
     });
     cni.config["dns"] = json!({"nameservers": ["10.88.0.1"]});
-    let mut expected = 2;
-    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0"] {
+    for (expected, version) in (2..).zip(["0.3.0", "0.3.1", "0.4.0", "1.0.0"]) {
         cni.config["cniVersion"] = json!(version);
         let netns = NetNs::new("box");
         let result = cni.add("box", &netns);
@@ -328,7 +327,6 @@ fn other_plugins_give_addresses_in_every_version() {
         }
         cni.del("box", &netns);
         cni.del("box", &netns);
-        expected += 1;
     }
     // What the other plugin says when it cannot is passed on, and nothing stays.
     cni.config["ipam"]["ranges"] = json!([[{"subnet": "10.88.0.0/33"}]]);
