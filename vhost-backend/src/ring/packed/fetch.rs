@@ -204,7 +204,11 @@ impl Ring {
         if self.common.in_order {
             // One descriptor, with the last buffer's number, stands for all of them (section 2.8.12).
             first = Used::read(lent[0].at(), lent[taken - 1].id());
-        } else {
+        }
+        if let Some(record) = &self.record {
+            record.begin(self.next_used.encode(), first.word);
+        }
+        if !self.common.in_order {
             for &lent in &lent[1..] {
                 self.write_used(Used::read(lent.at(), lent.id()), Ordering::Relaxed);
             }
