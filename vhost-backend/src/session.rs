@@ -10,6 +10,10 @@
 
 #![forbid(unsafe_code)]
 
+mod handover;
+
+pub(crate) use handover::{Handler, handler};
+
 use std::{fs::File, io, sync::Arc};
 
 use tracing::{debug, warn};
@@ -83,6 +87,10 @@ pub(crate) struct Session {
     /// Written to after something was logged.
     log_call: Option<Arc<EventFd>>,
     failure: Option<String>,
+    /// Messages that only tell the `vhost` crate what was agreed on elsewhere change nothing: see [`handover`].
+    repeating: bool,
+    /// Features of a session that was handed over and has not gone on yet.
+    awaited: Option<u64>,
 }
 
 impl Session {
@@ -98,6 +106,8 @@ impl Session {
             log: None,
             log_call: None,
             failure: None,
+            repeating: false,
+            awaited: None,
         }
     }
 
@@ -155,7 +165,7 @@ impl Session {
 
     /// Whether the driver has chosen packed rings.
     fn packed(&self) -> bool {
-        self.features.is_some_and(Ring::is_packed)
+        self.features.or(self.awaited).is_some_and(Ring::is_packed)
     }
 
     /// Starts a ring if it does not run and nothing is missing.
@@ -319,6 +329,9 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_features(&mut self, word: u64) -> Result<()> {
+        if self.repeating {
+            return Ok(());
+        }
         let strange = word & !features::offered();
         if strange != 0 {
             let names = features::names(strange).join(", ");
@@ -494,6 +507,9 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_protocol_features(&mut self, word: u64) -> Result<()> {
+        if self.repeating {
+            return Ok(());
+        }
         let strange = word & !features::offered_protocol().bits();
         if strange != 0 {
             return Err(self.refuse(format!(
