@@ -11,6 +11,7 @@ use std::{
 };
 
 use nix::libc;
+use serde::{Deserialize, Serialize};
 
 use super::netlink::{Message, Netlink, Request, attribute, attributes, u32_value};
 
@@ -29,7 +30,7 @@ pub struct LinkState {
 }
 
 /// A device as the kernel described it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LinkInfo {
     pub(super) index: u32,
     pub(super) name: String,
@@ -47,7 +48,7 @@ pub(super) struct LinkInfo {
 }
 
 /// What a device of kind `tun` says about itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TunInfo {
     /// It is a TAP and not a TUN.
     pub(super) tap: bool,

@@ -18,6 +18,7 @@ mod packet_socket;
 pub mod tap;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
@@ -190,6 +191,20 @@ impl Port {
             }
         }
         totals
+    }
+
+    /// What workers counted, in and out, all together.
+    pub fn counted(&self) -> [Totals; 2] {
+        [total(&self.counters, |set| &set.rx), total(&self.counters, |set| &set.tx)]
+    }
+
+    /// Adds what was counted elsewhere, in and out; before any worker counts here.
+    pub fn restore(&self, counted: [(u64, u64, &BTreeMap<String, u64>); 2]) {
+        if let Some(set) = self.counters.first() {
+            for (side, (packets, bytes, drops)) in [&set.rx, &set.tx].into_iter().zip(counted) {
+                side.restore(packets, bytes, drops);
+            }
+        }
     }
 
     /// What went out, all workers together.

@@ -13,7 +13,7 @@ use crate::clock;
 use crate::config::Workers;
 use crate::refusal::Refusal;
 use crate::stats::{Counter, Maximum};
-use crate::worker::{Handle, Worker};
+use crate::worker::{Handle, Held, Worker};
 
 /// What a worker had counted when its counters were last reset.
 #[derive(Clone, Copy)]
@@ -38,6 +38,7 @@ impl Switch {
             busy_cycles: Counter::default(),
             longest_turn: Maximum::default(),
             longest_update: Maximum::default(),
+            held: Held::default(),
         });
         let (ready, started) = std::sync::mpsc::sync_channel(1);
         let (worker_handle, shared) = (handle.clone(), self.shared.clone());

@@ -5,13 +5,14 @@
 #![forbid(unsafe_code)]
 
 pub mod epoch;
+mod hold;
 mod poll;
 mod sleep;
 
 use std::sync::Arc;
 // The epochs take their atomics from here, so that their test can put others in their place.
 use std::sync::atomic;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use vhost_backend::frame::Burst;
@@ -27,6 +28,7 @@ use crate::port::{Gone, Scratch};
 use crate::stats::{Counter, Direction, Maximum};
 use crate::tables::{Queues, Tables};
 use epoch::Epochs;
+pub use hold::{AtomicMode, Held, Job, Mode};
 use poll::Slot;
 use sleep::Sleeper;
 
@@ -38,8 +40,8 @@ pub struct Shared {
     pub generation: AtomicU64,
     /// The tables' clock, in seconds; the control thread moves it.
     pub seconds: AtomicU32,
-    /// Set once, at the end.
-    pub stop: AtomicBool,
+    /// What workers are to do.
+    pub mode: AtomicMode,
     /// Never sleep.
     pub busy: bool,
     /// When memory of shared tables may be used again; each worker has the seat of its number.
@@ -67,6 +69,8 @@ pub struct Handle {
     pub longest_turn: Maximum,
     /// Most cycles that it took to take a snapshot over.
     pub longest_update: Maximum,
+    /// What it does while it carries nothing.
+    pub held: Held,
 }
 
 impl Handle {
@@ -119,7 +123,17 @@ impl Worker {
         let mut last_work = clock::cycles();
         let mut last_start = last_work;
         self.shared.epochs.arrive(self.handle.id);
-        while !self.shared.stop.load(Ordering::Relaxed) {
+        loop {
+            match self.shared.mode.get() {
+                Mode::Run => {}
+                Mode::Hold => {
+                    self.hold();
+                    last_work = clock::cycles();
+                    last_start = last_work;
+                    continue;
+                }
+                Mode::Stop => break,
+            }
             if self.shared.generation.load(Ordering::Acquire) != self.handle.adopted.load(Ordering::Relaxed) {
                 let before = clock::cycles();
                 self.adopt();
