@@ -150,7 +150,8 @@ impl World {
     fn new(config: &str) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("shunt-moving-").tempdir()?;
         let text = config.replace("DIR", &dir.path().display().to_string());
-        let options = switch::Options { workers: Workers::Count(2), poll: Poll::Adaptive, state: None };
+        let options =
+            switch::Options { workers: Workers::Count(2), poll: Poll::Adaptive, state: None, handed: None };
         let mut switch = Switch::start(options)?;
         switch.configure(Config::parse(&text, None)?)?;
         let cores = switch.workers().iter().filter_map(|w| w.core).map(|core| core as u32).collect();
