@@ -23,6 +23,10 @@ use crate::tools::tool;
 use crate::wait::wait_for;
 use crate::{netns::NetNs, progress};
 
+mod migrate;
+
+pub use migrate::{Migration, Moved};
+
 /// A boot takes three seconds on an idle machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable audit=0 \
@@ -194,6 +198,8 @@ pub fn boot_all<const N: usize>(specs: [GuestSpec; N]) -> [Guest; N] {
 struct Channel {
     waiting: Mutex<HashMap<u64, Sender<Output>>>,
     boots: AtomicU64,
+    /// How often the guest has moved: readers of what it has left behind end without ending its jobs.
+    moves: AtomicU64,
 }
 
 impl Channel {
@@ -203,6 +209,7 @@ impl Channel {
 
     /// Takes answers apart until QEMU closes the socket.
     fn read(&self, stream: UnixStream) {
+        let moves = self.moves.load(Ordering::Acquire);
         let mut stream = BufReader::new(stream);
         let mut line = Vec::new();
         while stream.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
@@ -226,7 +233,9 @@ impl Channel {
                 let _ = waiter.send(Output { status, text: String::from_utf8_lossy(&body).into_owned() });
             }
         }
-        self.waiting().clear();
+        if moves == self.moves.load(Ordering::Acquire) {
+            self.waiting().clear();
+        }
     }
 }
 

@@ -122,6 +122,50 @@ pub fn iperf(client: &dyn Host, server: &dyn Host, address: &str, seconds: u64, 
     start_iperf(client, server, address, seconds, options).finish()
 }
 
+/// A TCP transfer that lasts until it is told to end.
+pub struct Stream {
+    sent: Job,
+    received: Job,
+    stop: String,
+}
+
+/// Starts to send random bytes, the same MiB numbered and repeated, over TCP from `sender` to `receiver` at `address`, for at most `limit`.
+#[track_caller]
+pub fn start_stream(sender: &dyn Host, receiver: &dyn Host, address: &str, limit: Duration) -> Stream {
+    let port = next_port();
+    let seconds = limit.as_secs();
+    let received = receiver.start(&format!("timeout {seconds} nc -l {port} | sha256sum"), limit);
+    wait_listening(receiver, port);
+    let stop = format!("/tmp/shunt-stop-{}-{port}", std::process::id());
+    // What is sent also goes through a FIFO to be summed up, since there is no room to keep it.
+    let send = format!(
+        "mkfifo {stop}.fifo; sha256sum <{stop}.fifo >{stop}.sum & \
+         head -c 1048576 /dev/urandom >{stop}.mib; \
+         {{ n=0; while [ ! -e {stop} ]; do echo $n; cat {stop}.mib; n=$((n + 1)); done; echo $n >{stop}.n; }} | \
+         tee {stop}.fifo | timeout {seconds} nc -N {address} {port}; status=$?; wait; \
+         cat {stop}.sum {stop}.n; rm -f {stop} {stop}.*; exit $status"
+    );
+    let sent = sender.start(&send, limit);
+    Stream { sent, received, stop }
+}
+
+impl Stream {
+    /// Ends the transfer between these two. The same bytes must have arrived; how many MiB there were.
+    #[track_caller]
+    pub fn finish(self, sender: &dyn Host, receiver: &dyn Host) -> u64 {
+        sender.sh(&format!("touch {}", self.stop));
+        let (from, to) = (sender.name(), receiver.name());
+        let sent = self.sent.wait();
+        assert!(sent.ok(), "{from}: nc ended with {}: {}", sent.status, sent.text);
+        let (sum, mebibytes) = sent.text.trim().rsplit_once('\n').unwrap_or_else(|| panic!("{}", sent.text));
+        let received = self.received.wait();
+        assert_eq!(received.text.trim(), sum.trim(), "what came from {from} to {to} had changed");
+        let mebibytes = mebibytes.trim().parse().unwrap_or_else(|_| panic!("{}", sent.text));
+        progress!("{mebibytes} MiB {from} to {to} arrived unchanged");
+        mebibytes
+    }
+}
+
 #[track_caller]
 pub(crate) fn wait_listening(server: &dyn Host, port: u16) {
     wait_for(&format!("{} to listen on TCP port {port}", server.name()), Duration::from_secs(20), || {

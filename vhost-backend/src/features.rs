@@ -70,6 +70,7 @@ pub fn offered_protocol() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::RESET_DEVICE
         | VhostUserProtocolFeatures::LOG_SHMFD
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
 }
 
 /// The names of the bits of a feature word, in the order of the bits: `MRG_RXBUF`, ...; a bit that is never offered

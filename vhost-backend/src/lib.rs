@@ -15,6 +15,7 @@ pub mod dirty;
 mod eventfd;
 pub mod features;
 pub mod frame;
+mod inflight;
 mod mapping;
 pub mod memory;
 pub mod net_header;

@@ -29,6 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::{
     dirty::{DirtyLog, Logging},
     eventfd, features,
+    inflight::{Inflight, Shape},
     memory::{GuestMap, MAX_SLOTS, MemoryError},
     ring::{Ring, RingFault, RingSetup},
     shared::{Shared, ring_name},
@@ -78,6 +79,8 @@ pub(crate) struct Session {
     features: Option<u64>,
     protocol_features: u64,
     vrings: Vec<Vring>,
+    /// What the frontend keeps for us in case that we die.
+    inflight: Option<Arc<Inflight>>,
     /// Where dirty pages are logged, once the frontend has said so.
     log: Option<Arc<DirtyLog>>,
     /// Written to after something was logged.
@@ -95,6 +98,7 @@ impl Session {
             features: None,
             protocol_features: 0,
             vrings,
+            inflight: None,
             log: None,
             log_call: None,
             failure: None,
@@ -124,7 +128,7 @@ impl Session {
         }
         self.vrings.iter_mut().for_each(|vring| *vring = Vring::default());
         self.features = None;
-        (self.log, self.log_call) = (None, None);
+        (self.inflight, self.log, self.log_call) = (None, None, None);
         self.shared.set_features(0);
         let old = self.shared.set_map(None);
         self.map = Arc::new(GuestMap::empty());
@@ -158,6 +162,10 @@ impl Session {
         self.features.is_some_and(Ring::is_packed)
     }
 
+    fn shape(&self, message: &VhostUserInflight) -> Shape {
+        Shape { queues: message.num_queues, size: message.queue_size, packed: self.packed() }
+    }
+
     /// Starts a ring if it does not run and nothing is missing.
     fn start(&mut self, index: usize) -> std::result::Result<(), RingFault> {
         let (Some(features), Some(vring)) = (self.features, self.vrings.get_mut(index)) else {
@@ -185,10 +193,22 @@ impl Session {
             err: again(&vring.err),
         };
         let mut ring = Ring::new(setup)?;
+        let record = self
+            .inflight
+            .as_ref()
+            .and_then(|all| all.region(index, self.vrings[index].size, Ring::is_packed(features)));
+        if let Some(record) = record {
+            ring.keep_record(record, features)?;
+        }
+        let vring = &mut self.vrings[index];
         vring.running = true;
         debug!(port = self.port, "{} starts at {:#x}", ring_name(index), ring.base());
         ring.set_logging(self.logging(index));
         self.shared.rings()[index].start(ring);
+        // A device that died here may have given buffers back and not said so.
+        if let Some(call) = &self.vrings[index].call {
+            eventfd::signal(call);
+        }
         Ok(())
     }
 
@@ -218,6 +238,7 @@ impl Session {
     fn stop(&mut self, index: usize) {
         let vring = &mut self.vrings[index];
         if let Some(ring) = self.shared.rings()[index].stop() {
+            ring.end_record();
             vring.base = Some(ring.base());
             debug!(port = self.port, "{} stops at {:#x}", ring_name(index), ring.base());
         }
@@ -522,6 +543,20 @@ impl VhostUserBackendReqHandlerMut for Session {
         Ok(())
     }
 
+    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let shape = self.shape(wanted);
+        let file = Inflight::create(shape).map_err(|why| self.refuse(why))?;
+        Ok((VhostUserInflight::new(shape.bytes(), 0, shape.queues, shape.size), file))
+    }
+
+    /// Rings that start from now on keep their records here.
+    fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
+        let shape = self.shape(inflight);
+        let map = Inflight::map(shape, inflight.mmap_size, inflight.mmap_offset, &file);
+        self.inflight = Some(Arc::new(map.map_err(|why| self.refuse(why))?));
+        Ok(())
+    }
+
     // What follows belongs to protocol features that are not offered, or to other kinds of devices.
 
     fn get_config(&mut self, _offset: u32, _size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
@@ -538,14 +573,6 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
         Err(self.refuse("shared objects are not supported"))
-    }
-
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(self.refuse("inflight tracking is not supported"))
-    }
-
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        Err(self.refuse("inflight tracking is not supported"))
     }
 
     fn set_device_state_fd(

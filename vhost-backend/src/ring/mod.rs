@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::dirty::{Dirty, Logging, Untracked};
 use crate::eventfd;
 use crate::frame::Burst;
+use crate::inflight::Region;
 use crate::memory::GuestMap;
 
 pub use cell::RingCell;
@@ -93,6 +94,12 @@ pub enum RingFault {
     /// The frontend lets a packed ring begin behind its end.
     #[error("the ring's base lies beyond its end")]
     BadBase,
+    /// The record of what is in flight is not one of this ring.
+    #[error("the record of what is in flight does not fit the ring")]
+    BadInflight,
+    /// The frontend truncated the file behind that record.
+    #[error("the record of what is in flight was taken away by its frontend")]
+    InflightGone,
     /// A page was written for which the dirty log (live migration) has no bit.
     #[error("the dirty log is too small for the guest's memory")]
     LogTooSmall,
@@ -118,6 +125,8 @@ impl RingFault {
             HeaderTooShort,
             MemoryGone,
             BadBase,
+            BadInflight,
+            InflightGone,
             LogTooSmall,
             LogGone,
         ]
@@ -231,6 +240,22 @@ impl Ring {
 
     fn common_mut(&mut self) -> &mut Common {
         either!(&mut self.0, ring => &mut ring.common)
+    }
+
+    /// Takes the ring over from a device that was there before, as the record of what is in flight says, and keeps the
+    /// record from now on. To be called before the first burst.
+    ///
+    /// # Errors
+    /// The record is not one of this ring.
+    pub(crate) fn keep_record(&mut self, record: Region, features: u64) -> Result<(), RingFault> {
+        either!(&mut self.0, ring => ring.keep_record(record, features))
+    }
+
+    /// Ends the record: whoever starts the ring again does so from its base.
+    pub(crate) fn end_record(&self) {
+        if let Some(record) = either!(&self.0, ring => ring.record()) {
+            record.end();
+        }
     }
 
     /// Begins to log what is written, in another way, or no more. All that the device may write of the ring itself counts

@@ -148,6 +148,9 @@ impl Ring {
     fn give_back(&self, filled: &mut Filled, used: Used) {
         if filled.first.is_none() {
             filled.first = Some(used);
+            if let Some(record) = &self.record {
+                record.begin(self.next_used.encode(), used.word);
+            }
         } else {
             self.write_used(used, Ordering::Relaxed);
         }

@@ -79,7 +79,7 @@ impl Ring {
 
     /// Reads the descriptor at `at`, whoever owns it. Flags come first, together with length and number in one read.
     #[inline(always)]
-    fn read(&self, at: Position) -> Descriptor {
+    pub(super) fn read(&self, at: Position) -> Descriptor {
         // Acquire: what the driver wrote before the flags is visible.
         let rest = self.rest(at.index).load(Ordering::Acquire);
         // SAFETY: as in `rest`; volatile since the guest may write meanwhile.

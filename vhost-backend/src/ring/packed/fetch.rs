@@ -181,7 +181,11 @@ impl Ring {
         if self.common.in_order {
             // One descriptor, with the last buffer's number, stands for all of them (section 2.8.12).
             first = Used::new(lent[0].0, lent[taken - 1].1, 0);
-        } else {
+        }
+        if let Some(record) = &self.record {
+            record.begin(self.next_used.encode(), first.word);
+        }
+        if !self.common.in_order {
             for &(at, id) in &lent[1..] {
                 self.write_used(Used::new(at, id, 0), Ordering::Relaxed);
             }

@@ -12,6 +12,7 @@ mod descriptor;
 mod fetch;
 mod notify;
 mod position;
+mod resume;
 
 use std::ptr;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use super::common::{Common, DESCRIPTOR};
 use super::{RingFault, RingSetup};
 use crate::frame::BURST;
+use crate::inflight::Region;
 use crate::memory::GuestMap;
 use descriptor::{Descriptor, Used};
 use position::Position;
@@ -48,6 +50,7 @@ pub(crate) struct Ring {
     pending: Box<[Used]>,
     pub(super) common: Common,
     setup_addresses: Addresses,
+    record: Option<Region>,
 }
 
 /// Where the frontend says the ring is.
@@ -94,6 +97,7 @@ impl Ring {
             pending: vec![Used::NONE; usize::from(setup.size)].into_boxed_slice(),
             setup_addresses: Addresses { desc: setup.desc, driver: setup.avail, device: setup.used },
             common: Common::new(setup),
+            record: None,
         };
         ring.set_map(map)?;
         // A device that was there before us may have stopped with buffers that it had taken and not given back: they are

@@ -6,6 +6,7 @@ use super::Ring;
 use super::descriptor::Used;
 use super::position::Position;
 use crate::dirty::Track;
+use crate::ring::RingFault;
 use crate::ring::common::DESCRIPTOR;
 
 /// Notify always.
@@ -20,10 +21,19 @@ impl Ring {
     /// and interrupts it if it wants that.
     #[inline]
     pub(super) fn publish(&mut self, first: Used, count: u16) {
-        // Release: buffers and the descriptors behind this one are visible before it.
-        self.write_used(first, Ordering::Release);
         let old = self.next_used;
         self.next_used = old.advance(count, self.size);
+        if let Some(record) = &self.record {
+            record.intend(old.encode(), self.next_used.encode());
+        }
+        // Release: buffers and the descriptors behind this one are visible before it.
+        self.write_used(first, Ordering::Release);
+        if let Some(record) = &self.record {
+            record.commit(self.next_used.encode());
+            if record.gone() {
+                self.common.fault = Some(RingFault::InflightGone);
+            }
+        }
         if self.common.call.is_none() {
             return;
         }

@@ -38,6 +38,9 @@ impl Ring {
     #[inline]
     pub(super) fn pending(&mut self) -> usize {
         let pending = self.avail_idx().wrapping_sub(self.next_avail);
+        if pending == 0 && self.resumed.is_some() && self.go_on() {
+            return self.pending();
+        }
         if pending > self.size {
             return self.common.broken(RingFault::AvailIndexJump);
         }
@@ -168,6 +171,9 @@ impl Ring {
 
     /// Asks for a kick at the next buffer; true if there are buffers already.
     pub(crate) fn arm(&mut self) -> bool {
+        if self.resumed.is_some() {
+            self.go_on();
+        }
         if self.common.event_idx {
             self.store_avail_event(self.next_avail);
         } else {

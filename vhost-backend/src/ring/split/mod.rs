@@ -8,6 +8,7 @@ mod deliver;
 mod descriptor;
 mod fetch;
 mod index;
+mod resume;
 
 use std::ptr;
 use std::sync::Arc;
@@ -16,7 +17,9 @@ use std::sync::atomic::Ordering;
 use super::common::Common;
 use super::{RingFault, RingSetup};
 use crate::frame::BURST;
+use crate::inflight::Region;
 use crate::memory::GuestMap;
+use resume::Resumed;
 
 /// Largest split ring of the specification.
 const MAX_SIZE: u16 = 32768;
@@ -63,6 +66,9 @@ pub(crate) struct Ring {
     heads: [u16; BURST],
     pub(super) common: Common,
     setup_addresses: Addresses,
+    record: Option<Region>,
+    /// What an earlier device left in flight, until all of it is given back.
+    resumed: Option<Box<Resumed>>,
 }
 
 /// Where the frontend says the ring is.
@@ -98,6 +104,8 @@ impl Ring {
             heads: [0; BURST],
             setup_addresses: Addresses { desc: setup.desc, avail: setup.avail, used: setup.used },
             common: Common::new(setup),
+            record: None,
+            resumed: None,
         };
         ring.set_map(map)?;
         // All that was taken was given back in order, so the used index says where the ring stands, also after a
@@ -140,7 +148,10 @@ impl Ring {
             return Err(RingFault::RingMisaligned);
         }
         self.desc = desc.cast();
-        self.avail = avail.cast();
+        match &mut self.resumed {
+            None => self.avail = avail.cast(),
+            Some(resumed) => resumed.guests = avail.cast(),
+        }
         self.used = used.cast();
         self.common.use_map(map);
         Ok(())
