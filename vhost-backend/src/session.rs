@@ -197,8 +197,9 @@ impl Session {
             .inflight
             .as_ref()
             .and_then(|all| all.region(index, self.vrings[index].size, Ring::is_packed(features)));
-        if let Some(record) = record {
-            ring.keep_record(record, features)?;
+        match record {
+            Some(record) => ring.keep_record(record, features)?,
+            None => ring.resume(),
         }
         let vring = &mut self.vrings[index];
         vring.running = true;

@@ -172,15 +172,17 @@ struct Side {
     parts: [u64; 3],
     size: u16,
     packed: bool,
+    /// Whether the frontend keeps a record, as QEMU does not for network devices.
+    records: bool,
     record: Option<(VhostUserInflight, File)>,
     events: [EventFd; 2],
     frontend: Option<Frontend>,
 }
 
 impl Side {
-    fn new(guest: Guest, ring: usize, parts: [u64; 3], size: u16, packed: bool) -> Self {
+    fn new(guest: Guest, ring: usize, parts: [u64; 3], size: u16, packed: bool, records: bool) -> Self {
         let events = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());
-        Self { guest, ring, parts, size, packed, record: None, events, frontend: None }
+        Self { guest, ring, parts, size, packed, records, record: None, events, frontend: None }
     }
 
     /// Connects to a new switch and starts the rings as a frontend does that does not know where they stand.
@@ -203,12 +205,17 @@ impl Side {
         frontend
             .set_features(VERSION_1 | packed | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
             .unwrap();
-        let (inflight, file) = self.record.get_or_insert_with(|| {
-            let wanted =
-                VhostUserInflight { num_queues: 2, queue_size: self.size, ..VhostUserInflight::default() };
-            frontend.get_inflight_fd(&wanted).unwrap()
-        });
-        frontend.set_inflight_fd(inflight, file.as_raw_fd()).unwrap();
+        if self.records {
+            let (inflight, file) = self.record.get_or_insert_with(|| {
+                let wanted = VhostUserInflight {
+                    num_queues: 2,
+                    queue_size: self.size,
+                    ..VhostUserInflight::default()
+                };
+                frontend.get_inflight_fd(&wanted).unwrap()
+            });
+            frontend.set_inflight_fd(inflight, file.as_raw_fd()).unwrap();
+        }
         let regions: Vec<_> = self
             .guest
             .regions
@@ -330,7 +337,7 @@ impl Drive for Packed {
 }
 
 /// Two guests, the first sending to the second all the time, and a switch that is killed again and again.
-fn survives(packed: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
+fn survives(packed: bool, records: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
     let dir = tempfile::tempdir().unwrap();
     let parts = if packed {
         let queue = PackedQueue::at(0x1000, SIZE);
@@ -342,7 +349,7 @@ fn survives(packed: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
     let side = |ring, write| {
         let guest = Guest::new(&[MEMORY]);
         let drive = drive(&guest, write);
-        (Side::new(guest, ring, parts, SIZE, packed), drive)
+        (Side::new(guest, ring, parts, SIZE, packed, records), drive)
     };
     let ((mut a, mut sends), (mut b, mut receives)) = (side(1, false), side(0, true));
     let (mut sent, mut received) = (0, 0);
@@ -371,10 +378,73 @@ fn survives(packed: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
 
 #[test]
 fn no_descriptor_of_split_rings_is_lost_or_given_back_twice() {
-    survives(false, |guest, write| Box::new(Split::new(guest, write)));
+    survives(false, true, |guest, write| Box::new(Split::new(guest, write)));
 }
 
 #[test]
 fn no_descriptor_of_packed_rings_is_lost_or_given_back_twice() {
-    survives(true, |guest, write| Box::new(Packed::new(guest, write)));
+    survives(true, true, |guest, write| Box::new(Packed::new(guest, write)));
+}
+
+#[test]
+fn split_rings_go_on_at_their_used_index_without_a_record() {
+    survives(false, false, |guest, write| Box::new(Split::new(guest, write)));
+}
+
+#[test]
+fn packed_rings_are_found_where_they_stand_without_a_record() {
+    survives(true, false, |guest, write| Box::new(Packed::new(guest, write)));
+}
+
+/// Drivers of all kinds stop being served at any moment, and go on with a device that knows nothing.
+fn found_again(size: u16, features: u64, start: At, chains: &[(usize, bool)], seed: u64) {
+    let guest = Guest::new(&[MEMORY]);
+    let queue = PackedQueue::at(0x1000, size);
+    queue.reset(&guest, start);
+    let mut driver = Driver::new(queue, start, 0x8_0000..0x9_0000);
+    let in_order = features & packed::IN_ORDER != 0;
+    let mut random = guest::Random::new(seed);
+    let mut burst = Burst::new();
+    let (mut offered, mut back) = (0, 0);
+    let mut base = start.base();
+    for life in 0..20u64 {
+        let (cell, _wires) = queue.start(&guest, features, base);
+        cell.control(|ring| ring.resume());
+        // From the second life on the frontend has no idea.
+        base = At::START.base();
+        for _ in 0..random.below(6) + life % 2 {
+            for _ in 0..random.below(40) {
+                let (pieces, indirect) = random.pick(chains);
+                let pieces: Vec<_> = (0..pieces).map(|i| (BUFFERS + 64 * i as u64, 64)).collect();
+                offered += usize::from(driver.offer(&guest, &pieces, false, indirect).is_some());
+            }
+            driver.show(&guest, usize::MAX, false);
+            if random.below(4) > 0 {
+                cell.serve(&mut burst, |_| ());
+            }
+            if random.below(3) > 0 {
+                back += driver.reap(&guest, in_order).len();
+            }
+        }
+        assert_eq!(cell.fault(), None);
+    }
+    let (cell, _wires) = queue.start(&guest, features, base);
+    cell.control(|ring| ring.resume());
+    while cell.serve(&mut burst, |_| ()).frames > 0 {}
+    back += driver.reap(&guest, in_order).len();
+    assert_eq!(back, offered, "all that was offered is to come back");
+}
+
+#[test]
+fn every_place_of_a_packed_ring_is_found() {
+    for (seed, size) in (1..).zip([1, 2, 3, 8, 64, 127, 256]) {
+        for seed in (1000 * seed)..(1000 * seed + 40) {
+            let start = At { index: seed as u16 % size, wrap: seed % 2 == 0 };
+            let features = VERSION_1 | guest::INDIRECT | if seed % 3 == 0 { packed::IN_ORDER } else { 0 };
+            found_again(size, features, start, &[(1, false), (3, true)], seed);
+            if size >= 8 && features & packed::IN_ORDER == 0 {
+                found_again(size, features, start, &[(1, false), (2, false), (3, false), (2, true)], seed);
+            }
+        }
+    }
 }

@@ -242,6 +242,14 @@ impl Ring {
         either!(&mut self.0, ring => &mut ring.common)
     }
 
+    /// Looks where the ring stands if its base cannot be right: frontends that outlive us do not know it. Only packed rings
+    /// need that. To be called before the first burst.
+    pub fn resume(&mut self) {
+        if let Layout::Packed(ring) = &mut self.0 {
+            ring.resume();
+        }
+    }
+
     /// Takes the ring over from a device that was there before, as the record of what is in flight says, and keeps the
     /// record from now on. To be called before the first burst.
     ///

@@ -95,6 +95,14 @@ fn message() -> impl Strategy<Value = Message> {
         }),
         (number(), number())
             .prop_map(move |(size, offset)| Message { memory: true, ..plain(6, bytes(&[size, offset])) }),
+        // GET_INFLIGHT_FD, SET_INFLIGHT_FD
+        (number(), number(), 0u64..6, number(), any::<bool>()).prop_map(
+            move |(size, offset, queues, entries, set)| {
+                let shape = queues | (entries & 0xffff) << 16;
+                Message { memory: set, ..plain(31 + u32::from(set), bytes(&[size, offset, shape])) }
+            }
+        ),
+        Just(Message { memory: true, ..plain(32, bytes(&[MEMORY, 0, 4 | 16 << 16])) }),
         // SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR
         (12u32..15, 0u64..4, any::<bool>()).prop_map(move |(request, ring, event)| Message {
             event,

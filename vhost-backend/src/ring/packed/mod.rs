@@ -10,6 +10,7 @@
 mod deliver;
 mod descriptor;
 mod fetch;
+mod find;
 mod notify;
 mod position;
 mod resume;

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Ring;
-use super::descriptor::{MARKS, Used};
+use super::descriptor::Used;
 use super::position::Position;
 use crate::inflight::{Region, Standing};
 use crate::ring::RingFault;
@@ -16,7 +16,7 @@ impl Ring {
     /// See [`crate::ring::Ring::keep_record`].
     pub(in crate::ring) fn keep_record(&mut self, record: Region, features: u64) -> Result<(), RingFault> {
         let at = match record.position(self.size, features)? {
-            None => self.next_used,
+            None => self.find(self.next_used),
             Some(Standing::At(at)) => Position::decode(at),
             Some(Standing::Writing { at, first }) => {
                 let at = Position::decode(at);
@@ -35,6 +35,12 @@ impl Ring {
         Ok(())
     }
 
+    /// See [`crate::ring::Ring::resume`].
+    pub(in crate::ring) fn resume(&mut self) {
+        self.next_avail = self.find(self.next_avail);
+        self.next_used = self.next_avail;
+    }
+
     pub(in crate::ring) fn record(&self) -> Option<&Region> {
         self.record.as_ref()
     }
@@ -48,17 +54,13 @@ impl Ring {
 
     /// Where the buffers end that have been given back from `at` on. All of them were in flight at the same time, so that
     /// their numbers differ, and the driver has not used any of them again.
-    fn behind_used(&self, at: Position) -> Position {
+    pub(super) fn behind_used(&self, at: Position) -> Position {
         let mut next = at;
         // Descriptors that have been passed; a driver that lies might make them more than there are.
         let mut passed = 0;
-        while passed < self.size {
-            let marks = if next.wrap { MARKS } else { 0 };
-            let used = self.read(next);
-            if used.flags & MARKS != marks {
-                break;
-            }
-            let step = 1 + self.rest_of(next, used.id, self.size - passed - 1);
+        while passed < self.size && self.is_used(next) {
+            let id = self.read(next).id;
+            let step = 1 + self.rest_of(next, id, self.size - passed - 1);
             next = next.advance(step, self.size);
             passed += step;
         }
@@ -67,7 +69,7 @@ impl Ring {
 
     /// How many descriptors follow the one at `at` that belong to the same buffer, or, where one stands for several
     /// buffers, to those. They end with the one that has the number `id`, of at most `room`.
-    fn rest_of(&self, at: Position, id: u16, room: u16) -> u16 {
+    pub(super) fn rest_of(&self, at: Position, id: u16, room: u16) -> u16 {
         let mut next = at;
         for count in 1..=room {
             next = next.advance(1, self.size);
