@@ -167,7 +167,7 @@ fn a_log_that_is_too_small_breaks_the_port_until_the_next_frontend() {
     assert_eq!(state, State::Broken);
     assert!(reason.ends_with("the dirty log is too small for the guest's memory"), "{reason}");
     drop(vmm);
-    port.wait_for(State::Connecting);
+    port.wait_for_end("closed by the other side");
     let _vmm = running(&port);
     assert_eq!((port.state(), deliver(&port)), (State::Up, 1));
 }
