@@ -246,3 +246,122 @@ fn bridged_frames_keep_their_order_while_queues_move_and_ports_come_and_go() {
     println!("{rounds} rounds, {exchanged} frames");
     assert!(rounds >= 3 && exchanged > 1000, "{rounds} rounds, {exchanged} frames");
 }
+
+const ROUTED: &str = r#"
+    [[bridge]]
+    name = "left"
+    [[bridge]]
+    name = "right"
+    [[port]]
+    name = "a"
+    bridge = "left"
+    vhost_user = "DIR/a"
+    queues = 4
+    [[port]]
+    name = "b"
+    bridge = "right"
+    vhost_user = "DIR/b"
+    queues = 4
+    [[interface]]
+    name = "inner"
+    bridge = "left"
+    address = ["10.1.0.1/24"]
+    mac = "02:00:00:00:01:01"
+    [[interface]]
+    name = "outer"
+    bridge = "right"
+    address = ["10.2.0.1/24"]
+    mac = "02:00:00:00:02:01"
+    [[neighbour]]
+    interface = "inner"
+    address = "10.1.0.2"
+    mac = "52:54:00:be:00:01"
+    [[neighbour]]
+    interface = "outer"
+    address = "10.2.0.2"
+    mac = "52:54:00:be:00:02"
+    [[fdb]]
+    bridge = "left"
+    mac = "52:54:00:be:00:01"
+    port = "a"
+    [[fdb]]
+    bridge = "right"
+    mac = "52:54:00:be:00:02"
+    port = "b"
+    [[nat.snat]]
+    source = "10.1.0.0/24"
+    out = "outer"
+    to = "10.2.0.9"
+"#;
+
+/// A UDP frame without a checksum, which its numbers would spoil.
+fn packet(to: [u8; 6], from: u8, source: [u8; 4], destination: [u8; 4], port: u16) -> Vec<u8> {
+    let mut frame = frames::routed(to, frames::mac(from), source, destination, port, 96);
+    frame[40..42].fill(0);
+    frame
+}
+
+#[test]
+fn translated_connections_go_on_while_queues_move_and_ports_come_and_go() {
+    let mut world = World::new(ROUTED).expect("a switch");
+    let (mut a, mut b) =
+        (world.guest("a", PAIRS).expect("a guest"), world.guest("b", PAIRS).expect("a guest"));
+    // As the daemon does when ports have told it that they are up.
+    world.switch.follow_ports();
+    let (inner, outer) = ([2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 2, 1]);
+    let there: Vec<_> =
+        (0..PAIRS).map(|flow| packet(inner, 1, [10, 1, 0, 2], [10, 2, 0, 2], 10_000 + flow)).collect();
+    // The first packet of each flow tells which port it has outside: answers go there.
+    let mut back = Vec::new();
+    for (flow, frame) in (0..PAIRS).zip(&there) {
+        assert!(a.send_on(flow, &NetHeader::default(), frame).expect("a sound ring"));
+        let end = Instant::now() + LOST;
+        let first = loop {
+            let came = b.receive().expect("frames").into_iter().find(|f| f[26..30] == [10, 2, 0, 9]);
+            match came {
+                Some(first) => break first,
+                None => assert!(Instant::now() < end, "no packet of flow {flow}; {}", world.drops()),
+            }
+        };
+        let mut answer = packet(outer, 2, [10, 2, 0, 2], [10, 2, 0, 9], 20_000);
+        answer[36..38].copy_from_slice(&first[34..36]);
+        back.push(answer);
+    }
+    let conversation = Conversation::start(a, b, there, back);
+    let rounds = shake(&mut world, &conversation, 6);
+    let (rounds, exchanged) = ended(&world, conversation, rounds);
+    println!("{rounds} rounds, {exchanged} packets");
+    assert!(rounds >= 3 && exchanged > 1000, "{rounds} rounds, {exchanged} packets");
+    assert_eq!(world.switch.conntrack_size().count, u64::from(PAIRS), "no connection was begun anew");
+}
+
+#[test]
+fn what_is_busy_on_one_worker_is_spread_by_what_it_costs() {
+    let mut world = World::new(BRIDGED).expect("a switch");
+    let (a, b) = (world.guest("a", PAIRS).expect("a guest"), world.guest("b", PAIRS).expect("a guest"));
+    for port in ["a", "b"] {
+        for queue in 0..PAIRS {
+            world.place(port, queue, 0).expect("a worker");
+        }
+        let unpin = (0..PAIRS).collect();
+        let change = PortChange { unpin, ..PortChange::default() };
+        world.switch.set_port(port, change).expect("a port");
+    }
+    let workers = world.switch.workers();
+    assert_eq!((workers[0].queues.len(), workers[1].queues.len()), (8, 0), "queues stay where they are");
+
+    let frames = |from, to| (0..PAIRS).map(|flow| frames::udp(from, to, 96, flow)).collect();
+    let conversation = Conversation::start(a, b, frames(1, 2), frames(2, 1));
+    conversation.wait_for(20_000).expect("frames");
+    let plan = world.switch.plan_rebalance();
+    let moved = world.switch.workers().iter().map(|w| w.queues.len()).collect::<Vec<_>>();
+    assert_eq!(moved, [8, 0], "a plan moves nothing");
+    world.switch.carry_out(&plan);
+    conversation.wait_for(2_000).expect("frames");
+    let workers = world.switch.workers();
+    conversation.end().unwrap_or_else(|why| panic!("{why:#}; {}", world.drops()));
+    assert_eq!(plan.moves.len(), workers[1].queues.len());
+    assert!((3..=5).contains(&plan.moves.len()), "{plan:?}");
+    assert!(plan.improvement() > 80.0, "{plan:?}");
+    assert!(workers[1].queues.iter().all(|queue| queue.load > 0.0));
+}

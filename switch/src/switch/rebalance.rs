@@ -66,12 +66,12 @@ impl Switch {
     }
 
     /// Works out how queues would be spread by what they cost.
-    pub(crate) fn plan_rebalance(&self) -> Plan {
+    pub fn plan_rebalance(&self) -> Plan {
         plan(&self.placed(), self.workers.len())
     }
 
     /// Moves queues to other workers; when it returns they are there.
-    pub(crate) fn carry_out(&mut self, plan: &Plan) {
+    pub fn carry_out(&mut self, plan: &Plan) {
         if plan.moves.is_empty() {
             return;
         }
