@@ -35,6 +35,8 @@ pub enum Part {
     Table,
     /// A hundred silent ports, waking up, adaptive beside busy polling
     Idle,
+    /// A port that comes and goes beside two that are busy
+    Changes,
     /// TCP between two TAP devices
     Tap,
     /// TCP between two Linux guests in QEMU
@@ -44,7 +46,7 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Vhost,
         Self::Testpmd,
         Self::Gso,
@@ -55,6 +57,7 @@ impl Part {
         Self::Rules,
         Self::Table,
         Self::Idle,
+        Self::Changes,
         Self::Tap,
         Self::Qemu,
         Self::Hotplug,
