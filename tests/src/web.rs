@@ -66,11 +66,12 @@ impl Web {
     pub fn hold<'a>(&self, client: &'a dyn Host, address: &str) -> Held<'a> {
         let (host, port) = address.rsplit_once(':').unwrap_or((address, "80"));
         let gate = format!("{}-{port}", self._dir.path().display());
-        client.sh(&format!("mkfifo {gate}"));
+        // In a guest nothing of this path is there yet.
+        client.sh(&format!("mkdir -p {gate}; mkfifo {gate}/go"));
         let job = client.start(
             &format!(
                 "printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc -n -w 60 {host} {port} \
-                 | {{ read go <{gate}; tail -c {}; }} | sha256sum",
+                 | {{ read go <{gate}/go; tail -c {}; }} | sha256sum",
                 self.bytes
             ),
             Duration::from_secs(120),
@@ -83,7 +84,7 @@ impl Held<'_> {
     /// Reads the rest and compares the sum.
     #[track_caller]
     pub fn finish(self) {
-        self.client.sh(&format!("echo >{}; rm {}", self.gate, self.gate));
+        self.client.sh(&format!("echo >{0}/go; rm -r {0}", self.gate));
         let name = self.client.name();
         assert_eq!(self.job.wait().text.trim(), self.sum, "{name}: a download broke off, or was changed");
     }
