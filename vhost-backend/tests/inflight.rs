@@ -117,7 +117,7 @@ const SWITCH: &str = "SHUNT_TEST_INFLIGHT_SWITCH";
 
 /// Not a test: the process that is killed. It forwards from port `a` to port `b` until then.
 #[test]
-#[ignore = "the other tests' second process"]
+#[ignore = "the process that the tests of deaths start and kill: cargo test -p vhost-backend --test inflight"]
 fn switch() {
     let Some(dir) = std::env::var_os(SWITCH) else { return };
     // SAFETY: whoever started this process is gone when the test is.

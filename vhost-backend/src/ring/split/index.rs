@@ -37,9 +37,9 @@ impl Ring {
     /// Chains that the guest has made available; breaks the ring if the index is impossible.
     #[inline]
     pub(super) fn pending(&mut self) -> usize {
-        let pending = self.avail_idx().wrapping_sub(self.next_avail);
+        let mut pending = self.avail_idx().wrapping_sub(self.next_avail);
         if pending == 0 && self.resumed.is_some() && self.go_on() {
-            return self.pending();
+            pending = self.avail_idx().wrapping_sub(self.next_avail);
         }
         if pending > self.size {
             return self.common.broken(RingFault::AvailIndexJump);
