@@ -3,6 +3,8 @@
 
 #[path = "common/guest.rs"]
 mod guest;
+#[path = "common/hostile.rs"]
+mod hostile;
 #[path = "common/packed.rs"]
 mod packed;
 
@@ -10,93 +12,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use guest::*;
+use hostile::*;
 use packed::*;
 use proptest::prelude::*;
 use vhost_backend::frame::{Burst, MAX_FRAME};
 use vhost_backend::net_header::NetHeader;
 use vhost_backend::ring::{Delivered, Ring, RingCell, RingFault, Served};
 
-const RINGS: (u64, u64) = (0, 0x4_0000);
-const LOW: (u64, u64) = (0x1000_0000, 0x1_0000);
-const HIGH: (u64, u64) = (0x1001_0000, 0x1_0a30);
-/// Never named by a receive ring, so never to be written. The address is none that garbage hits by chance.
-const READ_ONLY: (u64, u64) = (0x6f5a_1000_0000, 0x1_0000);
-const REGIONS: [(u64, u64); 4] = [RINGS, LOW, HIGH, READ_ONLY];
-const READ_ONLY_REGION: usize = 3;
-/// Part of RINGS in which indirect tables are looked for.
-const TABLES: u64 = 0x2_0000;
-/// What the switch sends in these tests: as a descriptor it leads nowhere.
-const FILLER: u8 = 0xee;
-
 /// A descriptor that a careless ring stumbles over: address, length, flags without marks.
 fn garbage_desc(random: &mut Random, write: bool) -> (u64, u32, u16) {
-    let addr = match random.below(if write { 9 } else { 10 }) {
-        0 => random.next(),
-        1 => u64::MAX - random.below(64),
-        2 => LOW.0 - random.below(32),
-        3 => HIGH.0 - random.below(32),
-        4 => HIGH.0 + HIGH.1 - random.below(4096),
-        5 | 6 => LOW.0 + random.below(LOW.1),
-        7 => TABLES + 16 * random.below(0x100),
-        8 => HIGH.0 + random.below(HIGH.1),
-        _ => READ_ONLY.0 + random.below(READ_ONLY.1),
-    };
-    let len = match random.below(12) {
-        0 => random.next() as u32,
-        1 => u32::MAX - random.below(32) as u32,
-        2 => random.below(14) as u32,
-        3 => 16 * random.below(70) as u32,
-        4 => (MAX_FRAME as u64 - 20 + random.below(40)) as u32,
-        5 => 0,
-        _ => random.below(3000) as u32,
-    };
-    let right = if write { F_WRITE } else { 0 };
-    let flags = match random.below(12) {
-        0 => random.next() as u16 & !(F_AVAIL | F_USED),
-        1 => random.below(8) as u16,
-        2 | 3 => F_INDIRECT,
-        4 | 5 => right | F_NEXT,
-        _ => right,
-    };
-    (addr, len, flags)
-}
-
-/// Delivers a burst with frames of all lengths.
-fn deliver(cell: &RingCell, burst: &mut Burst, random: &mut Random, bytes: &[u8]) -> Delivered {
-    let frames = 1 + random.below(64);
-    let mask = random.next() | random.next();
-    burst.with_slices(
-        |filler| {
-            for _ in 0..frames {
-                let len =
-                    if random.below(8) == 0 { random.below(MAX_FRAME as u64) } else { random.below(1600) };
-                let (head, rest) =
-                    bytes[..len as usize + 1].split_at(random.below(len.min(128) + 1) as usize);
-                assert!(filler.push(NetHeader::default(), head, rest));
-            }
-        },
-        |burst| {
-            let delivered = cell.deliver(burst, mask);
-            let Delivered { sent, no_buffers, too_small, stopped } = delivered;
-            if stopped == 0 {
-                assert_eq!(sent | no_buffers | too_small, mask & burst.all(), "every frame has one fate");
-                assert_eq!(sent & no_buffers | sent & too_small | no_buffers & too_small, 0);
-            } else {
-                assert_eq!(sent | no_buffers | too_small, 0);
-            }
-            delivered
-        },
-    )
-}
-
-/// Reads all that the ring lends.
-fn serve(cell: &RingCell, burst: &mut Burst, scratch: &mut [u8]) -> Served {
-    cell.serve(burst, |burst| {
-        for i in 0..burst.len() {
-            assert!(burst.frame_len(i) <= MAX_FRAME && burst.frame_len(i) > 0);
-            assert_eq!(burst.linearise(i, scratch), Some(burst.frame_len(i)));
-        }
-    })
+    (address(random, TABLES, !write), length(random), flags(random, write) & !(F_AVAIL | F_USED))
 }
 
 #[derive(Clone, Copy, Debug)]
