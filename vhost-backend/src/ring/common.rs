@@ -286,7 +286,7 @@ impl Common {
         // SAFETY: per contract; packed words have no alignment. Volatile: what is looked at is what is kept, whatever the
         // guest writes meanwhile. The last two bytes (`num_buffers`) mean nothing on this way.
         let Words(first, last) = unsafe { at.cast::<Words>().read_volatile() };
-        // Neither flags nor a GSO type.
+        // Neither flags nor a GSO type: nothing `meaningful`.
         if first as u16 == 0 {
             return NetHeader::default();
         }
@@ -299,7 +299,7 @@ impl Common {
     /// What the bytes of a header mean for this driver.
     pub(super) fn header(&self, mut bytes: [u8; NET_HEADER_LEN]) -> NetHeader {
         bytes[LEGACY_NET_HEADER_LEN..].fill(0);
-        if self.offloads { NetHeader::from_bytes(&bytes) } else { NetHeader::default() }
+        if self.offloads { NetHeader::from_bytes(&bytes).meaningful() } else { NetHeader::default() }
     }
 
     /// Puts frame `index` (below [`BURST`]) with its header into a buffer in one piece.
