@@ -5,7 +5,7 @@ mod common;
 mod qmp;
 
 use std::io::Write;
-use std::process::{Output, Stdio};
+use std::process::{Child, Output, Stdio};
 
 use common::{Daemon, SHUNTCTL, shuntctl};
 use qmp::{Fault, Qmp};
@@ -310,6 +310,9 @@ fn a_guest_that_does_not_let_go_keeps_its_nic() {
 fn another_is_served_while_one_waits() {
     let world = World::new();
     let other = Qmp::start(&world.daemon.dir.path().join("other.sock"));
+    let own = world.qmp.path.display().to_string();
+    let taken = world.daemon.refuses(&["container", "add", "beef", "--qmp", &own]);
+    assert!(taken.contains("is that of container 6ec7"), "{taken}");
     world.daemon.says(&["container", "add", "beef", "--qmp", &other.path.display().to_string()]);
     world.qmp.fault(Fault::Silent("device_add"));
     let begun = std::time::Instant::now();
@@ -487,11 +490,10 @@ fn containers_come_and_go() {
     assert_eq!(daemon.json(&["container", "list"]), json!([]));
 }
 
-#[test]
-fn a_daemon_that_ends_in_the_middle_undoes_what_it_began() {
-    let World { daemon, qmp } = World::new();
+/// A command that adds a NIC and waits for QEMU, which has its chardev and its netdev.
+fn half_way(World { daemon, qmp }: &World) -> Child {
     let file = daemon.path("nic.json");
-    std::fs::write(&file, nic(&daemon).to_string()).unwrap();
+    std::fs::write(&file, nic(daemon).to_string()).unwrap();
     qmp.fault(Fault::Silent("device_add"));
     let mut asking = shuntctl();
     asking.arg("--control").arg(daemon.path("c.sock")).args(["kata-network", "add-iface", ID, &file]);
@@ -500,6 +502,31 @@ fn a_daemon_that_ends_in_the_middle_undoes_what_it_began() {
         qmp.commands().contains(&"device_add".to_owned()).then_some(())
     });
     assert_eq!(qmp.parts().len(), 2);
+    asking
+}
+
+#[test]
+fn what_a_killed_daemon_left_in_qemu_is_no_obstacle() {
+    let mut world = World::new();
+    let asking = half_way(&world);
+    world.daemon = world.daemon.revive();
+    let output = asking.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), &b"null\n"[..]));
+    // Nobody was told that it is there.
+    assert_eq!(says(&world.daemon, &["kata-network", "list-ifaces", ID], ""), "null\n");
+    assert_eq!(world.qmp.parts().len(), 2);
+    world.qmp.fault(Fault::None);
+    world.add();
+    assert_eq!(world.qmp.parts().len(), 3);
+    assert_eq!(says(&world.daemon, DEL, &nic(&world.daemon).to_string()), "null\n");
+    world.is_empty();
+}
+
+#[test]
+fn a_daemon_that_ends_in_the_middle_undoes_what_it_began() {
+    let world = World::new();
+    let asking = half_way(&world);
+    let World { daemon, qmp } = world;
     // SIGTERM, and until it has ended.
     drop(daemon);
     assert_eq!(qmp.parts(), [] as [String; 0]);

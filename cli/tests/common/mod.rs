@@ -51,7 +51,10 @@ impl Daemon {
     #[track_caller]
     pub(crate) fn start() -> Self {
         // Not below TMPDIR, which may be closed to the users that a test becomes.
-        let dir = tempfile::Builder::new().prefix("shuntctl-").tempdir_in("/tmp").unwrap();
+        Self::start_in(tempfile::Builder::new().prefix("shuntctl-").tempdir_in("/tmp").unwrap())
+    }
+
+    fn start_in(dir: TempDir) -> Self {
         let mut command = Command::new(shuntd());
         command
             .arg("--control")
@@ -65,6 +68,14 @@ impl Daemon {
             UnixStream::connect(daemon.path("c.sock")).ok()
         });
         daemon
+    }
+
+    /// Kills it (SIGKILL) and starts another one on what it left.
+    pub(crate) fn revive(mut self) -> Self {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
+        Self::start_in(dir)
     }
 
     pub(crate) fn path(&self, file: &str) -> String {
@@ -100,6 +111,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_some()) {
+            return;
+        }
         let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
         let _ = self.child.wait();
     }

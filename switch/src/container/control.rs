@@ -37,6 +37,13 @@ impl Switch {
         if self.containers.by_id.contains_key(&id) {
             return Err(Refusal::new(format!("container {id} is registered already")));
         }
+        if let Some(other) = self.containers.all().find(|c| spec.qmp.is_some() && c.spec.qmp == spec.qmp) {
+            let path = spec.qmp.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+            return Err(Refusal::new(format!(
+                "QMP socket {path} is that of container {}: a QEMU has one",
+                other.spec.id
+            )));
+        }
         self.find_bridge(&spec.bridge)?;
         let (nics, routes) = (std::mem::take(&mut spec.nics), std::mem::take(&mut spec.routes));
         self.touch(Key::Container(id.to_string()));

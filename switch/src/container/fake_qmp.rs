@@ -165,11 +165,11 @@ fn serve(stream: UnixStream, fault: &Mutex<Fault>, inside: &Mutex<Inside>) -> Op
         let answer = match command.as_str() {
             "query-pci" => Ok(pci()),
             "qom-list" => Ok(json!([{"name": "type", "type": "string"}])),
-            "chardev-add" | "netdev_add" | "device_add" => {
-                inside.parts.insert(id);
-                Ok(json!({}))
-            }
-            "device_del" if !inside.parts.contains(&id) => Err("DeviceNotFound"),
+            "chardev-add" | "netdev_add" | "device_add" => match inside.parts.insert(id) {
+                true => Ok(json!({})),
+                false => Err(("GenericError", "Duplicate ID")),
+            },
+            "device_del" if !inside.parts.contains(&id) => Err(("DeviceNotFound", "not found")),
             "device_del" => {
                 if fault != Fault::Clings && fault != Fault::Objects {
                     inside.parts.remove(&id);
@@ -183,14 +183,14 @@ fn serve(stream: UnixStream, fault: &Mutex<Fault>, inside: &Mutex<Inside>) -> Op
                 if inside.parts.remove(&id) {
                     Ok(json!({}))
                 } else {
-                    Err("GenericError")
+                    Err(("GenericError", "not found"))
                 }
             }
             _ => Ok(json!({})),
         };
         match answer {
             Ok(value) => say(json!({"return": value, "id": asked["id"]}))?,
-            Err(class) => say(json!({"error": {"class": class, "desc": "not found"}, "id": asked["id"]}))?,
+            Err((class, words)) => say(json!({"error": {"class": class, "desc": words}, "id": asked["id"]}))?,
         };
         if let Some(event) = event {
             say(event)?;

@@ -85,11 +85,23 @@ struct Plugging<'a> {
 /// QEMU is not there, refuses something, or has no place for it. All that was done is undone, unless the message says
 /// what was not.
 pub(super) fn plug(plug: &Plug, called_off: &Arc<AtomicBool>) -> Result<String, Refusal> {
-    let qmp = Qmp::connect(&plug.qmp, called_off).map_err(|e| Refusal::new(e.to_string()))?;
-    let mut plugging = Plugging { qmp, plug, done: Vec::new() };
-    match plugging.run() {
+    let attempt = || -> Result<Result<String, (QmpError, Refusal)>, Refusal> {
+        let qmp = Qmp::connect(&plug.qmp, called_off).map_err(|e| Refusal::new(e.to_string()))?;
+        let mut plugging = Plugging { qmp, plug, done: Vec::new() };
+        Ok(plugging.run().map_err(|error| {
+            let refusal = plugging.undo(&error);
+            (error, refusal)
+        }))
+    };
+    match attempt()? {
         Ok(path) => Ok(path),
-        Err(error) => Err(plugging.undo(&error)),
+        // The identifiers are nobody else's: a daemon that was killed half-way left it there.
+        Err((error, _)) if error.refusal().is_some_and(is_duplicate) => {
+            tracing::warn!("NIC {} is in QEMU already ({error}): taken out first", plug.name);
+            unplug(&plug.qmp, &plug.name, called_off, RELEASE)?;
+            attempt()?.map_err(|(_, refusal)| refusal)
+        }
+        Err((_, refusal)) => Err(refusal),
     }
 }
 
@@ -244,6 +256,11 @@ fn is_full(message: &str) -> bool {
     ["in use by", "not available", "already occupied", "occupied by"]
         .iter()
         .any(|words| message.contains(words))
+}
+
+/// Whether a refusal means that there is a part of that identifier.
+fn is_duplicate(message: &str) -> bool {
+    message.contains("Duplicate ID") || message.contains("already exists")
 }
 
 fn missing(error: QmpError) -> Result<(), QmpError> {

@@ -16,6 +16,8 @@ use crate::packet::ethernet::Mac;
 
 /// Seconds for which an offer is held.
 const OFFER: u64 = 60;
+/// Seconds after which a station with settings of its own is to renew its lease at the latest.
+const TOLD_RENEWAL: u32 = 60;
 /// Seconds after which a probe whose result never came is given up.
 const PROBE: u64 = 10;
 /// Seconds for which an address that somebody else uses is not offered (as dnsmasq and ISC's server do).
@@ -561,11 +563,15 @@ impl Server {
 
     fn grant(&self, kind: Kind, address: Ipv4Addr, request: &Request, from: &Origin) -> Outcome {
         let seconds = self.seconds(request);
+        // RFC 2131 section 4.4.5; those who have routes of their own ask again soon, for these may change.
+        let renewal = match self.told(request) {
+            Some(_) => (seconds / 2).min(TOLD_RENEWAL),
+            None => seconds / 2,
+        };
         let time = |code, seconds: u64| (code, (seconds as u32).to_be_bytes().to_vec());
         let mut options = vec![
             time(option::LEASE_TIME, seconds.into()),
-            // RFC 2131 section 4.4.5.
-            time(option::RENEWAL, u64::from(seconds) / 2),
+            time(option::RENEWAL, renewal.into()),
             time(option::REBINDING, u64::from(seconds) * 7 / 8),
         ];
         options.extend(self.settings(request));
@@ -579,13 +585,17 @@ impl Server {
         self.send(kind, address, request, from, options, destination, mac)
     }
 
+    fn told(&self, request: &Request) -> Option<&Told> {
+        self.by_mac.get(&request.mac).and_then(|&n| self.config.reservations[n].told.as_ref())
+    }
+
     /// The options that do not depend on the address.
     fn settings(&self, request: &Request) -> Vec<(u8, Vec<u8>)> {
         let config = &self.config;
         let address = |address: Ipv4Addr| address.octets().to_vec();
         // Clients that cannot do without the mask do not always ask for it.
         let mut options = vec![(option::SUBNET_MASK, address(config.server.netmask()))];
-        let told = self.by_mac.get(&request.mac).and_then(|&n| config.reservations[n].told.as_ref());
+        let told = self.told(request);
         let usual = [option::ROUTER, option::DNS, option::HOSTNAME, option::DOMAIN, option::BROADCAST];
         let asked = request.parameters.as_deref().unwrap_or(&usual);
         for &code in asked {

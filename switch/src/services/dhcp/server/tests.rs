@@ -555,16 +555,24 @@ fn who_is_told_routes_of_its_own_gets_those_alone() {
         routes: vec![("10.8.0.0/16".parse().unwrap(), at(8)), (Ipv4Net::default(), at(7))],
     };
     config.reservations = vec![Reservation { told: Some(told), ..reserve(1, 50, "box") }];
-    let given = |config: &Config, n: u16| {
+    const ASKED: [u8; 3] = [option::ROUTER, option::MTU, option::ROUTES];
+    let all = |config: &Config, n: u16| {
         let mut server = Server::new(config.clone());
-        let ask = discover(n).with(option::PARAMETERS, [option::ROUTER, option::MTU, option::ROUTES]);
+        let ask = discover(n).with(option::PARAMETERS, ASKED);
         let outcome = match ask.ask(&mut server, 1) {
             Outcome::Probe(address) => server.probed(1, address, None),
             outcome => outcome,
         };
-        let mut options = options(outcome);
-        [option::ROUTER, option::MTU, option::ROUTES].map(|code| options.remove(&code))
+        options(outcome)
     };
+    let given = |config: &Config, n: u16| {
+        let mut options = all(config, n);
+        ASKED.map(|code| options.remove(&code))
+    };
+    // It asks again within a minute, for its routes may change; its lease is as long as others'.
+    let times = |n: u16| [option::LEASE_TIME, option::RENEWAL].map(|code| all(&config, n)[&code].clone());
+    assert_eq!(times(1), [vec![0, 0, 14, 16], vec![0, 0, 0, 60]]);
+    assert_eq!(times(2), [vec![0, 0, 14, 16], vec![0, 0, 7, 8]]);
     let routes = vec![16, 10, 8, 10, 0, 3, 8, 0, 10, 0, 3, 7];
     assert_eq!(given(&config, 1), [Some(at(7).octets().to_vec()), Some(vec![5, 120]), Some(routes)]);
     // Without a default route there is no gateway, although the network has one.
