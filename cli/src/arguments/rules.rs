@@ -78,8 +78,8 @@ pub(crate) enum Snat {
 pub(crate) enum Publish {
     /// Makes a rule
     Add {
-        /// tcp or udp
-        #[arg(long, value_name = "tcp|udp")]
+        /// tcp, udp or sctp
+        #[arg(long, value_name = "tcp|udp|sctp")]
         proto: String,
         /// Where it is reached; 0.0.0.0, [::] or * for any of the switch's addresses
         #[arg(long, value_name = "ADDR:PORT[-PORT]")]

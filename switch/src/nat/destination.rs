@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::Translation;
 use super::own::Own;
 use super::rule::{OneToOne, PortRange, Publish};
-use crate::packet::ip::{TCP, UDP};
+use crate::packet::ip::{SCTP, TCP, UDP};
 use crate::packet::tuple::Tuple;
 use crate::rules::NONE;
 use crate::rules::hash::{Map, Set};
@@ -130,7 +130,10 @@ impl Destinations {
 
     pub(super) fn find(&self, tuple: &Tuple, ingress: u16, own: &Own) -> Option<Translation> {
         let called = tuple.destination;
-        if matches!(tuple.protocol, TCP | UDP) && !self.listeners.is_empty() && !called.is_unspecified() {
+        if matches!(tuple.protocol, TCP | UDP | SCTP)
+            && !self.listeners.is_empty()
+            && !called.is_unspecified()
+        {
             let every = unspecified(called);
             let places = [(called, NONE), (called, ingress), (every, NONE), (every, ingress)];
             let any_own = (self.kinds[2] || self.kinds[3]) && own.has(called);

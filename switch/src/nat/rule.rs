@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::config::name::Name;
-use crate::packet::ip::{TCP, UDP};
+use crate::config::spec::protocol_name;
+use crate::packet::ip::{SCTP, TCP, UDP};
 use crate::refusal::Refusal;
 
 /// Ports from `first` to `last`, both included.
@@ -184,9 +185,9 @@ impl Rule {
 
 impl Publish {
     fn check(&self) -> Result<(), Refusal> {
-        if !matches!(self.protocol, TCP | UDP) {
+        if !matches!(self.protocol, TCP | UDP | SCTP) {
             return Err(Refusal::new(format!(
-                "protocol {} has no ports to publish: it must be tcp or udp",
+                "protocol {} has no ports to publish: it must be tcp, udp or sctp",
                 self.protocol
             )));
         }
@@ -223,7 +224,7 @@ impl Publish {
 
     /// What it listens on, for people.
     pub fn listening(&self) -> String {
-        let protocol = if self.protocol == UDP { "udp" } else { "tcp" };
+        let protocol = protocol_name(self.protocol);
         let address = match self.listen {
             Some(IpAddr::V6(v6)) => format!("[{v6}]"),
             Some(IpAddr::V4(v4)) => v4.to_string(),

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::rule::{AddressRange, Masquerade, OneToOne, Out, PortRange, Publish, Rule, Selector, Snat};
 use super::*;
-use crate::packet::ip::{TCP, UDP};
+use crate::packet::ip::{SCTP, TCP, UDP};
 use crate::rules::hash::mix;
 
 pub(super) fn name(text: &str) -> Name {
@@ -115,8 +115,8 @@ fn the_container_network_of_the_book() {
     }
     assert_eq!(nat.destination(&tcp("10.0.2.99", 1234, "10.0.2.15", 5001), 2), None);
     assert_eq!(nat.destination(&tcp("10.0.2.99", 1234, "192.0.2.15", 5000), 2), None);
-    let udp = Tuple { protocol: UDP, ..tcp("10.0.2.99", 1234, "10.0.2.15", 5000) };
-    assert_eq!(nat.destination(&udp, 2), None);
+    let others = [UDP, SCTP].map(|protocol| Tuple { protocol, ..tcp("10.0.2.99", 1234, "10.0.2.15", 5000) });
+    assert_eq!(others.map(|tuple| nat.destination(&tuple, 2)), [None; 2]);
 }
 
 #[test]
@@ -337,10 +337,17 @@ fn what_does_not_go_together_is_refused_and_names_the_other() {
     }
     assert_eq!(rules.len(), 3, "nothing half-applied");
     // Another protocol, another address, another interface: no conflict.
-    let Rule::Publish(tcp) = publish(None, (8005, 8005), "172.18.0.11", (80, 80)) else { return };
-    rules.add(Rule::Publish(Publish { protocol: UDP, ..tcp.clone() })).expect("UDP is free");
+    let Rule::Publish(any) = publish(None, (8005, 8005), "172.18.0.11", (80, 80)) else { return };
+    rules.add(Rule::Publish(Publish { protocol: UDP, ..any.clone() })).expect("UDP is free");
+    rules.add(Rule::Publish(Publish { protocol: SCTP, ..any.clone() })).expect("SCTP is free");
+    let translation = rules.compile(&interfaces());
+    for protocol in [UDP, SCTP] {
+        let call = Tuple { protocol, ..tcp("10.0.2.99", 1234, "10.0.2.15", 8005) };
+        let to = translation.destination(&call, 2).expect("published");
+        assert_eq!((to.address, to.port), (ip("172.18.0.11"), 80));
+    }
     rules
-        .add(Rule::Publish(Publish { listen: Some(ip("10.0.2.16")), ..tcp }))
+        .add(Rule::Publish(Publish { listen: Some(ip("10.0.2.16")), ..any }))
         .expect("so is the other address");
     assert!(rules.remove(1, Some("snat")).is_err() && rules.remove(99, None).is_err());
     assert!(rules.remove(1, Some("publish")).is_ok());

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::config::name::Name;
 use crate::nat::rule::PortRange;
-use crate::packet::ip::{ICMP, ICMPV6, TCP, UDP};
+use crate::packet::ip::{ICMP, ICMPV6, SCTP, TCP, UDP};
 use crate::refusal::Refusal;
 
 /// The priority of a rule for which none is given.
@@ -148,9 +148,9 @@ pub struct Rule {
     pub destination: Addresses,
     /// Protocol number.
     pub protocol: Option<u8>,
-    /// Ports that it comes from; for TCP and UDP.
+    /// Ports that it comes from; for TCP, UDP and SCTP.
     pub source_ports: Vec<PortRange>,
-    /// Ports that it goes to; for TCP and UDP.
+    /// Ports that it goes to; for TCP, UDP and SCTP.
     pub destination_ports: Vec<PortRange>,
     /// The type of an ICMP request (8, 13, 15, 17; ICMPv6: 128).
     pub icmp_type: Option<u8>,
@@ -201,8 +201,8 @@ impl Rule {
         for (field, ports) in
             [("source-port", &self.source_ports), ("destination-port", &self.destination_ports)]
         {
-            if !ports.is_empty() && !matches!(self.protocol, Some(TCP | UDP)) {
-                return Err(Refusal::new(format!("{field} needs the protocol tcp or udp")));
+            if !ports.is_empty() && !matches!(self.protocol, Some(TCP | UDP | SCTP)) {
+                return Err(Refusal::new(format!("{field} needs the protocol tcp, udp or sctp")));
             }
             if ports.len() > RANGES_MAX {
                 return Err(Refusal::new(format!(

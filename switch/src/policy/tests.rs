@@ -11,7 +11,7 @@ use super::rule::{Action, Addresses, Rule, Side, State, States, Zone};
 use super::*;
 use crate::config::name::Name;
 use crate::nat::rule::PortRange;
-use crate::packet::ip::{ICMP, TCP, UDP};
+use crate::packet::ip::{ICMP, SCTP, TCP, UDP};
 use crate::rules::prefixes::tests::{address, net};
 
 fn name(kind: char, number: u16) -> Name {
@@ -119,13 +119,13 @@ prop_compose! {
         (priority, from, to) in (0..5_u32, zone(), zone()),
         (source, destination) in (addresses(), addresses()),
         (protocol, source_ports, destination_ports) in (
-            prop_oneof![Just(None), Just(Some(TCP)), Just(Some(UDP)), Just(Some(ICMP)), Just(Some(47))],
+            prop_oneof![Just(None), Just(Some(TCP)), Just(Some(UDP)), Just(Some(SCTP)), Just(Some(ICMP)), Just(Some(47))],
             prop_oneof![Just(Vec::new()), port_ranges()], port_ranges()
         ),
         (ping, states) in (any::<bool>(), proptest::collection::vec(state(), 0..4)),
         (action, log) in (action(), any::<bool>()),
     ) -> Rule {
-        let ports = matches!(protocol, Some(TCP | UDP));
+        let ports = matches!(protocol, Some(TCP | UDP | SCTP));
         Rule {
             priority, from, to, source, destination, protocol,
             source_ports: if ports { source_ports } else { Vec::new() },
@@ -148,7 +148,7 @@ fn place() -> impl Strategy<Value = Place> {
 prop_compose! {
     fn flow()(
         (source, destination) in (address(), address()),
-        protocol in prop_oneof![Just(TCP), Just(UDP), Just(ICMP), Just(47)],
+        protocol in prop_oneof![Just(TCP), Just(UDP), Just(SCTP), Just(ICMP), Just(47)],
         (source_port, destination_port) in (0..40_u16, 0..40_u16),
         state in state(),
         (from, to) in (place(), place()),

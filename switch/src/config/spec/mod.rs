@@ -50,7 +50,7 @@ pub use nat::{nat_id, nat_kind, nat_view};
 pub use neighbour::NeighbourSpec;
 pub use policy::{POLICY_ID_MAX, Place, PolicyChange, PolicySpec, policy_id, policy_view};
 pub use port::{Attachment, PortChange, PortSpec, Role};
-pub use protocol::{SCTP, protocol, protocol_name};
+pub use protocol::{protocol, protocol_name};
 pub use rate::{Limits, RATE_BURST_MAX, RATE_MAX, RATE_MIN, Rate, RateChange};
 pub use route::{RouteKind, RouteMatch, RouteSpec};
 pub use worker::{RebalanceChange, Rebalancing};

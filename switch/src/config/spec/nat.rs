@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::address::with_ports;
-use super::{Invalid, address_range, host, name, number, port_range, prefix};
+use super::{Invalid, address_range, host, name, number, port_range, prefix, protocol_name};
 use crate::control::api::{self, NatKind};
 use crate::nat::rule::{Masquerade, OneToOne, Out, PortRange, Publish, Rule, Selector, Snat};
-use crate::packet::ip::{TCP, UDP};
+use crate::packet::ip::{SCTP, TCP, UDP};
 
 fn out(out: Option<&String>, not_out: Option<&String>) -> Result<Out, Invalid> {
     match (out, not_out) {
@@ -101,9 +101,10 @@ impl TryFrom<&api::PublishAdd> for Rule {
         let protocol = match asked.proto.as_str() {
             "tcp" => TCP,
             "udp" => UDP,
+            "sctp" => SCTP,
             other => {
-                let message =
-                    format!("proto {other:?} has no ports to publish: it must be \"tcp\" or \"udp\"");
+                let rule = "it must be \"tcp\", \"udp\" or \"sctp\"";
+                let message = format!("proto {other:?} has no ports to publish: {rule}");
                 return Err(Invalid::new("proto", message));
             }
         };
@@ -225,7 +226,7 @@ pub fn nat_view(id: u32, rule: &Rule, connections: u64, exhausted: u64) -> api::
         }
         Rule::Publish(rule) => {
             view.kind = NatKind::Publish;
-            view.proto = Some(if rule.protocol == UDP { "udp" } else { "tcp" }.to_owned());
+            view.proto = Some(protocol_name(rule.protocol));
             let any = if rule.to.is_ipv4() { "0.0.0.0" } else { "::" };
             let listen = rule.listen.map_or_else(|| any.to_owned(), |address| address.to_string());
             view.listen = Some(written(&listen, Some(rule.ports)));
@@ -273,6 +274,7 @@ mod tests {
         for (proto, listen, to) in [
             ("tcp", "10.0.2.15:5000", "172.18.0.10:80"),
             ("udp", "0.0.0.0:53", "172.18.0.10:53"),
+            ("sctp", "10.0.2.15:36412", "172.18.0.10:36412"),
             ("tcp", "10.0.2.15:8000-8010", "172.18.0.10:9000-9010"),
             ("tcp", "[2001:db8::1]:443", "[fd00::10]:8443"),
             ("tcp", "[::]:443", "[fd00::10]:443"),

@@ -3,11 +3,10 @@
 
 use ipnet::IpNet;
 
-use super::protocol::SCTP;
 use super::{Invalid, name, number, port_list, prefix, protocol, protocol_name};
 use crate::control::api;
 use crate::nat::rule::PortRange;
-use crate::packet::ip::{ICMP, ICMPV6, TCP, UDP};
+use crate::packet::ip::{ICMP, ICMPV6, SCTP, TCP, UDP};
 use crate::policy::Verdict;
 use crate::policy::rule::{Action, Addresses, Rule, Side, State, States, Zone};
 
@@ -195,11 +194,8 @@ impl PolicySpec {
         let ports = |field: &'static str, text: &Option<String>| match text {
             None => Ok(Vec::new()),
             Some(text) => match rule.protocol {
-                Some(TCP | UDP) => port_list(field, text),
-                Some(SCTP) => {
-                    Err(Invalid::new(field, format!("{field} {text:?}: sctp is looked at by address only")))
-                }
-                _ => Err(Invalid::new(field, format!("{field} {text:?} needs proto: tcp or udp"))),
+                Some(TCP | UDP | SCTP) => port_list(field, text),
+                _ => Err(Invalid::new(field, format!("{field} {text:?} needs proto: tcp, udp or sctp"))),
             },
         };
         (rule.source_ports, rule.destination_ports) =

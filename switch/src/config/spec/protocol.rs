@@ -2,10 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::Invalid;
-use crate::packet::ip::{ICMP, ICMPV6, TCP, UDP};
-
-/// Protocol number of SCTP.
-pub const SCTP: u8 = 132;
+use crate::packet::ip::{ICMP, ICMPV6, SCTP, TCP, UDP};
 
 const NAMES: &[(u8, &str)] = &[
     (ICMP, "icmp"),

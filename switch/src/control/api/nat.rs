@@ -56,7 +56,7 @@ parameters! {
         /// Its number; one that was never given if not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub id: Option<i64>,
-        /// `tcp` or `udp`.
+        /// `tcp`, `udp` or `sctp`.
         pub proto: String,
         /// `ADDRESS:PORT` or `ADDRESS:PORT-PORT`; `0.0.0.0`, `[::]` or `*` for any of the switch's own addresses.
         pub listen: String,
@@ -135,7 +135,7 @@ pub struct NatRule {
     pub not_out: Option<Name>,
     /// The networks that they do not go to.
     pub not_destination: Vec<IpNet>,
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp` or `sctp`.
     pub proto: Option<String>,
     /// Where a published port is reached.
     pub listen: Option<String>,
