@@ -7,7 +7,7 @@ use shunt_client::client::{Client, Failure};
 use shunt_switch::control::api;
 use shunt_switch::port::netns::Netns;
 
-use super::config::Config;
+use super::config::{Config, Valid};
 use super::environment::Environment;
 use super::error::{CUT_OFF, ENVIRONMENT, Error, UNAVAILABLE};
 use super::ipam::Ipam;
@@ -112,10 +112,10 @@ impl Call<'_> {
 
     /// GC: undoes all attachments of the network that are not in the list. Goes on after an error, and tells all.
     pub(crate) fn gc(&self) -> Result<(), Error> {
-        let valid = self.config.valid()?;
+        let valid = self.config.valid();
         let is_stale = |record: &Record| {
-            record.network == self.config.name
-                && !valid.iter().any(|one| one.container == record.container && one.ifname == record.ifname)
+            let is_valid = |one: &Valid| one.container == record.container && one.ifname == record.ifname;
+            record.network == self.config.name && valid.is_some_and(|valid| !valid.iter().any(is_valid))
         };
         let stale: Vec<Record> = self.store()?.all()?.into_iter().filter(is_stale).collect();
         let mut errors = Vec::new();

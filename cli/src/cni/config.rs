@@ -402,15 +402,9 @@ impl Config {
             .map_err(|error| Error::new(DECODE, "failed to decode prevResult", error.to_string()))
     }
 
-    /// The attachments that GC must leave.
-    ///
-    /// # Errors
-    /// They were not given.
-    pub(crate) fn valid(&self) -> Result<&[Valid], Error> {
-        match self.has_valid {
-            true => Ok(self.valid_attachments.as_deref().unwrap_or_default()),
-            false => Err(Error::config("cni.dev/valid-attachments is missing: nothing was removed")),
-        }
+    /// The attachments that GC must leave; `None` if nobody says which these are, as when `cnitool gc` calls.
+    pub(crate) fn valid(&self) -> Option<&[Valid]> {
+        self.has_valid.then(|| self.valid_attachments.as_deref().unwrap_or_default())
     }
 }
 
@@ -539,10 +533,10 @@ mod tests {
     }
 
     #[test]
-    fn gc_needs_its_list() {
-        assert_eq!(config(|_| ()).unwrap().valid().map_err(|e| e.code), Err(CONFIG));
+    fn no_list_for_gc_is_not_an_empty_one() {
+        assert_eq!(config(|_| ()).unwrap().valid(), None);
         let none = config(|d| d["cni.dev/valid-attachments"] = json!(null)).unwrap();
-        assert_eq!(none.valid(), Ok(&[][..]));
+        assert_eq!(none.valid(), Some(&[][..]));
         let one =
             config(|d| d["cni.dev/valid-attachments"] = json!([{"containerID": "a", "ifname": "eth0"}]));
         assert_eq!(one.unwrap().valid().unwrap().len(), 1);
