@@ -247,6 +247,94 @@ fn bridged_frames_keep_their_order_while_queues_move_and_ports_come_and_go() {
     assert!(rounds >= 3 && exchanged > 1000, "{rounds} rounds, {exchanged} frames");
 }
 
+const ROUTED: &str = r#"
+    [[bridge]]
+    name = "left"
+    [[bridge]]
+    name = "right"
+    [[port]]
+    name = "a"
+    bridge = "left"
+    vhost_user = "DIR/a"
+    queues = 4
+    [[port]]
+    name = "b"
+    bridge = "right"
+    vhost_user = "DIR/b"
+    queues = 4
+    [[interface]]
+    name = "inner"
+    bridge = "left"
+    address = ["10.1.0.1/24"]
+    mac = "02:00:00:00:01:01"
+    [[interface]]
+    name = "outer"
+    bridge = "right"
+    address = ["10.2.0.1/24"]
+    mac = "02:00:00:00:02:01"
+    [[neighbour]]
+    interface = "inner"
+    address = "10.1.0.2"
+    mac = "52:54:00:be:00:01"
+    [[neighbour]]
+    interface = "outer"
+    address = "10.2.0.2"
+    mac = "52:54:00:be:00:02"
+    [[fdb]]
+    bridge = "left"
+    mac = "52:54:00:be:00:01"
+    port = "a"
+    [[fdb]]
+    bridge = "right"
+    mac = "52:54:00:be:00:02"
+    port = "b"
+    [[nat.snat]]
+    source = "10.1.0.0/24"
+    out = "outer"
+    to = "10.2.0.9"
+"#;
+
+/// A UDP frame without a checksum, which its numbers would spoil.
+fn packet(to: [u8; 6], from: u8, source: [u8; 4], destination: [u8; 4], port: u16) -> Vec<u8> {
+    let mut frame = frames::routed(to, frames::mac(from), source, destination, port, 96);
+    frame[40..42].fill(0);
+    frame
+}
+
+#[test]
+fn translated_connections_go_on_while_queues_move_and_ports_come_and_go() {
+    let mut world = World::new(ROUTED).expect("a switch");
+    let (mut a, mut b) =
+        (world.guest("a", PAIRS).expect("a guest"), world.guest("b", PAIRS).expect("a guest"));
+    // As the daemon does when ports have told it that they are up.
+    world.switch.follow_ports();
+    let (inner, outer) = ([2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 2, 1]);
+    let there: Vec<_> =
+        (0..PAIRS).map(|flow| packet(inner, 1, [10, 1, 0, 2], [10, 2, 0, 2], 10_000 + flow)).collect();
+    // The first packet of each flow tells which port it has outside: answers go there.
+    let mut back = Vec::new();
+    for (flow, frame) in (0..PAIRS).zip(&there) {
+        assert!(a.send_on(flow, &NetHeader::default(), frame).expect("a sound ring"));
+        let end = Instant::now() + LOST;
+        let first = loop {
+            let came = b.receive().expect("frames").into_iter().find(|f| f[26..30] == [10, 2, 0, 9]);
+            match came {
+                Some(first) => break first,
+                None => assert!(Instant::now() < end, "no packet of flow {flow}; {}", world.drops()),
+            }
+        };
+        let mut answer = packet(outer, 2, [10, 2, 0, 2], [10, 2, 0, 9], 20_000);
+        answer[36..38].copy_from_slice(&first[34..36]);
+        back.push(answer);
+    }
+    let conversation = Conversation::start(a, b, there, back);
+    let rounds = shake(&mut world, &conversation, 6);
+    let (rounds, exchanged) = ended(&world, conversation, rounds);
+    println!("{rounds} rounds, {exchanged} packets");
+    assert!(rounds >= 3 && exchanged > 1000, "{rounds} rounds, {exchanged} packets");
+    assert_eq!(world.switch.conntrack_size().count, u64::from(PAIRS), "no connection was begun anew");
+}
+
 #[test]
 fn what_is_busy_on_one_worker_is_spread_by_what_it_costs() {
     let mut world = World::new(BRIDGED).expect("a switch");

@@ -11,7 +11,7 @@ mod workers;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -37,6 +37,7 @@ use crate::router::keep::Keeper;
 use crate::router::live::Live;
 use crate::tables::Tables;
 use crate::worker::epoch::Epochs;
+use crate::worker::generation::Newest;
 use crate::worker::{Handle, Shared};
 use rebalance::Rebalancer;
 pub(crate) use workers::Baseline;
@@ -106,7 +107,7 @@ impl Switch {
         let shared = Arc::new(Shared {
             tables: ArcSwap::from_pointee(Tables::empty(cores.len())),
             epochs: Arc::new(Epochs::new(cores.len() + 1)),
-            generation: AtomicU64::new(0),
+            newest: Newest::default(),
             seconds: AtomicU32::new(clock::seconds()),
             stop: AtomicBool::new(false),
             busy: options.poll == Poll::Busy,

@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Switch;
@@ -122,11 +121,11 @@ impl Switch {
     /// Has all workers use a snapshot; false if one does not answer.
     fn hand_out(&self, tables: Tables) -> bool {
         let old = self.shared.tables.swap(Arc::new(tables));
-        let generation = self.shared.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        let number = self.shared.newest.raise();
         self.workers.iter().for_each(|worker| worker.wake());
         let start = Instant::now();
         for worker in &self.workers {
-            while worker.adopted.load(Ordering::Acquire) < generation {
+            while !worker.adopted.has(number) {
                 match start.elapsed() {
                     waited if waited < SOON => std::thread::yield_now(),
                     waited if waited < ADOPTION => std::thread::sleep(Duration::from_micros(20)),

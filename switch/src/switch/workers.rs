@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -13,6 +12,7 @@ use crate::clock;
 use crate::config::Workers;
 use crate::refusal::Refusal;
 use crate::stats::{Counter, Maximum};
+use crate::worker::generation::Adopted;
 use crate::worker::{Handle, Worker};
 
 /// What a worker had counted when its counters were last reset.
@@ -32,7 +32,7 @@ impl Switch {
             id,
             core,
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(refuse)?,
-            adopted: AtomicU64::new(0),
+            adopted: Adopted::default(),
             packets: Counter::default(),
             batches: Counter::default(),
             busy_cycles: Counter::default(),

@@ -5,13 +5,16 @@
 #![forbid(unsafe_code)]
 
 pub mod epoch;
+pub mod generation;
+#[cfg(test)]
+mod modelled;
 mod poll;
 mod sleep;
 
 use std::sync::Arc;
 // The epochs take their atomics from here, so that their test can put others in their place.
 use std::sync::atomic;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 use vhost_backend::frame::Burst;
@@ -27,6 +30,7 @@ use crate::port::{Gone, Scratch};
 use crate::stats::{Counter, Direction, Maximum};
 use crate::tables::{Queues, Tables};
 use epoch::Epochs;
+use generation::{Adopted, Newest};
 use poll::Slot;
 use sleep::Sleeper;
 
@@ -35,7 +39,7 @@ pub struct Shared {
     /// The newest snapshot.
     pub tables: ArcSwap<Tables>,
     /// Its number; workers look at this alone.
-    pub generation: AtomicU64,
+    pub newest: Newest,
     /// The tables' clock, in seconds; the control thread moves it.
     pub seconds: AtomicU32,
     /// Set once, at the end.
@@ -55,7 +59,7 @@ pub struct Handle {
     /// Ends a sleep.
     pub wake: EventFd,
     /// The snapshot that the worker uses.
-    pub adopted: AtomicU64,
+    pub adopted: Adopted,
     /// Frames received.
     pub packets: Counter,
     /// Polls that found frames.
@@ -120,7 +124,7 @@ impl Worker {
         let mut last_start = last_work;
         self.shared.epochs.arrive(self.handle.id);
         while !self.shared.stop.load(Ordering::Relaxed) {
-            if self.shared.generation.load(Ordering::Acquire) != self.handle.adopted.load(Ordering::Relaxed) {
+            if self.handle.adopted.differs(self.shared.newest.get()) {
                 let before = clock::cycles();
                 self.adopt();
                 last_work = clock::cycles();
@@ -142,7 +146,7 @@ impl Worker {
         }
         self.shared.epochs.leave(self.handle.id);
         // What this worker was the last to hold is freed after it has said goodbye.
-        self.handle.adopted.store(u64::MAX, Ordering::Release);
+        self.handle.adopted.note(u64::MAX);
     }
 
     /// Sleeps until there may be work.
@@ -244,7 +248,7 @@ impl Worker {
     /// Takes over the newest snapshot. All that was fetched before has been sent.
     #[cold]
     fn adopt(&mut self) {
-        let generation = self.shared.generation.load(Ordering::Acquire);
+        let number = self.shared.newest.get();
         let tables = self.shared.tables.load_full();
         let queues = tables.queues.get(self.handle.id).cloned().unwrap_or_default();
         if !Arc::ptr_eq(&queues, &self.queues) {
@@ -252,7 +256,7 @@ impl Worker {
             self.queues = queues;
         }
         self.tables = tables;
-        self.handle.adopted.store(generation, Ordering::Release);
+        self.handle.adopted.note(number);
     }
 
     /// Polls these queues from now on, in ascending order as before; those that stay keep their state.
