@@ -191,7 +191,7 @@ fn bare_wake(site: &Site) -> Result<[f64; 4]> {
 }
 
 /// Median, 90 %, 99 % and most.
-fn quantiles(mut values: Vec<f64>) -> [f64; 4] {
+pub(super) fn quantiles(mut values: Vec<f64>) -> [f64; 4] {
     values.sort_by(f64::total_cmp);
     [0.5, 0.9, 0.99, 1.0].map(|share| values[((values.len() - 1) as f64 * share) as usize])
 }

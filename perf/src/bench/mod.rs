@@ -4,6 +4,7 @@
 //! A machine's speed wavers by the second, so each round measures every candidate within a few seconds, and what is
 //! compared is the best and the median of the rounds. See docs/performance.md for the method.
 
+mod changes;
 mod connections;
 mod guests;
 mod hotplug;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+pub use changes::Changes;
 pub use connections::Connections;
 pub use hotplug::Hotplug;
 pub use idle::Idle;
@@ -93,6 +95,8 @@ pub struct Results {
     pub samples: Vec<Sample>,
     /// What a hundred silent ports cost.
     pub idle: Option<Idle>,
+    /// How long a port that comes and goes keeps others waiting.
+    pub changes: Option<Changes>,
     /// What new connections and a full table cost.
     pub connections: Option<Connections>,
     /// What thousands of rules cost to load.
@@ -136,6 +140,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         failures: Vec::new(),
         samples: Vec::new(),
         idle: None,
+        changes: None,
         connections: None,
         rules: None,
         hotplug: None,
@@ -175,6 +180,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 let compared = vhost::adaptive_beside_busy(&site, arguments, &mut results);
                 idle::run(&site, arguments, &mut results).and(compared)
             }
+            Part::Changes if !kinds.contains(&Kind::Shunt) => Ok(()),
+            Part::Changes => changes::run(&site, arguments, &mut results),
             Part::Tap => tap::run(&shared, arguments, &kinds, &mut results),
             Part::Hotplug => hotplug::run(arguments, &kinds, &mut results),
             Part::Qemu => guests::run(&shared, arguments, &kinds, &mut results),

@@ -37,6 +37,8 @@ pub enum Part {
     Table,
     /// A hundred silent ports, waking up, adaptive beside busy polling
     Idle,
+    /// A port that comes and goes beside two that are busy
+    Changes,
     /// TCP between two TAP devices
     Tap,
     /// TCP between two Linux guests in QEMU
@@ -58,6 +60,7 @@ impl Part {
         Self::Rules,
         Self::Table,
         Self::Idle,
+        Self::Changes,
         Self::Tap,
         Self::Qemu,
         Self::Hotplug,

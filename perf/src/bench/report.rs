@@ -183,6 +183,9 @@ pub(super) fn markdown(results: &Results) -> String {
     if let Some(idle) = &results.idle {
         text.push_str(&super::idle::markdown(idle));
     }
+    if let Some(changes) = &results.changes {
+        text.push_str(&super::changes::markdown(changes));
+    }
     if let Some(connections) = &results.connections {
         text.push_str(&super::connections::markdown(connections));
     }
