@@ -148,9 +148,13 @@ struct World {
 impl World {
     /// A switch with two workers that is configured like this; `DIR` stands for a directory.
     fn new(config: &str) -> Result<Self> {
+        Self::with(config, Workers::Count(2))
+    }
+
+    fn with(config: &str, workers: Workers) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("shunt-moving-").tempdir()?;
         let text = config.replace("DIR", &dir.path().display().to_string());
-        let options = switch::Options { workers: Workers::Count(2), poll: Poll::Adaptive, state: None };
+        let options = switch::Options { workers, poll: Poll::Adaptive, state: None };
         let mut switch = Switch::start(options)?;
         switch.configure(Config::parse(&text, None)?)?;
         let cores = switch.workers().iter().filter_map(|w| w.core).map(|core| core as u32).collect();
@@ -364,4 +368,59 @@ fn what_is_busy_on_one_worker_is_spread_by_what_it_costs() {
     assert!((3..=5).contains(&plan.moves.len()), "{plan:?}");
     assert!(plan.improvement() > 80.0, "{plan:?}");
     assert!(workers[1].queues.iter().all(|queue| queue.load > 0.0));
+}
+
+#[test]
+fn a_port_with_128_queue_pairs_goes_over_one_to_eight_workers() {
+    const MANY: u16 = 128;
+    let text = "[[bridge]]\nname = \"left\"\n\
+        [[port]]\nname = \"a\"\nbridge = \"left\"\nvhost_user = \"DIR/a\"\nqueues = 128\n\
+        [[port]]\nname = \"b\"\nbridge = \"left\"\nvhost_user = \"DIR/b\"\nqueues = 128\n";
+    let cores: Vec<usize> =
+        World::new(BRIDGED).expect("a switch").cores.iter().map(|&c| c as usize).collect();
+    for workers in [1, 3, 8] {
+        // Two processors play eight: workers that share one take turns, and everything else is as it would be.
+        let list = (0..workers).map(|worker| cores[worker % cores.len()]).collect();
+        let mut world = World::with(text, Workers::Cores(list)).expect("a switch");
+        let mut guests = ["a", "b"].map(|name| world.guest(name, MANY).expect("a guest"));
+        world.switch.follow_ports();
+        let shown = world.switch.workers();
+        let queues: Vec<usize> = shown.iter().map(|worker| worker.queues.len()).collect();
+        let even = 2 * usize::from(MANY);
+        assert_eq!(queues.iter().sum::<usize>(), even, "{queues:?}");
+        assert!(queues.iter().all(|&n| n == even / workers || n == even / workers + 1), "{queues:?}");
+
+        // One frame on each pair, three times, and back: each arrives, whichever worker carries it.
+        for turn in 0..3u64 {
+            for sender in [0, 1] {
+                let (receiver, from) = (1 - sender, sender as u8 + 1);
+                for pair in 0..MANY {
+                    let mut frame = frames::udp(from, 3 - from, 96, pair);
+                    frame[MARK..][..2].copy_from_slice(&pair.to_be_bytes());
+                    frame[MARK + 2..][..8].copy_from_slice(&turn.to_be_bytes());
+                    let sent = guests[sender].send_on(pair, &NetHeader::default(), &frame);
+                    assert!(sent.expect("a sound ring"));
+                }
+                let end = Instant::now() + LOST;
+                let mut seen = vec![false; usize::from(MANY)];
+                while !seen.iter().all(|seen| *seen) {
+                    assert!(Instant::now() < end, "{workers} workers: lost: {seen:?}; {}", world.drops());
+                    for frame in guests[receiver].receive().expect("frames") {
+                        let flow = u16::from_be_bytes([frame[MARK], frame[MARK + 1]]);
+                        let number = u64::from_be_bytes(frame[MARK + 2..][..8].try_into().expect("eight"));
+                        assert!(flow < MANY && number == turn, "frame {number} of {flow} in turn {turn}");
+                        assert!(!seen[usize::from(flow)], "frame {number} of {flow} came twice");
+                        seen[usize::from(flow)] = true;
+                    }
+                }
+            }
+        }
+        let carried: Vec<u64> = world.switch.workers().iter().map(|worker| worker.packets).collect();
+        assert_eq!(carried.iter().sum::<u64>(), 6 * u64::from(MANY), "{carried:?}");
+        assert!(
+            carried.iter().all(|&frames| frames >= 6 * u64::from(MANY) / workers as u64 - 12),
+            "{carried:?}"
+        );
+        println!("{workers} workers carried {carried:?}");
+    }
 }

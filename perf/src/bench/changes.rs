@@ -2,7 +2,7 @@
 //! How long a port that comes, restarts and goes keeps the others waiting.
 //!
 //! Two guests exchange frames as fast as they can. Beside them, round by round, a third port is added, its guest
-//! connects (which maps its memory), restarts its rings and leaves, and the port is deleted. What is measured is the
+//! connects (which maps its memory), shares its memory anew while its rings run, restarts its rings and leaves, and the port is deleted. What is measured is the
 //! longest turn of the worker in each round, by its own count, and the longest that it took to take a new configuration
 //! over; beside it, the same in rounds of the same length without any change: what the machine does of itself.
 
@@ -47,6 +47,7 @@ pub(super) fn run(site: &Site, arguments: &Arguments, results: &mut Results) -> 
         ring_size: arguments.ring,
         mergeable: true,
         event_idx: false,
+        features: 0,
         hugepages: false,
         listen: false,
     };
@@ -87,7 +88,7 @@ pub(super) fn run(site: &Site, arguments: &Arguments, results: &mut Results) -> 
 /// Rounds of both kinds, in turn: longest turns without a change and with one, longest updates.
 fn measure(control: &mut Control, dir: &std::path::Path, rounds: usize) -> Result<[Vec<f64>; 3]> {
     let mut found = [const { Vec::new() }; 3];
-    let mut longest = |control: &mut Control| -> Result<(f64, f64)> {
+    let longest = |control: &mut Control| -> Result<(f64, f64)> {
         let workers = control.call("worker.list", json!({ "reset": true }))?;
         let of = |field: &str| workers[0][field].as_f64().with_context(|| format!("no {field}"));
         Ok((of("longest_turn_us")?, of("longest_update_us")?))
@@ -106,11 +107,12 @@ fn measure(control: &mut Control, dir: &std::path::Path, rounds: usize) -> Resul
     Ok(found)
 }
 
-/// A port is added, its guest connects, restarts and leaves, the port is deleted.
+/// A port is added, its guest connects, changes its memory map, restarts and leaves, the port is deleted.
 fn come_and_go(control: &mut Control, path: &std::path::Path) -> Result<()> {
     let add = json!({ "name": "coming", "bridge": "bench", "vhost_user": path, "queues": 2 });
     control.call("port.add", add)?;
     let mut guest = Guest::connect(path, &Options { pairs: 2, ..Options::default() })?;
+    guest.remap()?;
     let bases = guest.stop()?;
     guest.restart(&bases)?;
     drop(guest);

@@ -18,6 +18,7 @@ mod rules;
 mod table;
 mod tap;
 mod vhost;
+mod workers;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -97,6 +98,8 @@ pub struct Results {
     pub idle: Option<Idle>,
     /// How long a port that comes and goes keeps others waiting.
     pub changes: Option<Changes>,
+    /// What two workers and several queues cost.
+    pub workers: Vec<workers::Found>,
     /// What new connections and a full table cost.
     pub connections: Option<Connections>,
     /// What thousands of rules cost to load.
@@ -141,6 +144,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         samples: Vec::new(),
         idle: None,
         changes: None,
+        workers: Vec::new(),
         connections: None,
         rules: None,
         hotplug: None,
@@ -182,6 +186,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             }
             Part::Changes if !kinds.contains(&Kind::Shunt) => Ok(()),
             Part::Changes => changes::run(&site, arguments, &mut results),
+            Part::Workers if !kinds.contains(&Kind::Shunt) => Ok(()),
+            Part::Workers => workers::run(arguments, &mut results),
             Part::Tap => tap::run(&shared, arguments, &kinds, &mut results),
             Part::Hotplug => hotplug::run(arguments, &kinds, &mut results),
             Part::Qemu => guests::run(&shared, arguments, &kinds, &mut results),

@@ -212,15 +212,7 @@ impl Guest {
             Memory::new(len, options.hugepages)
                 .with_context(|| format!("cannot map {len} bytes of guest memory"))?,
         );
-        frontend
-            .set_mem_table(&[VhostUserMemoryRegionInfo {
-                guest_phys_addr: memory.guest_base(),
-                memory_size: memory.len() as u64,
-                userspace_addr: memory.user_base(),
-                mmap_offset: 0,
-                mmap_handle: memory.fd(),
-            }])
-            .context("SET_MEM_TABLE")?;
+        share(&frontend, &memory)?;
         let mut pairs = Vec::new();
         for n in 0..options.pairs {
             let mut pair = Pair::new(memory.clone(), usize::from(n) * each, options, negotiated)?;
@@ -238,6 +230,11 @@ impl Guest {
             guest.enable(n, true)?;
         }
         Ok(guest)
+    }
+
+    /// Shares all memory anew while the rings run, as a VMM does whose guest gets more: the device maps it again.
+    pub fn remap(&self) -> Result<()> {
+        share(&self.session.frontend, &self.memory)
     }
 
     fn ring(&self, index: usize) -> &ring::Ring {
@@ -436,6 +433,18 @@ impl Guest {
         let lane = FlowLane::new(self.pairs.remove(0), end, framing)?;
         Ok((Connection { _session: self.session }, lane))
     }
+}
+
+/// SET_MEM_TABLE with all of a guest's memory.
+fn share(frontend: &Frontend, memory: &Memory) -> Result<()> {
+    let region = VhostUserMemoryRegionInfo {
+        guest_phys_addr: memory.guest_base(),
+        memory_size: memory.len() as u64,
+        userspace_addr: memory.user_base(),
+        mmap_offset: 0,
+        mmap_handle: memory.fd(),
+    };
+    frontend.set_mem_table(&[region]).context("SET_MEM_TABLE").map(drop)
 }
 
 /// Keeps a guest's connection to the switch open.
