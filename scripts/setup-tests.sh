@@ -22,7 +22,7 @@ PACKAGES="gcc libc6-dev binutils ca-certificates
 # What is copied into the guests, beside busybox and the shell.
 GUEST_PROGRAMS="ip bridge ss ethtool iperf3 ping arping tcpdump nc flock setsid timeout ipvsadm"
 GUEST_MODULES="virtio_pci virtio_console virtio_net 8021q veth bridge ip_vs ip_vs_rr ip_vs_wlc
-  ipip ip_gre fou"
+  ipip ip_gre fou virtio_mem"
 GUNGRAUN=0.20.0 # the same version as the library in Cargo.toml
 
 say() { echo "setup: $*"; }

@@ -9,8 +9,9 @@ use shunt_tests::hostile::neighbour::{frame, mac};
 use shunt_tests::hostile::vm::{GPA, HEADER, SPARE, memfd};
 use shunt_tests::hostile::wire::request;
 use shunt_tests::hostile::{Footprint, Neighbour, Vm};
+use shunt_tests::hugepages::HugeMemory;
 use shunt_tests::{
-    GuestSpec, Host, Nic, Shuntd, answers, boot_all, copy_intact, progress, start_iperf, wait_for,
+    GuestSpec, Host, Hugepages, Nic, Shuntd, answers, boot_all, copy_intact, progress, start_iperf, wait_for,
 };
 
 const SOON: Duration = Duration::from_secs(60);
@@ -178,5 +179,115 @@ fn dimms_are_plugged_in_under_traffic() {
         let shown = shuntd.port(port);
         assert_eq!(shown["state"], "up", "{shown}");
         progress!("{port}: drops {} and {}", shown["rx"]["drops"], shown["tx"]["drops"]);
+    }
+}
+
+/// virtio-mem: memory that the host asks for in steps, each of which QEMU shares as a slot of its own.
+#[test]
+fn virtio_mem_grows_and_shrinks_under_traffic() {
+    const MIB: u64 = 1 << 20;
+    let shuntd = Shuntd::start();
+    let pid = shuntd.pid().unwrap_or_else(|| panic!("no shuntd"));
+    let (a, b) = (shuntd.vhost_port("a", ""), shuntd.vhost_port("b", ""));
+    let [a, b] = boot_all([
+        GuestSpec::new("a").dimm_slots(1).spare_ports(1).nic(Nic::connects(&a).address("10.0.3.101/24")),
+        GuestSpec::new("b").nic(Nic::connects(&b).address("10.0.3.102/24")),
+    ]);
+    answers(&a, "10.0.3.102", SOON);
+    a.sh("modprobe virtio_mem; echo online_movable >/sys/devices/system/memory/auto_online_blocks");
+    let little = online(&a, "online");
+    a.qmp("object-add", json!({ "qom-type": "memory-backend-memfd", "id": "vmem", "size": 1024 * MIB, "share": true, "reserve": false }));
+    a.qmp(
+        "device_add",
+        json!({ "driver": "virtio-mem-pci", "id": "vm0", "memdev": "vmem", "bus": "spare0",
+        "requested-size": 0, "dynamic-memslots": true }),
+    );
+    let size = || {
+        let size = a.qmp("qom-get", json!({ "path": "/machine/peripheral/vm0", "property": "size" }));
+        size.as_u64().unwrap_or_else(|| panic!("no size: {size}"))
+    };
+    let request = |size: u64| {
+        a.qmp(
+            "qom-set",
+            json!({ "path": "/machine/peripheral/vm0", "property": "requested-size", "value": size }),
+        );
+    };
+    wait_for("the guest to find its device", SOON, || {
+        a.run("ls -d /sys/bus/virtio/drivers/virtio_mem/virtio*").ok().then_some(())
+    });
+    let shared = || Footprint::of(pid).guest_bytes;
+    let few = shared();
+    for round in 1..=2 {
+        let traffic = start_iperf(&a, &b, "10.0.3.102", 20, "");
+        for step in 1..=3 {
+            request(step * 256 * MIB);
+            wait_for("the guest to take what it is given", SOON, || {
+                (size() == step * 256 * MIB).then_some(())
+            });
+            assert!(shared() >= few + step * 256 * MIB, "{} bytes are shared, {few} were", shared());
+        }
+        let much = online(&a, "online_movable");
+        assert!(much > little + 600 * 1024, "{much} KiB of memory, {little} before");
+        // Pages of a file in it, which go out from there.
+        copy_intact(&a, &b, "10.0.3.102", 48);
+        copy_intact(&b, &a, "10.0.3.101", 48);
+        a.sh("echo 3 >/proc/sys/vm/drop_caches");
+        request(0);
+        wait_for("the guest to give it back", SOON, || (size() == 0).then_some(()));
+        wait_for("the switch to let go of it", SOON, || (shared() == few).then_some(()));
+        let traffic = traffic.finish();
+        assert!(traffic.bytes > shunt_tests::MUCH, "{traffic:?}");
+        progress!("round {round}: {few} bytes shared, up to {} more; {traffic:?}", 768 * MIB);
+    }
+    for port in ["a", "b"] {
+        assert_eq!(shuntd.port(port)["state"], "up", "{}", shuntd.port(port));
+    }
+}
+
+/// Regions in pages of 2 MiB and of 1 GiB, beginning within a page, side by side, and frames across their border.
+#[test]
+fn huge_pages_of_both_sizes_carry_frames() {
+    let mut shuntd = Shuntd::new().arguments(&["--workers", "1"]);
+    shuntd.launch();
+    let pid = shuntd.pid().unwrap_or_else(|| panic!("no shuntd"));
+    let (one, other) = (shuntd.vhost_port("one", ""), shuntd.vhost_port("other", ""));
+    let neighbour = Neighbour::start(&one, &other);
+    for (kib, pages) in [(2048, 4), (1 << 20, 2)] {
+        let Some(_reserved) = Hugepages::of(kib, pages) else { continue };
+        let name = format!("huge{kib}");
+        let mut vm = Vm::boot(&shuntd.vhost_port(&name, "")).unwrap_or_else(|e| panic!("{e}"));
+        let before = Footprint::of(pid);
+        let page = kib << 10;
+        let memory = HugeMemory::new(kib, pages);
+        // The second page and all but 4 KiB of the first; side by side for the guest.
+        let gpa = 0x100_0000_0000;
+        let regions =
+            [[gpa, page - 4096, 0x5000_0000_0000, 4096], [gpa + page - 4096, page, 0x6000_0000_0000, page]];
+        let mut sent = 0;
+        for round in 1..=3 {
+            for region in regions {
+                let added = vm.add_region(region, memory.file().as_raw_fd());
+                added.unwrap_or_else(|e| panic!("{region:x?}: {e}"));
+            }
+            let bytes = [&[0; HEADER], &frame(mac(1), mac(3), round)[..]].concat();
+            let len = bytes.len() as u64;
+            // At the beginning, at the end, and over the border of both regions.
+            for at in [0, 2 * page - 4096 - len, page - 4096 - len / 2] {
+                memory.write(4096 + at, &bytes);
+                assert!(vm.send_from(gpa + at, bytes.len()));
+                sent += 1;
+            }
+            wait_for("every frame to come", SOON, || {
+                (shuntd.counter(&name, "rx", "packets") == sent).then_some(())
+            });
+            for region in regions {
+                vm.remove_region(region).unwrap_or_else(|e| panic!("{region:x?}: {e}"));
+            }
+        }
+        assert_eq!(shuntd.port(&name)["state"], "up");
+        assert_eq!(Footprint::of(pid).guest_mappings, before.guest_mappings);
+        let seen = neighbour.seen();
+        assert_eq!(seen.lost, 0, "{seen:?}");
+        progress!("pages of {kib} KiB: {sent} frames; the neighbours {seen:?}");
     }
 }

@@ -1,8 +1,9 @@
 //! Either side may die and come back at any time: the port survives, and traffic resumes without any command.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use shunt_tests::hostile::Neighbour;
 use shunt_tests::{
     Guest, GuestSpec, Host, MUCH, Nic, Shuntd, answers, boot_all, copy_intact, iperf, pings, progress,
     start_iperf, wait_for,
@@ -73,6 +74,44 @@ fn guests_reboot_and_qemus_die_and_the_ports_take_them_back() {
     wait_for("the guest's device to come back", SOON, || b.run("ip link set eth0 up").ok().then_some(()));
     b.sh("ip address replace 10.0.0.2/24 dev eth0");
     answers(&a, "10.0.0.2", SOON);
+    assert!(shuntd.alive() && shuntd.pid() == daemon, "shuntd was not to end");
+}
+
+/// A QEMU that is killed in the midst of traffic in both directions leaves its rings as they are at that moment.
+#[test]
+fn a_qemu_that_is_killed_under_traffic_costs_nobody_else_a_frame() {
+    let (mut shuntd, [mut a, b]) = spine();
+    let daemon = shuntd.pid();
+    let (one, other) = (shuntd.vhost_port("one", ""), shuntd.vhost_port("other", ""));
+    let neighbour = Neighbour::start(&one, &other);
+    let before = neighbour.seen();
+    assert_eq!(before.lost, 0, "{before:?}");
+    for round in 1..=3 {
+        // Each way at once, so that both rings are in use.
+        let there = a.start("ping -f -s 1400 -w 60 10.0.0.2", Duration::from_secs(70));
+        let back = b.start("ping -f -s 1400 -w 60 10.0.0.1", Duration::from_secs(70));
+        let counted = || (shuntd.counter("a", "rx", "packets"), shuntd.counter("a", "tx", "packets"));
+        let (sent, received) = counted();
+        wait_for("traffic in both directions", SOON, || {
+            let now = counted();
+            (now.0 > sent + 200 && now.1 > received + 200).then_some(())
+        });
+        a.kill();
+        let killed = Instant::now();
+        shuntd.wait_state("a", "connecting", SOON);
+        let noticed = killed.elapsed();
+        let seen = neighbour.seen();
+        assert_eq!(seen.lost, 0, "{seen:?}");
+        drop(there);
+        a.restart();
+        shuntd.wait_state("a", "up", SOON);
+        answers(&b, "10.0.0.1", SOON);
+        copy_intact(&b, &a, "10.0.0.1", 8);
+        drop(back);
+        let seen = neighbour.seen();
+        assert_eq!(seen.lost, 0, "{seen:?}");
+        progress!("round {round}: noticed after {noticed:?}; the others {seen:?}");
+    }
     assert!(shuntd.alive() && shuntd.pid() == daemon, "shuntd was not to end");
 }
 

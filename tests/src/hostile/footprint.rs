@@ -11,6 +11,8 @@ pub struct Footprint {
     pub threads: usize,
     /// Mappings of files that guests share.
     pub guest_mappings: usize,
+    /// Bytes of them.
+    pub guest_bytes: u64,
     /// Resident memory of its own, KiB: what guests share is theirs.
     pub kib: u64,
 }
@@ -23,10 +25,18 @@ impl Footprint {
         let status = text("status");
         let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
         let kib = anonymous.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok());
+        let maps = text("maps");
+        let mapped = |line: &str| {
+            let (from, to) = line.split_once(' ')?.0.split_once('-')?;
+            u64::from_str_radix(to, 16).ok()?.checked_sub(u64::from_str_radix(from, 16).ok()?)
+        };
+        let guests: Vec<u64> =
+            maps.lines().filter(|line| line.contains("/memfd:")).filter_map(mapped).collect();
         Self {
             descriptors: count("fd"),
             threads: count("task"),
-            guest_mappings: text("maps").lines().filter(|line| line.contains("/memfd:")).count(),
+            guest_mappings: guests.len(),
+            guest_bytes: guests.iter().sum(),
             kib: kib.unwrap_or(0),
         }
     }
@@ -42,7 +52,7 @@ impl Footprint {
 
 impl fmt::Display for Footprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { descriptors, threads, guest_mappings, kib } = self;
+        let Self { descriptors, threads, guest_mappings, kib, .. } = self;
         write!(
             f,
             "{descriptors} descriptors, {threads} threads, {guest_mappings} guests' mappings, {kib} KiB"
