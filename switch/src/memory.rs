@@ -10,6 +10,38 @@ use zerocopy::FromZeros;
 /// Size of a huge page.
 const HUGE: usize = 2 << 20;
 
+/// Freed memory that is worth giving back, in bytes.
+#[cfg(target_env = "gnu")]
+const WORTH: usize = 8 << 20;
+
+/// Gives memory back to the kernel that the allocator keeps: a request with 20,000 routes takes tens of MiB while it is
+/// carried out, and something small that stays behind them keeps them all.
+#[derive(Default)]
+pub struct Trimmer {
+    /// Least that was free since memory was given back last: pages of that may have been given back already.
+    #[cfg(target_env = "gnu")]
+    floor: usize,
+}
+
+impl Trimmer {
+    /// To be called every few seconds by the control thread: while it works, which takes some milliseconds, no other
+    /// thread gets memory from the same part of the allocator.
+    pub fn tick(&mut self) {
+        #[cfg(target_env = "gnu")]
+        {
+            // SAFETY: neither takes or returns pointers, and the allocator guards itself.
+            let free = || unsafe { libc::mallinfo2() }.fordblks;
+            let now = free();
+            self.floor = self.floor.min(now);
+            if now > self.floor + WORTH {
+                // SAFETY: as above; only pages within freed memory are given back.
+                unsafe { libc::malloc_trim(0) };
+                self.floor = free();
+            }
+        }
+    }
+}
+
 /// Asks for the cache line at which `value` begins, to be there soon.
 #[inline(always)]
 pub fn prefetch<T>(value: &T) {

@@ -26,6 +26,7 @@ use crate::config::{BridgeSpec, Mac, Name, Poll, PortChange, PortSpec, Role, Wor
 use crate::container::Containers;
 use crate::l2::fdb::{Entry, Fdb, Key as Address, Learned};
 use crate::members::{MAX_PORTS, MEMBERS};
+use crate::memory::Trimmer;
 use crate::port::netdev::{Netdev, NetdevConfig};
 use crate::port::tap::{Tap, TapConfig};
 use crate::port::{Attachment, Port};
@@ -92,6 +93,7 @@ pub struct Switch {
     pub(crate) guards: Guards,
     pub(crate) containers: Containers,
     pub(crate) rebalancer: Rebalancer,
+    trimmer: Trimmer,
     changes: Arc<Notify>,
 }
 
@@ -135,6 +137,7 @@ impl Switch {
             guards: Guards::default(),
             containers: Containers::default(),
             rebalancer: Rebalancer::new(clock::seconds()),
+            trimmer: Trimmer::default(),
             changes,
         };
         for (id, &core) in cores.iter().enumerate() {
@@ -160,6 +163,9 @@ impl Switch {
         self.tick_directors();
         self.tick_rebalancer();
         self.tick_keeper();
+        if now.is_multiple_of(5) {
+            self.trimmer.tick();
+        }
     }
 
     /// Tells when a port came up or went down, or a checked server's health changed: [`Switch::follow_ports`] is to be

@@ -130,6 +130,9 @@ impl Worker {
                 last_work = clock::cycles();
                 self.handle.longest_update.raise(last_work.wrapping_sub(before));
             }
+            if self.sleeper.is_untidy() {
+                self.sleeper.tidy();
+            }
             self.shared.epochs.quiesce(self.handle.id);
             let start = clock::cycles();
             self.handle.longest_turn.raise(start.wrapping_sub(last_start));

@@ -14,16 +14,24 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::poll::Slot;
 use crate::clock;
+use crate::port::WakeDescriptor;
+
+/// Descriptors that are registered, or forgotten, before the worker looks at its queues again: each takes a system call
+/// or two, and a port may have 128.
+const AT_ONCE: usize = 16;
 
 /// A worker's epoll instance.
 pub(super) struct Sleeper {
     epoll: Epoll,
     events: Vec<EpollEvent>,
+    /// Kicks of queues that are no longer this worker's, still registered: a wake-up too many does no harm.
+    leaving: Vec<WakeDescriptor>,
 }
 
 impl Sleeper {
     pub(super) fn new(wake: &EventFd) -> io::Result<Self> {
-        let sleeper = Self { epoll: Epoll::new()?, events: vec![EpollEvent::default(); 64] };
+        let sleeper =
+            Self { epoll: Epoll::new()?, events: vec![EpollEvent::default(); 64], leaving: Vec::new() };
         sleeper.add(wake.as_raw_fd())?;
         Ok(sleeper)
     }
@@ -37,11 +45,10 @@ impl Sleeper {
     /// work already.
     #[cold]
     pub(super) fn sleep(&mut self, slots: &mut [Slot], patience: i32) {
-        let mut may_sleep = true;
-        for slot in slots.iter_mut().filter(|slot| !slot.is_retired()) {
-            may_sleep &= self.prepare(slot);
-        }
-        if may_sleep {
+        // What cannot be prepared is work, or will be looked at before the next try.
+        let mut left = AT_ONCE;
+        let mut served = slots.iter_mut().filter(|slot| !slot.is_retired());
+        if served.all(|slot| self.prepare(slot, &mut left)) {
             // An interrupted wait is a spurious wake-up like any other.
             let _ = self.epoll.wait(patience, &mut self.events);
         }
@@ -51,11 +58,16 @@ impl Sleeper {
         }
     }
 
-    /// Sees to it that frames of this queue end the sleep; false if there are some already, or must be polled for.
-    fn prepare(&self, slot: &mut Slot) -> bool {
+    /// Sees to it that frames of this queue end the sleep; false if there are some already, or must be polled for, or if
+    /// more than `left` descriptors would be registered.
+    fn prepare(&self, slot: &mut Slot, left: &mut usize) -> bool {
         let generation = slot.port.wake_generation(slot.queue);
         if slot.registered.as_ref().is_none_or(|(registered, _)| *registered != generation) {
-            self.forget(slot);
+            let Some(fewer) = left.checked_sub(1) else { return false };
+            *left = fewer;
+            if let Some((_, Some(descriptor))) = slot.registered.take() {
+                self.forget(&descriptor);
+            }
             let descriptor = slot.port.wake_descriptor(slot.queue);
             let failed = descriptor.as_ref().is_some_and(|fd| self.add(fd.as_raw_fd()).is_err());
             slot.registered = Some((generation, descriptor));
@@ -83,18 +95,36 @@ impl Sleeper {
         }
     }
 
-    /// Leaves a queue to others: it wakes this worker no more, and its guest is not left with a request to kick.
-    pub(super) fn let_go(&self, slot: &mut Slot) {
-        self.forget(slot);
+    /// Leaves a queue to others: its guest is not left with a request to kick, and it soon wakes this worker no more.
+    pub(super) fn let_go(&mut self, slot: &mut Slot) {
+        match slot.registered.take() {
+            Some((_, Some(kick @ WakeDescriptor::Kick(_)))) => self.leaving.push(kick),
+            // Its device is to go with the port, not later.
+            Some((_, Some(device))) => self.forget(&device),
+            _ => {}
+        }
         if std::mem::take(&mut slot.armed) {
             slot.port.disarm(slot.queue);
         }
     }
 
-    /// Takes a queue's descriptor out of epoll, before it is closed here: the guest's side keeps it open.
-    fn forget(&self, slot: &mut Slot) {
-        if let Some((_, Some(descriptor))) = slot.registered.take() {
-            let _ = self.epoll.ctl(ControlOperation::Delete, descriptor.as_raw_fd(), EpollEvent::default());
+    /// Whether there is something to [`Sleeper::tidy`].
+    #[inline]
+    pub(super) fn is_untidy(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// Forgets some of the queues that were let go of.
+    #[cold]
+    pub(super) fn tidy(&mut self) {
+        let from = self.leaving.len().saturating_sub(AT_ONCE);
+        for descriptor in self.leaving.split_off(from) {
+            self.forget(&descriptor);
         }
+    }
+
+    /// Takes a queue's descriptor out of epoll, before it is closed here: the guest's side keeps it open.
+    fn forget(&self, descriptor: &WakeDescriptor) {
+        let _ = self.epoll.ctl(ControlOperation::Delete, descriptor.as_raw_fd(), EpollEvent::default());
     }
 }
