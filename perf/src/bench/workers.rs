@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Serialize;
 use shunt_switch::config::{Config, Poll, PortChange, Workers};
 use shunt_switch::switch::{self, Switch};
@@ -180,8 +180,7 @@ fn measure(case: &Case, cores: [usize; 2]) -> Result<Vec<f64>> {
                 .collect();
             threads
                 .into_iter()
-                .map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a guests' thread panicked"))?)
-                .collect::<Result<()>>()
+                .try_for_each(|thread| thread.join().map_err(|_| anyhow!("a guests' thread panicked"))?)
         })
     };
     // Where everybody is must be learnt, and rings and tables want to be warm.

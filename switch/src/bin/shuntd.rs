@@ -141,6 +141,7 @@ fn start_switch(
 ) -> Result<Switch, Refusal> {
     let mut switch =
         Switch::start(Options { workers: settings.workers.clone(), poll: settings.poll, state })?;
+    switch.step_aside();
     // A refusal drops the switch, and with it whatever was made before.
     switch.begin(file, settings.host_setup)?;
     if settings.host_setup {

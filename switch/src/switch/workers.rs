@@ -78,6 +78,19 @@ impl Switch {
         })
     }
 
+    /// Keeps the calling thread, and those that it makes from now on, off the workers' cores if there are others: a worker
+    /// that loses its core to a port's control thread keeps everybody waiting for milliseconds.
+    pub fn step_aside(&self) {
+        let Ok(mut set) = sched_getaffinity(Pid::from_raw(0)) else { return };
+        for worker in &self.workers {
+            let _ = set.unset(worker.core);
+        }
+        if (0..CpuSet::count()).any(|core| set.is_set(core).unwrap_or(false)) {
+            // What cannot be changed is as it was.
+            let _ = sched_setaffinity(Pid::from_raw(0), &set);
+        }
+    }
+
     /// Lets the counters of `worker list` begin anew.
     pub fn reset_workers(&mut self) {
         let cycles = clock::cycles();
