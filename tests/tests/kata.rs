@@ -143,7 +143,7 @@ fn a_nic_on_a_tap_is_made_and_vanishes() {
         return;
     }
     let netns = NetNs::new("kata");
-    let shuntd = Shuntd::start_within(&netns);
+    let mut shuntd = Shuntd::start_within(&netns);
     let guest = GuestSpec::new("box").cpus(2).spare_ports(1).within(&netns).boot();
     let pc = GuestSpec::new("old").machine("pc").within(&netns).boot();
     for (guest, options, queues) in [(&guest, "", 2), (&guest, "--tap name", 0), (&pc, "--tap descriptor", 0)]
@@ -175,6 +175,10 @@ fn a_nic_on_a_tap_is_made_and_vanishes() {
             assert!(!netns.ip("link").contains("tap_two"), "{options}");
             assert_eq!(in_qemu(guest).1, ["shunt-nic-eth-test"]);
         }
+        // It was made by a daemon that is no more, and is this one's to remove.
+        shuntd.kill();
+        shuntd.launch();
+        assert_eq!(shuntd.port("tap_test")["kind"], "netdev");
         assert_eq!(shuntd.kata("del-iface", ID, r#"{"name":"eth-test"}"#), Value::Null);
         wait_for("the TAP to vanish", PATIENCE, || (!netns.ip("link").contains("tap_test")).then_some(()));
         nothing_left(&shuntd, guest);

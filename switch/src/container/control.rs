@@ -191,7 +191,7 @@ impl Switch {
 
     fn note_nic(&mut self, id: &ContainerId, spec: NicSpec, pending: bool) {
         if let Some(container) = self.containers.get_mut(id) {
-            container.nics.push(Nic { spec, pending, reserved: None, kept: None });
+            container.nics.push(Nic { spec, pending, reserved: None });
         }
     }
 
@@ -306,23 +306,20 @@ impl Switch {
         nic.pci = None;
         let (name, pairs, mtu) = (nic.name, nic.pairs(), nic.mtu);
         let refuse = |e: crate::port::device::OpenError| Refusal::new(e.to_string());
-        let (backend, kept) = match (&nic.socket, tap) {
-            (Some(path), _) => (Backend::VhostUser { path: path.clone(), listens }, None),
+        let backend = match (&nic.socket, tap) {
+            (Some(path), _) => Backend::VhostUser { path: path.clone(), listens },
             (None, how) => {
                 let settable = Some(mtu).filter(|&mtu| mtu >= HOST_MTU_MIN);
                 let keep = how == TapOpen::Name;
-                let mut tap = GuestTap::open(&nic.device, pairs, settable, keep).map_err(refuse)?;
+                let tap = GuestTap::open(&nic.device, pairs, settable, keep).map_err(refuse)?;
                 match keep {
-                    true => (Backend::Named(nic.device.to_string()), Some(tap)),
-                    false => (Backend::Descriptors(tap.take_queues()), None),
+                    true => Backend::Named(nic.device.to_string()),
+                    false => Backend::Descriptors(tap.into_queues()),
                 }
             }
         };
         let plug = Plug { qmp, name: name.to_string(), backend, mac: nic.mac.to_string(), pairs, mtu };
         self.note_nic(&id, nic.clone(), true);
-        if let Some(noted) = self.containers.get_mut(&id).and_then(|container| container.nics.last_mut()) {
-            noted.kept = kept;
-        }
         if let Err(refusal) = self.connect_nic(&id, name) {
             drop(plug);
             self.drop_nic(&id, name);
@@ -384,7 +381,7 @@ impl Switch {
         self.touch(Key::Container(id.to_string()));
         let Some(container) = self.containers.get_mut(id) else { return };
         let Some(at) = container.nics.iter().position(|nic| nic.spec.name == name) else { return };
-        let Nic { spec, reserved, kept, .. } = container.nics.remove(at);
+        let Nic { spec, reserved, .. } = container.nics.remove(at);
         container.spec.routes.retain(|route| route.device != name);
         if let Some(interface) = reserved {
             // Whether somebody else has given it up already does not matter, here as below.
@@ -396,8 +393,8 @@ impl Switch {
             }
         }
         let _ = self.remove_port(&spec.device);
-        if let Some(device) = kept {
-            device.forget();
+        if spec.socket.is_none() {
+            GuestTap::forget(&spec.device);
         }
         tracing::info!("container {id}: NIC {name} removed");
     }

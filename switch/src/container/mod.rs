@@ -21,7 +21,6 @@ use std::collections::BTreeMap;
 
 use crate::config::Name;
 use crate::config::spec::{ContainerId, ContainerSpec, NicSpec};
-use crate::port::guest_tap::GuestTap;
 use crate::refusal::Refusal;
 
 /// A NIC of a container.
@@ -32,8 +31,6 @@ pub(crate) struct Nic {
     pending: bool,
     /// The interface that has its address reserved.
     reserved: Option<Name>,
-    /// A device that was made for QEMU to open by name.
-    kept: Option<GuestTap>,
 }
 
 /// A container. The specification's own lists of NICs are not used: see [`Container::nics`].

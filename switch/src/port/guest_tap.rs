@@ -1,5 +1,6 @@
 //! TAP devices whose descriptors a guest's QEMU gets: made if they are missing, and gone when the last descriptor is
-//! closed, unless they were there before.
+//! closed, unless they were there before. One that is kept for a QEMU that opens it by name bears a [`MARK`], so that
+//! whoever removes the NIC knows whose it is: another daemon, perhaps, than the one that made it.
 //!
 //! The switch is not at this end: it attaches to the device itself as a [`super::netdev`] port.
 
@@ -12,17 +13,18 @@ use super::link::LinkChange;
 use super::netlink::Netlink;
 use super::tap::{check_unused, ioctl, open_queue};
 
+/// The alias of devices that were made here and are kept.
+const MARK: &str = "made by shunt for a guest";
+
 /// A device for a guest, in the network namespace of this process.
 #[derive(Debug)]
 pub struct GuestTap {
-    name: String,
     queues: Vec<File>,
-    made: bool,
 }
 
 impl GuestTap {
     /// Makes the device, or takes it if it is there and nobody uses it, with as many queues, and sets its MTU. With
-    /// `keep` it stays without descriptors, for somebody who opens it by name: see [`GuestTap::forget`].
+    /// `keep` it stays without descriptors, for somebody who opens it by name, until [`GuestTap::forget`].
     ///
     /// # Errors
     /// The name is none of a device, the device is no TAP or is used, or the kernel refuses. Nothing is left behind.
@@ -37,7 +39,7 @@ impl GuestTap {
         if let Some(link) = &existing {
             check_unused(name, queues, link)?;
         }
-        let made = existing.is_none();
+        let made = existing.as_ref().is_none_or(|link| link.alias == MARK);
         let multi_queue = existing.map_or(queues > 1, |link| link.tun.multi_queue);
         let mut opened = Vec::new();
         for _ in 0..queues {
@@ -54,35 +56,32 @@ impl GuestTap {
         }
         if keep {
             if made {
+                let change = LinkChange { alias: Some(MARK), ..LinkChange::default() };
+                netlink.change_link(link.index, change).map_err(failed("mark"))?;
                 persist(&opened, true).map_err(failed("keep"))?;
             }
             opened.clear();
         }
-        Ok(Self { name: name.to_owned(), queues: opened, made })
+        Ok(Self { queues: opened })
     }
 
     /// The descriptors, one a queue; none of a device that is kept.
-    pub fn take_queues(&mut self) -> Vec<File> {
-        std::mem::take(&mut self.queues)
+    pub fn into_queues(self) -> Vec<File> {
+        self.queues
     }
 
-    /// Whether the device was made here.
-    pub fn is_made(&self) -> bool {
-        self.made
-    }
-
-    /// Lets go of a device that was made and kept: it goes once nobody has it open.
-    pub fn forget(&self) {
-        if !self.made {
-            return;
-        }
+    /// Lets go of the device if it was made here and kept: it goes once nobody has it open.
+    pub fn forget(name: &str) {
         let gone = (|| {
-            let Some(link) = Netlink::open(0)?.link_by_name(&self.name)? else { return Ok(()) };
-            let queue = open_queue(&self.name, link.tun.multi_queue).map_err(io::Error::other)?;
+            let Some(link) = Netlink::open(0)?.link_by_name(name)? else { return Ok(()) };
+            if link.alias != MARK || !link.tun.persist {
+                return Ok(());
+            }
+            let queue = open_queue(name, link.tun.multi_queue).map_err(io::Error::other)?;
             persist(&[queue], false)
         })();
         if let Err(error) = gone {
-            tracing::warn!("device {} stays behind: {error}", self.name);
+            tracing::warn!("device {name} stays behind: {error}");
         }
     }
 }

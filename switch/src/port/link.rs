@@ -41,6 +41,8 @@ pub(super) struct LinkInfo {
     pub(super) mac: Option<[u8; 6]>,
     /// Index of the bridge, bond or the like that owns it.
     pub(super) master: Option<u32>,
+    /// What somebody has noted about it (`ip link set dev NAME alias TEXT`).
+    pub(super) alias: String,
     /// `tun`, `veth`, ...; empty for hardware.
     pub(super) kind: String,
     pub(super) tun: TunInfo,
@@ -72,6 +74,7 @@ impl LinkInfo {
                 libc::IFLA_IFNAME => link.name = text(value),
                 libc::IFLA_MTU => link.mtu = u32_value(value)?,
                 libc::IFLA_ADDRESS => link.mac = value.try_into().ok(),
+                libc::IFLA_IFALIAS => link.alias = text(value),
                 libc::IFLA_MASTER => link.master = u32_value(value),
                 libc::IFLA_LINKINFO => {
                     link.kind = attribute(value, libc::IFLA_INFO_KIND).map(text).unwrap_or_default();
@@ -130,6 +133,7 @@ pub fn mtu_of(name: &str) -> io::Result<Option<u32>> {
 pub(super) struct LinkChange {
     pub(super) mtu: Option<u32>,
     pub(super) mac: Option<[u8; 6]>,
+    pub(super) alias: Option<&'static str>,
     /// Values and mask of `IFF_` flags.
     pub(super) flags: Option<(u32, u32)>,
 }
@@ -168,6 +172,9 @@ impl Netlink {
         }
         if let Some(mac) = change.mac {
             request = request.attribute(libc::IFLA_ADDRESS, &mac);
+        }
+        if let Some(alias) = change.alias {
+            request = request.attribute(libc::IFLA_IFALIAS, alias.as_bytes());
         }
         self.change(request)
     }
