@@ -10,7 +10,7 @@ use zerocopy::FromZeros;
 /// Size of a huge page.
 const HUGE: usize = 2 << 20;
 
-/// Freed memory that is worth giving back, in bytes.
+/// Memory that is worth giving back, in bytes.
 #[cfg(target_env = "gnu")]
 const WORTH: usize = 8 << 20;
 
@@ -18,7 +18,8 @@ const WORTH: usize = 8 << 20;
 /// carried out, and something small that stays behind them keeps them all.
 #[derive(Default)]
 pub struct Trimmer {
-    /// Least that was free since memory was given back last: pages of that may have been given back already.
+    /// Least memory that was resident and not in use, since some was given back last: tables, and what cannot be given
+    /// back.
     #[cfg(target_env = "gnu")]
     floor: usize,
 }
@@ -28,18 +29,28 @@ impl Trimmer {
     /// thread gets memory from the same part of the allocator.
     pub fn tick(&mut self) {
         #[cfg(target_env = "gnu")]
-        {
-            // SAFETY: neither takes or returns pointers, and the allocator guards itself.
-            let free = || unsafe { libc::mallinfo2() }.fordblks;
-            let now = free();
-            self.floor = self.floor.min(now);
-            if now > self.floor + WORTH {
-                // SAFETY: as above; only pages within freed memory are given back.
+        if let Some(spare) = spare() {
+            self.floor = self.floor.min(spare);
+            if spare > self.floor + WORTH {
+                // SAFETY: takes and returns no pointers; only pages within freed memory are given back.
                 unsafe { libc::malloc_trim(0) };
-                self.floor = free();
+                self.floor = self::spare().unwrap_or(spare);
             }
         }
     }
+}
+
+/// Bytes of the process's own resident memory that the allocator has not handed out.
+#[cfg(target_env = "gnu")]
+fn spare() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = text.split_whitespace().skip(1).map(|word| word.parse::<usize>().unwrap_or(0));
+    let own = pages.next()?.saturating_sub(pages.next()?);
+    // SAFETY: neither takes nor returns pointers, and the allocator guards itself.
+    let used = unsafe { libc::mallinfo2() }.uordblks;
+    // SAFETY: no memory involved.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+    Some((own * page).saturating_sub(used))
 }
 
 /// Asks for the cache line at which `value` begins, to be there soon.
