@@ -29,6 +29,11 @@ pub use migrate::{Migration, Moved};
 
 /// A boot takes three seconds on an idle machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// How often a QEMU is started that dies of its own race.
+const TRIES: u32 = 3;
+/// An assertion of QEMU's emulation that fails now and then while a guest with several CPUs boots: one maps a device's memory
+/// while another runs on the old map.
+const RACE: &str = "iotlb_to_section";
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable audit=0 \
                             random.trust_cpu=on net.ifnames=0";
 
@@ -272,34 +277,54 @@ impl Guest {
         self.channel.boots.load(Ordering::Acquire)
     }
 
-    /// Waits until the guest takes commands, then sets its addresses.
+    /// Waits until the guest takes commands, then sets its addresses. A QEMU that dies of its own race meanwhile has another
+    /// try.
     #[track_caller]
     pub fn wait_booted(&mut self) {
+        let mut tries = 1;
+        while !(self.open_channel() && self.has_booted(1)) {
+            let log = self.log();
+            assert!(tries < TRIES && log.contains(RACE), "QEMU of {} ended: {log}", self.spec.name);
+            progress!("QEMU of {} ended by an assertion of its own ({RACE}): started again", self.spec.name);
+            tries += 1;
+            self.launch();
+        }
+        self.configure_all();
+    }
+
+    fn is_alive(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::alive)
+    }
+
+    /// Connects to the guest's command channel; false if QEMU ended.
+    #[track_caller]
+    fn open_channel(&mut self) -> bool {
         let path = self.path("agent.sock");
-        let stream =
-            wait_for(&format!("QEMU of {} to open its command channel", self.spec.name), BOOT_LIMIT, || {
-                if !self.process.as_mut().is_some_and(Process::alive) {
-                    panic!("QEMU of {} ended: {}", self.spec.name, self.log());
-                }
-                UnixStream::connect(&path).ok()
-            });
+        let what = format!("QEMU of {} to open its command channel", self.spec.name);
+        let opened = wait_for(&what, BOOT_LIMIT, || match self.is_alive() {
+            true => UnixStream::connect(&path).ok().map(Some),
+            false => Some(None),
+        });
+        let Some(stream) = opened else { return false };
         let reader = stream.try_clone().unwrap_or_else(|e| panic!("cannot clone a socket: {e}"));
         self.channel = Arc::default();
         let channel = Arc::clone(&self.channel);
         std::thread::spawn(move || channel.read(reader));
         *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
-        self.wait_boots(1);
+        true
     }
 
+    /// Waits until the guest has come up so often; false if QEMU ended.
     #[track_caller]
-    fn wait_boots(&mut self, boots: u64) {
+    fn has_booted(&mut self, boots: u64) -> bool {
         let what = format!("guest {} to boot", self.spec.name);
-        wait_for(&what, BOOT_LIMIT, || {
-            if !self.process.as_mut().is_some_and(Process::alive) {
-                panic!("QEMU of {} ended: {}", self.spec.name, self.log());
-            }
-            (self.boots() >= boots).then_some(())
-        });
+        wait_for(&what, BOOT_LIMIT, || match self.is_alive() {
+            true => (self.boots() >= boots).then_some(true),
+            false => Some(false),
+        })
+    }
+
+    fn configure_all(&self) {
         for index in 0..self.spec.nics.len() {
             self.configure(index);
         }
@@ -364,7 +389,8 @@ impl Guest {
         let boots = self.boots();
         self.started = Instant::now();
         drop(self.start("reboot -f", Duration::from_secs(5)));
-        self.wait_boots(boots + 1);
+        assert!(self.has_booted(boots + 1), "QEMU of {} ended: {}", self.spec.name, self.log());
+        self.configure_all();
     }
 
     /// Executes one QMP command.
