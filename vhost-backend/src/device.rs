@@ -7,9 +7,15 @@
 
 #![forbid(unsafe_code)]
 
+mod handover;
+mod turn;
+
 use std::{
     io,
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -22,11 +28,13 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 use crate::{
     ahead,
     ring::RingCell,
-    session::Session,
+    session::{Handler, Session},
     shared::Shared,
     sigbus,
     socket::{self, Listener},
 };
+use handover::Resumed;
+use turn::{Serving, Turn};
 
 /// Most queue pairs of a port: vring indexes have eight bits in some messages.
 pub const MAX_QUEUE_PAIRS: u16 = 128;
@@ -117,18 +125,12 @@ pub enum DeviceError {
     Thread(io::Error),
 }
 
-/// What [`Device::stop`] and the control thread tell each other.
-#[derive(Default)]
-struct Control {
-    stopping: bool,
-    /// The connection that is being served.
-    connection: Option<UnixStream>,
-}
-
 /// A port's device side. It stops when it is dropped.
 pub struct Device {
     shared: Arc<Shared>,
-    control: Arc<Mutex<Control>>,
+    turn: Arc<Turn>,
+    /// Another descriptor of the listening socket.
+    listening: Option<UnixListener>,
     wake: UnixStream,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -158,19 +160,27 @@ impl Device {
                 None
             }
         };
-        // Its end is what wakes: it cannot be missed, and stays.
-        let (wake, woken) = UnixStream::pair().map_err(DeviceError::Thread)?;
         let shared = Arc::new(Shared::new(config.queue_pairs, changed));
-        let control = Arc::new(Mutex::new(Control::default()));
+        shared.waiting(expecting(&config), false);
+        Self::spawn(config, listener, shared, Arc::default(), None).map_err(DeviceError::Thread)
+    }
+
+    /// Starts the control thread, which begins with what was `resumed`, if anything.
+    fn spawn(
+        config: DeviceConfig,
+        listener: Option<Listener>,
+        shared: Arc<Shared>,
+        turn: Arc<Turn>,
+        resumed: Option<Resumed>,
+    ) -> io::Result<Arc<Self>> {
+        // Its end is what wakes: it cannot be missed, and stays.
+        let (wake, woken) = UnixStream::pair()?;
+        let listening = listener.as_ref().map(Listener::try_clone).transpose()?;
         let thread_name = config.name.replace('\0', "");
-        let port = Port { config, listener, shared: shared.clone(), control: control.clone(), woken };
-        port.shared.waiting(port.expecting(), false);
-        let thread = thread::Builder::new()
-            .name(thread_name)
-            .stack_size(STACK)
-            .spawn(move || port.run())
-            .map_err(DeviceError::Thread)?;
-        Ok(Arc::new(Self { shared, control, wake, thread: Mutex::new(Some(thread)) }))
+        let port = Port { config, listener, shared: shared.clone(), turn: turn.clone(), woken };
+        let thread =
+            thread::Builder::new().name(thread_name).stack_size(STACK).spawn(move || port.run(resumed))?;
+        Ok(Arc::new(Self { shared, turn, listening, wake, thread: Mutex::new(Some(thread)) }))
     }
 
     /// A device without socket and thread, and what serves its connections on the caller's thread: for tests that must
@@ -188,9 +198,9 @@ impl Device {
         sigbus::install().map_err(DeviceError::Thread)?;
         let (wake, woken) = UnixStream::pair().map_err(DeviceError::Thread)?;
         let shared = Arc::new(Shared::new(config.queue_pairs, changed));
-        let control = Arc::new(Mutex::new(Control::default()));
-        let port = Port { config, listener: None, shared: shared.clone(), control: control.clone(), woken };
-        Ok((Self { shared, control, wake, thread: Mutex::new(None) }, Attendant(port)))
+        let turn = Arc::<Turn>::default();
+        let port = Port { config, listener: None, shared: shared.clone(), turn: turn.clone(), woken };
+        Ok((Self { shared, turn, listening: None, wake, thread: Mutex::new(None) }, Attendant(port)))
     }
 
     /// Queue pairs that a guest may use.
@@ -234,14 +244,12 @@ impl Device {
     /// Ends the control thread and everything with it: when this returns the rings are stopped, the guest's memory
     /// is let go, and the socket is closed and removed. Further calls do nothing.
     pub fn stop(&self) {
-        {
-            let mut control = lock(&self.control);
-            control.stopping = true;
+        self.turn.stop(|connection| {
             let _ = self.wake.shutdown(std::net::Shutdown::Both);
-            if let Some(connection) = &control.connection {
+            if let Some(connection) = connection {
                 let _ = connection.shutdown(std::net::Shutdown::Both);
             }
-        }
+        });
         let thread = lock(&self.thread).take();
         if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
             // A panic of the control thread has been reported where it happened.
@@ -294,28 +302,43 @@ impl Backoff {
     }
 }
 
+fn expecting(config: &DeviceConfig) -> String {
+    let path = config.path.display();
+    match config.role {
+        Role::Server => format!("waiting for a VMM at {path}"),
+        Role::Client => format!("connecting to {path}"),
+    }
+}
+
 /// What the control thread owns.
 struct Port {
     config: DeviceConfig,
     listener: Option<Listener>,
     shared: Arc<Shared>,
-    control: Arc<Mutex<Control>>,
+    turn: Arc<Turn>,
     woken: UnixStream,
 }
 
 impl Port {
     fn expecting(&self) -> String {
-        let path = self.config.path.display();
-        match self.config.role {
-            Role::Server => format!("waiting for a VMM at {path}"),
-            Role::Client => format!("connecting to {path}"),
-        }
+        expecting(&self.config)
     }
 
-    fn run(self) {
-        let name = &self.config.name;
+    fn run(mut self, resumed: Option<Resumed>) {
         let mut backoff = Backoff(FIRST_DELAY);
-        let mut broken = false;
+        // Before anything is looked at: what was handed over must be ours first.
+        self.turn.take();
+        let ours = !self.stopping();
+        if let Some(listener) = self.listener.as_mut().filter(|_| ours) {
+            listener.own();
+        }
+        let mut broken = resumed.is_none() && self.shared.state().0 == State::Broken;
+        if let Some(Resumed { stream, session, handler }) = resumed.filter(|_| ours) {
+            let end = self.finish(stream, &session, handler);
+            info!(port = self.config.name, "the frontend that was taken over disconnected: {}", end.why);
+            broken = end.broken;
+            self.shared.waiting(format!("{}; the last one left: {}", self.expecting(), end.why), broken);
+        }
         while !self.stopping() {
             let stream = match self.next_stream() {
                 Ok(Some(stream)) => stream,
@@ -326,6 +349,7 @@ impl Port {
                     continue;
                 }
             };
+            let name = &self.config.name;
             let peer = socket::peer(&stream);
             info!(port = name, "{peer} connected");
             let began = Instant::now();
@@ -343,11 +367,20 @@ impl Port {
             self.pause(backoff.next());
         }
         drop(self.listener);
+        self.turn.give();
         self.shared.waiting("stopped".into(), false);
     }
 
     fn stopping(&self) -> bool {
-        lock(&self.control).stopping
+        self.turn.stopping()
+    }
+
+    /// As [`socket::wait`]; meanwhile the port may be made to stand still.
+    fn wait(&self, wanted: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<(bool, bool)> {
+        self.turn.give();
+        let waited = socket::wait(wanted, self.woken.as_fd(), timeout);
+        self.turn.take();
+        waited
     }
 
     fn pause(&self, time: Duration) {
@@ -358,7 +391,7 @@ impl Port {
             if left.is_zero() {
                 return;
             }
-            if socket::wait(None, self.woken.as_fd(), Some(left.max(Duration::from_millis(1)))).is_err() {
+            if self.wait(None, Some(left.max(Duration::from_millis(1)))).is_err() {
                 thread::sleep(left);
             }
         }
@@ -368,7 +401,7 @@ impl Port {
     fn next_stream(&self) -> io::Result<Option<UnixStream>> {
         match &self.listener {
             None => socket::connect_to(&self.config.path).map(Some),
-            Some(listener) => match socket::wait(Some(listener.as_fd()), self.woken.as_fd(), None)? {
+            Some(listener) => match self.wait(Some(listener.as_fd()), None)? {
                 (true, false) => listener.accept(),
                 _ => Ok(None),
             },
@@ -377,35 +410,41 @@ impl Port {
 
     /// Serves one connection to its end, and says why it ended.
     fn serve(&self, stream: UnixStream) -> End {
-        {
-            let mut control = lock(&self.control);
-            match stream.try_clone() {
-                _ if control.stopping => return End::peaceful("the port is being removed"),
-                Ok(clone) => control.connection = Some(clone),
-                Err(e) => return End::peaceful(format!("no descriptor for the connection: {e}")),
-            }
+        let session = Arc::new(Mutex::new(Session::new(&self.config.name, self.shared.clone())));
+        let clones = stream.try_clone().and_then(|a| Ok((a, stream.try_clone()?)));
+        let (clone, connection) = match clones {
+            Ok(clones) => clones,
+            Err(e) => return End::peaceful(format!("no descriptor for the connection: {e}")),
+        };
+        if !self.turn.serve(Serving { connection: clone, session: session.clone() }) {
+            return End::peaceful("the port is being removed");
         }
         self.shared.connected();
-        let session = Arc::new(Mutex::new(Session::new(&self.config.name, self.shared.clone())));
-        let mut end = self.converse(stream, &session);
+        let handler = BackendReqHandler::from_stream(stream, session.clone());
+        self.finish(connection, &session, handler)
+    }
+
+    /// Serves a connection to its end.
+    fn finish(&self, connection: UnixStream, session: &Arc<Mutex<Session>>, handler: Handler) -> End {
+        let mut end = self.converse(connection, handler, session);
         if let (State::Broken, reason) = self.shared.state()
             && !end.broken
         {
             end = End::broken(format!("{reason}; {}", end.why));
         }
-        lock(&session).end();
-        lock(&self.control).connection = None;
+        lock(session).end();
+        self.turn.served();
         if self.stopping() { End::peaceful("the port is being removed") } else { end }
     }
 
-    fn converse(&self, stream: UnixStream, session: &Arc<Mutex<Session>>) -> End {
-        let mut connection = match stream.try_clone() {
-            Ok(connection) => connection,
-            Err(e) => return End::peaceful(format!("no descriptor for the connection: {e}")),
-        };
-        let mut handler = BackendReqHandler::from_stream(stream, session.clone());
+    fn converse(
+        &self,
+        mut connection: UnixStream,
+        mut handler: Handler,
+        session: &Arc<Mutex<Session>>,
+    ) -> End {
         loop {
-            match socket::wait(Some(connection.as_fd()), self.woken.as_fd(), None) {
+            match self.wait(Some(connection.as_fd()), None) {
                 Ok((_, true)) => return End::peaceful(""),
                 Ok((false, false)) => continue,
                 Ok((true, false)) => {}
@@ -415,6 +454,7 @@ impl Port {
                 Some(result) => result,
                 None => handler.handle_request(),
             };
+            self.turn.handled();
             match result {
                 Ok(()) => {}
                 Err(Error::Disconnected) => return End::peaceful("closed by the other side"),

@@ -31,6 +31,9 @@ pub struct DirtyLog {
     bits: *const AtomicU8,
     bytes: u64,
     mapping: Mapping,
+    /// Where it is, for who goes on in our place.
+    file: File,
+    offset: u64,
 }
 
 // SAFETY: `bits` leads into `mapping`, which belongs to no thread, and is used for atomics only.
@@ -39,7 +42,8 @@ unsafe impl Send for DirtyLog {}
 unsafe impl Sync for DirtyLog {}
 
 impl DirtyLog {
-    /// Maps `bytes` bytes from byte `offset` of `file` on (vhost-user: SET_LOG_BASE). The file may be closed afterwards.
+    /// Maps `bytes` bytes from byte `offset` of `file` on (vhost-user: SET_LOG_BASE). A descriptor of it is
+    /// kept.
     ///
     /// # Errors
     /// A sentence for the operator.
@@ -48,7 +52,13 @@ impl DirtyLog {
             return Err(format!("dirty log: {bytes} bytes are not from 1 to {LONGEST}"));
         }
         let (mapping, at) = Mapping::new(bytes, offset, file).map_err(|e| format!("dirty log: {e}"))?;
-        Ok(Self { bits: at.cast_const().cast(), bytes, mapping })
+        let file = file.try_clone().map_err(|e| format!("dirty log: {e}"))?;
+        Ok(Self { bits: at.cast_const().cast(), bytes, mapping, file, offset })
+    }
+
+    /// What [`DirtyLog::new`] was told.
+    pub(crate) fn parts(&self) -> (u64, u64, &File) {
+        (self.bytes, self.offset, &self.file)
     }
 
     /// Whether the frontend has truncated the log, so that bits may have been lost.

@@ -10,7 +10,7 @@ use std::{
     cell::Cell,
     fs::{self, File},
     io,
-    os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd},
     path::Path,
     ptr,
     sync::OnceLock,
@@ -156,6 +156,20 @@ impl Drop for Signaller {
             unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
         }
     }
+}
+
+/// The descriptor of an event, borrowed.
+pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the event owns it for as long as it is borrowed.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
+/// Has the descriptor that `of` owns stand for what `by` is; what it stood for is closed.
+pub(crate) fn replace(of: &impl AsRawFd, by: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: no memory is involved, both descriptors are owned by their borrowed owners, and the number that `of` owns
+    // stays a valid descriptor of a socket throughout.
+    let done = unsafe { libc::dup3(by.as_raw_fd(), of.as_raw_fd(), libc::O_CLOEXEC) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -94,6 +94,9 @@ pub(crate) struct Inflight {
     at: *mut u8,
     shape: Shape,
     mapping: Mapping,
+    /// Where it is, for who goes on in our place.
+    file: File,
+    offset: u64,
 }
 
 // SAFETY: `at` leads into `mapping`, which belongs to no thread, and is used for atomics only.
@@ -119,7 +122,7 @@ impl Inflight {
         Ok(file)
     }
 
-    /// Maps what a frontend has kept (SET_INFLIGHT_FD): `bytes` from `offset` on. The file may be closed afterwards.
+    /// Maps what a frontend has kept (SET_INFLIGHT_FD): `bytes` from `offset` on. A descriptor of the file is kept.
     ///
     /// # Errors
     /// A sentence for the operator.
@@ -138,7 +141,13 @@ impl Inflight {
         }
         let (mapping, at) = Mapping::new(shape.bytes(), offset, file)
             .map_err(|e| format!("record of what is in flight: {e}"))?;
-        Ok(Self { at, shape, mapping })
+        let file = file.try_clone().map_err(|e| format!("record of what is in flight: {e}"))?;
+        Ok(Self { at, shape, mapping, file, offset })
+    }
+
+    /// What [`Inflight::map`] was told.
+    pub(crate) fn parts(&self) -> (Shape, u64, &File) {
+        (self.shape, self.offset, &self.file)
     }
 
     /// The region of a queue, if it has one of this layout with room for `size` entries.

@@ -15,6 +15,7 @@ pub mod dirty;
 mod eventfd;
 pub mod features;
 pub mod frame;
+pub mod handover;
 mod inflight;
 mod mapping;
 pub mod memory;

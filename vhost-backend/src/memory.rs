@@ -138,6 +138,9 @@ struct Range {
 #[derive(Clone)]
 struct Slot {
     user_addr: u64,
+    /// Where the region begins in its file, and the file: for who goes on in our place.
+    offset: u64,
+    file: Arc<File>,
     mapping: Arc<Mapping>,
 }
 
@@ -176,7 +179,7 @@ impl GuestMap {
     }
 
     /// This memory and one region more: `size` bytes at guest address `gpa`, which the frontend sees at `user_addr`
-    /// and which begin at byte `mmap_offset` of `file`. The file may be closed afterwards.
+    /// and which begin at byte `mmap_offset` of `file`, of which a descriptor is kept.
     ///
     /// # Errors
     /// Any [`MemoryError`]; nothing is mapped then.
@@ -219,9 +222,13 @@ impl GuestMap {
             MapError::UnsuitableFile(what) => MemoryError::UnsuitableFile { gpa, what },
             MapError::Kernel { call, source } => MemoryError::Kernel { gpa, call, source },
         })?;
+        let kept = file.try_clone().map_err(|source| MemoryError::Kernel { gpa, call: "dup", source })?;
         let (mut ranges, mut slots) = (self.ranges.clone(), self.slots.clone());
         ranges.insert(at, Range { gpa, size, host });
-        slots.insert(at, Slot { user_addr, mapping: Arc::new(mapping) });
+        slots.insert(
+            at,
+            Slot { user_addr, offset: mmap_offset, file: Arc::new(kept), mapping: Arc::new(mapping) },
+        );
         Ok(Self::from_parts(ranges, slots))
     }
 
@@ -369,6 +376,18 @@ impl GuestMap {
         }
         self.faults_seen.store(faults, Ordering::Release);
         poisoned
+    }
+
+    /// The regions as [`GuestMap::with_region`] takes them: guest address, size, frontend address, offset, file.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (u64, u64, u64, u64, &File)> {
+        let part = |(range, slot): (&Range, &Slot)| (range.gpa, range.size, slot.user_addr, slot.offset);
+        let files = self.slots.iter().map(|slot| &*slot.file);
+        self.ranges
+            .iter()
+            .zip(&self.slots)
+            .map(part)
+            .zip(files)
+            .map(|((a, b, c, d), file)| (a, b, c, d, file))
     }
 
     /// Number of regions.

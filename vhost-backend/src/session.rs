@@ -10,6 +10,11 @@
 
 #![forbid(unsafe_code)]
 
+mod handover;
+
+use handover::Awaited;
+pub(crate) use handover::{Handler, handler};
+
 use std::{fs::File, io, sync::Arc};
 
 use tracing::{debug, warn};
@@ -86,6 +91,10 @@ pub(crate) struct Session {
     /// Written to after something was logged.
     log_call: Option<Arc<EventFd>>,
     failure: Option<String>,
+    /// Messages that only tell the `vhost` crate what was agreed on elsewhere change nothing: see [`handover`].
+    repeating: bool,
+    /// What a session that was handed over waits with until it goes on.
+    awaited: Option<Awaited>,
 }
 
 impl Session {
@@ -102,6 +111,8 @@ impl Session {
             log: None,
             log_call: None,
             failure: None,
+            repeating: false,
+            awaited: None,
         }
     }
 
@@ -159,7 +170,8 @@ impl Session {
 
     /// Whether the driver has chosen packed rings.
     fn packed(&self) -> bool {
-        self.features.is_some_and(Ring::is_packed)
+        let awaited = self.awaited.as_ref().map(|awaited| awaited.features);
+        self.features.or(awaited).is_some_and(Ring::is_packed)
     }
 
     fn shape(&self, message: &VhostUserInflight) -> Shape {
@@ -340,6 +352,9 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_features(&mut self, word: u64) -> Result<()> {
+        if self.repeating {
+            return Ok(());
+        }
         let strange = word & !features::offered();
         if strange != 0 {
             let names = features::names(strange).join(", ");
@@ -517,6 +532,9 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_protocol_features(&mut self, word: u64) -> Result<()> {
+        if self.repeating {
+            return Ok(());
+        }
         let strange = word & !features::offered_protocol().bits();
         if strange != 0 {
             return Err(self.refuse(format!(

@@ -85,6 +85,14 @@ impl Shared {
         self.publish();
     }
 
+    /// What is to be said about there being no frontend, and whether the last one broke the rules.
+    pub(crate) fn waits(&self) -> Option<(String, bool)> {
+        match &*lock(&self.link) {
+            Link::Connected => None,
+            Link::Waiting { reason, broken } => Some((reason.clone(), *broken)),
+        }
+    }
+
     /// The pair to deliver to; see [`crate::device::Device::steer`].
     #[inline]
     pub(crate) fn steer(&self, key: usize) -> Option<usize> {

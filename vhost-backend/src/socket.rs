@@ -59,8 +59,8 @@ pub(crate) fn check_path(path: &Path) -> Result<(), DeviceError> {
 pub(crate) struct Listener {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file: another one at the path is not ours to remove.
-    file: (u64, u64),
+    /// Device and inode of the file: another one at the path is not ours to remove. `None` as long as nothing is.
+    file: Option<(u64, u64)>,
 }
 
 impl Listener {
@@ -81,12 +81,35 @@ impl Listener {
             bound => bound.map_err(|e| failed("bind")(e.into()))?,
         }
         let file = fs::symlink_metadata(path).map_err(failed("look at"))?;
-        let listening = Self { listener: socket.into(), path: path.into(), file: (file.dev(), file.ino()) };
+        let listening =
+            Self { listener: socket.into(), path: path.into(), file: Some((file.dev(), file.ino())) };
         // Now for what the umask took away. Listening comes last: until then nobody can connect.
         fs::set_permissions(path, fs::Permissions::from_mode(MODE)).map_err(failed("set the mode of"))?;
         let backlog = Backlog::new(BACKLOG).map_err(|e| failed("listen at")(e.into()))?;
         listen(&listening.listener, backlog).map_err(|e| failed("listen at")(e.into()))?;
         Ok(listening)
+    }
+
+    /// A socket that somebody else listens at, and goes on to until [`Listener::own`].
+    pub(crate) fn adopt(listener: UnixListener, path: &Path) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        if address.as_pathname() != Some(path) {
+            return Err(io::Error::other(format!("it does not listen at {}", path.display())));
+        }
+        Ok(Self { listener, path: path.into(), file: None })
+    }
+
+    /// The file at the path is ours from now on, and goes with the socket.
+    pub(crate) fn own(&mut self) {
+        let file = fs::symlink_metadata(&self.path).ok();
+        self.file = self
+            .file
+            .or(file.filter(|file| file.file_type().is_socket()).map(|file| (file.dev(), file.ino())));
+    }
+
+    /// Another descriptor of the socket, without its file.
+    pub(crate) fn try_clone(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
     }
 
     /// Takes the next connection, blocking in its turn; `None` if there is none after all.
@@ -112,7 +135,8 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.file);
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|file| Some((file.dev(), file.ino())) == self.file);
         if ours {
             let _ = fs::remove_file(&self.path);
         }

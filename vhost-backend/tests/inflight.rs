@@ -38,6 +38,15 @@ const SPLIT_REGION: u64 = 16 * 256 + 64;
 
 #[test]
 fn what_another_device_left_is_served_first_in_the_order_of_its_counters() {
+    served_in_order(false);
+}
+
+#[test]
+fn another_process_serves_in_order_what_another_device_left() {
+    served_in_order(true);
+}
+
+fn served_in_order(handed: bool) {
     let port = Port::server(1);
     let mut vmm = port.vmm();
     vmm.frontend.set_features(features::offered() & !(PACKED | 1 << 26)).unwrap();
@@ -81,11 +90,16 @@ fn what_another_device_left_is_served_first_in_the_order_of_its_counters() {
 
     let mut seen = Vec::new();
     let mut burst = Burst::new();
-    for _ in 0..2 {
+    let mut serve = |port: &Port| {
         port.device.from_guest(0).serve(&mut burst, |burst| {
             seen.extend((0..burst.len()).map(|i| burst.head(i)[0]));
         });
-    }
+    };
+    // Whether the same process goes on with what it found or another one.
+    let port = if handed { port.handed_over(Role::Server) } else { port };
+    serve(&port);
+    let port = if handed { port.handed_over(Role::Server) } else { port };
+    serve(&port);
     assert_eq!(seen, [4, 7, 9, 1, 14, 0, 3]);
     let mut elements = [0; 7 * 8];
     vmm.memory.read_exact_at(&mut elements, at + 0x2004 + 8 * 5).unwrap();
@@ -377,4 +391,53 @@ fn no_descriptor_of_split_rings_is_lost_or_given_back_twice() {
 #[test]
 fn no_descriptor_of_packed_rings_is_lost_or_given_back_twice() {
     survives(true, |guest, write| Box::new(Packed::new(guest, write)));
+}
+
+// ---- planned restarts ---------------------------------------------------------------------------------------------
+
+/// The same two guests, and ports that another process goes on with again and again.
+fn goes_on(packed: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
+    let parts = if packed {
+        let queue = PackedQueue::at(0x1000, SIZE);
+        [queue.desc, queue.driver, queue.device]
+    } else {
+        let queue = Queue::at(0x1000, SIZE);
+        [queue.desc, queue.avail, queue.used]
+    };
+    let side = |ring, write| {
+        let guest = Guest::new(&[MEMORY]);
+        let drive = drive(&guest, write);
+        (Side::new(guest, ring, parts, SIZE, packed), drive)
+    };
+    let ((mut a, mut sends), (mut b, mut receives)) = (side(1, false), side(0, true));
+    let (mut sender, mut receiver) = (Port::server(1), Port::server(1));
+    a.connect(&sender.path);
+    b.connect(&receiver.path);
+    let mut burst = Burst::new();
+    for round in 0..25u64 {
+        let (mut sent, mut received) = (0, 0);
+        // Not always whole laps of the ring, and a burst may be on its way back.
+        for _ in 0..40 + round {
+            sender.device.from_guest(0).serve(&mut burst, |burst| {
+                receiver.device.to_guest(0).deliver(burst, burst.all());
+            });
+            sent += sends.turn(&a.guest);
+            received += receives.turn(&b.guest);
+        }
+        assert!(sent >= 500 && received >= 500, "round {round}: {sent} sent, {received} received");
+        sender = sender.handed_over(Role::Server);
+        receiver = receiver.handed_over(Role::Server);
+    }
+    a.guest.check_canaries();
+    b.guest.check_canaries();
+}
+
+#[test]
+fn another_process_goes_on_with_the_record_of_split_rings() {
+    goes_on(false, |guest, write| Box::new(Split::new(guest, write)));
+}
+
+#[test]
+fn another_process_goes_on_with_the_record_of_packed_rings() {
+    goes_on(true, |guest, write| Box::new(Packed::new(guest, write)));
 }

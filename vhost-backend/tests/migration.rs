@@ -9,7 +9,7 @@ use vhost::{
     VhostBackend, VhostUserDirtyLogRegion, VringConfigData, vhost_user::message::VhostUserProtocolFeatures,
 };
 use vhost_backend::{
-    device::State,
+    device::{Role, State},
     features::{self, LOG_ALL},
     frame::Burst,
     net_header::NetHeader,
@@ -177,4 +177,30 @@ fn a_log_that_is_none_ends_the_connection_with_the_reason() {
     let vmm = running(&port);
     assert!(log(&vmm, 64, &memfd(32)).is_err());
     port.wait_for_end("dirty log: it needs 0x40 bytes of a file that has only 0x20");
+}
+
+#[test]
+fn another_process_goes_on_with_the_log() {
+    let port = Port::server(1);
+    let vmm = running(&port);
+    let call = EventFd::new(EFD_NONBLOCK).unwrap();
+    let file = memfd(4096);
+    log(&vmm, 4096, &file).unwrap();
+    vmm.frontend.set_log_fd(call.as_raw_fd()).unwrap();
+    vmm.frontend.set_features(offered()).unwrap();
+    log_used_ring(&vmm, true);
+    assert_eq!(deliver(&port), 1);
+    take(&file);
+    let _ = call.read();
+    let port = port.handed_over(Role::Server);
+    // Nothing that was written while nobody looked at the log is missed.
+    assert!(take(&file).contains(&(LOG_USED_AT / 4096)));
+    assert_eq!(deliver(&port), 1);
+    assert_eq!(take(&file), [LOG_USED_AT / 4096, BUFFER_PAGE]);
+    assert!(call.read().is_ok());
+    vmm.frontend.set_features(offered() & !LOG_ALL).unwrap();
+    log_used_ring(&vmm, false);
+    take(&file);
+    assert_eq!(deliver(&port), 1);
+    assert_eq!(take(&file), NONE);
 }

@@ -138,6 +138,17 @@ impl RingCell {
         result
     }
 
+    /// Where the started ring stands between two bursts (vhost-user: the answer to GET_VRING_BASE, without the stop).
+    pub fn position(&self) -> Option<u32> {
+        let mut guard = self.lock();
+        guard.ring().as_ref().map(|ring| ring.base())
+    }
+
+    /// Whether the ring is enabled, started or not.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
+    }
+
     /// Enables or disables the ring (vhost-user: SET_VRING_ENABLE); once disabled no worker uses it.
     pub fn set_enabled(&self, enabled: bool) {
         let mut guard = self.lock();

@@ -301,6 +301,11 @@ impl Ring {
         self.common().fault
     }
 
+    /// It was out of service elsewhere, and stays so.
+    pub(crate) fn set_fault(&mut self, fault: RingFault) {
+        self.common_mut().fault = Some(fault);
+    }
+
     /// Tells the frontend that the ring broke.
     pub(crate) fn report_fault(&self) {
         if let Some(err) = &self.common().err {

@@ -25,6 +25,7 @@ use vhost::{
     },
 };
 use vhost_backend::device::{Device, DeviceConfig, DeviceError, Role, State};
+use vhost_backend::handover::Descriptors;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -94,6 +95,21 @@ impl Port {
         let changes = Arc::new(Changes::default());
         let device = Device::start(config(&path, role, queue_pairs), changes.callback()).unwrap();
         Self { device, changes, path, dir }
+    }
+
+    /// The port as another process goes on with it; what this one had of it is given back by nobody.
+    pub(crate) fn handed_over(self, role: Role) -> Self {
+        let Self { device, path, dir, .. } = self;
+        assert!(device.halt(Instant::now() + PATIENCE), "the control thread has nothing to do");
+        let mut descriptors = Descriptors::default();
+        let state = device.export(&mut descriptors).unwrap();
+        let changes = Arc::new(Changes::default());
+        let mut descriptors = Descriptors::new(descriptors.into_vec());
+        let config = config(&path, role, device.queue_pairs() as u16);
+        let next = Device::resume(config, &state, &mut descriptors, changes.callback()).unwrap();
+        std::mem::forget(device);
+        next.go_on();
+        Self { device: next, changes, path, dir }
     }
 
     pub(crate) fn state(&self) -> State {
