@@ -149,6 +149,12 @@ impl Asker {
     fn answer(&mut self, noun: &Noun) -> Result<String, Failure> {
         match noun {
             Noun::Status => self.ask(&api::StatusShow {}, show::status),
+            Noun::Upgrade { binary } => {
+                // The daemon's directory is another one.
+                let binary =
+                    binary.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+                self.ask(&api::DaemonUpgrade { binary }, show::upgraded)
+            }
             Noun::Bridge(command) => self.bridge(command),
             Noun::Port(command) => self.port(command),
             Noun::Fdb(command) => self.fdb(command),

@@ -154,7 +154,7 @@ impl World {
     fn with(config: &str, workers: Workers) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("shunt-moving-").tempdir()?;
         let text = config.replace("DIR", &dir.path().display().to_string());
-        let options = switch::Options { workers, poll: Poll::Adaptive, state: None };
+        let options = switch::Options { workers, poll: Poll::Adaptive, state: None, handed: None };
         let mut switch = Switch::start(options)?;
         switch.configure(Config::parse(&text, None)?)?;
         let cores = switch.workers().iter().filter_map(|w| w.core).map(|core| core as u32).collect();

@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
+
 /// Cycles of the processor's time stamp counter (nanoseconds where there is none). Only differences mean something.
 #[inline(always)]
 pub fn cycles() -> u64 {
@@ -31,9 +33,28 @@ pub fn ticks() -> u64 {
     ((u128::from(cycles().saturating_sub(start)) * u128::from(scale)) >> 32) as u64
 }
 
+static START: OnceLock<Instant> = OnceLock::new();
+
 fn start() -> Instant {
-    static START: OnceLock<Instant> = OnceLock::new();
     *START.get_or_init(Instant::now)
+}
+
+/// The system's monotonic clock, which all processes share.
+fn monotonic() -> Duration {
+    // Only an unknown clock is refused.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+/// When [`seconds`] began to count, by the system's monotonic clock: for [`go_on_from`] in another process.
+pub fn began() -> Duration {
+    let elapsed = start().elapsed();
+    monotonic().saturating_sub(elapsed)
+}
+
+/// Has [`seconds`] count as in another process, which told when it [`began`]. False if somebody has asked here already.
+pub fn go_on_from(began: Duration) -> bool {
+    let elapsed = monotonic().saturating_sub(began);
+    Instant::now().checked_sub(elapsed).is_some_and(|then| START.set(then).is_ok())
 }
 
 /// Cycles per microsecond, measured once, in about 2 ms.

@@ -105,6 +105,17 @@ impl Direction {
     }
 }
 
+impl Direction {
+    /// Adds what was counted elsewhere; drops for reasons that are unknown here are left out. For who alone counts here.
+    pub fn restore(&self, packets: u64, bytes: u64, drops: &BTreeMap<String, u64>) {
+        self.packets.add(packets);
+        self.bytes.add(bytes);
+        for &reason in DropReason::ALL {
+            self.drop(reason, drops.get(reason.name()).copied().unwrap_or(0));
+        }
+    }
+}
+
 /// What one worker counted for one port. `rx` is what came in by the port, `tx` what left by it.
 #[derive(Debug, Default)]
 pub struct PortCounters {

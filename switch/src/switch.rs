@@ -4,6 +4,8 @@
 //! all workers use the new state, and what was removed is closed. A change that fails leaves nothing behind.
 #![forbid(unsafe_code)]
 
+pub(crate) mod attach;
+mod handover;
 mod publish;
 mod rebalance;
 mod workers;
@@ -11,25 +13,23 @@ mod workers;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
-use vhost_backend::device::{Device, DeviceConfig};
 
 use crate::clock;
 use crate::config::document::Key;
 use crate::config::spec::Attachment as Asked;
-use crate::config::{BridgeSpec, Mac, Name, Poll, PortChange, PortSpec, Role, Workers};
+use crate::config::{BridgeSpec, Mac, Name, Poll, PortChange, PortSpec, Workers};
 use crate::container::Containers;
+use crate::handover::Handed;
 use crate::l2::fdb::{Entry, Fdb, Key as Address, Learned};
 use crate::members::{MAX_PORTS, MEMBERS};
 use crate::memory::Trimmer;
-use crate::port::netdev::{Netdev, NetdevConfig};
-use crate::port::tap::{Tap, TapConfig};
-use crate::port::{Attachment, Port};
+use crate::port::Port;
 use crate::refusal::Refusal;
 use crate::router::Router;
 use crate::router::directors::Directors;
@@ -39,13 +39,13 @@ use crate::router::live::Live;
 use crate::tables::Tables;
 use crate::worker::epoch::Epochs;
 use crate::worker::generation::Newest;
-use crate::worker::{Handle, Shared};
+use crate::worker::{AtomicMode, Handle, Mode, Shared};
 use rebalance::Rebalancer;
 pub(crate) use workers::Baseline;
 use workers::choose_cores;
 
 /// How a switch is to run.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// How many workers, or on which processors.
     pub workers: Workers,
@@ -53,10 +53,10 @@ pub struct Options {
     pub poll: Poll,
     /// Where leases are kept over a restart; nowhere if `None`.
     pub state: Option<PathBuf>,
+    /// What another process hands over, in whose place this one is to go on: nothing runs then before
+    /// [`Switch::go_on`].
+    pub handed: Option<Handed>,
 }
-
-/// MTU of a guest's port when none is asked for.
-const USUAL_MTU: u16 = 1500;
 
 /// A bridge and its table.
 pub(crate) struct Bridge {
@@ -74,7 +74,7 @@ pub(crate) struct Member {
 
 /// The switch.
 pub struct Switch {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) workers: Vec<Arc<Handle>>,
     pub(crate) baselines: Vec<Baseline>,
     threads: Vec<JoinHandle<()>>,
@@ -90,6 +90,10 @@ pub struct Switch {
     pub(crate) keeper: Keeper,
     /// Nothing is published before a change is whole.
     held: bool,
+    /// What is still another process', until [`Switch::go_on`].
+    pub(crate) handed: Option<Handed>,
+    /// The workers' snapshot is not of the ports that there are.
+    stale: bool,
     pub(crate) guards: Guards,
     pub(crate) containers: Containers,
     pub(crate) rebalancer: Rebalancer,
@@ -111,11 +115,14 @@ impl Switch {
             epochs: Arc::new(Epochs::new(cores.len() + 1)),
             newest: Newest::default(),
             seconds: AtomicU32::new(clock::seconds()),
-            stop: AtomicBool::new(false),
+            mode: AtomicMode::new(if options.handed.is_some() { Mode::Hold } else { Mode::Run }),
             busy: options.poll == Poll::Busy,
         });
         clock::cycles_per_us();
-        let router = Router::new(cores.len());
+        let mut router = Router::new(cores.len());
+        if let Some(handed) = &options.handed {
+            router.handed = handed.numbers.interfaces.clone();
+        }
         let changes = Arc::<Notify>::default();
         let checked = changes.clone();
         let directors = Directors::new(router.ipvs.clone(), move || checked.notify_one());
@@ -134,6 +141,8 @@ impl Switch {
             state: options.state,
             keeper: Keeper::new(),
             held: false,
+            handed: options.handed,
+            stale: false,
             guards: Guards::default(),
             containers: Containers::default(),
             rebalancer: Rebalancer::new(clock::seconds()),
@@ -240,7 +249,7 @@ impl Switch {
             self.worker_on(core)?;
         }
         self.touch(Key::Port(spec.name));
-        let number = self.free_number()?;
+        let number = self.number_for(&spec.name)?;
         let (attachment, mtu) = self.attach(&spec)?;
         let port = Port::new(number, attachment, mtu, self.workers.len());
         port.set_limits(&spec.limits);
@@ -284,57 +293,18 @@ impl Switch {
         Err(Refusal::new(format!("{what} belongs to port {:?} already", other.spec.name.as_str())))
     }
 
+    /// The number that a port had in another process, or a free one.
+    fn number_for(&self, name: &Name) -> Result<u16, Refusal> {
+        match self.handed.as_ref().and_then(|handed| handed.numbers.ports.get(name)) {
+            Some(number) => Ok(*number),
+            None => self.free_number(),
+        }
+    }
+
     fn free_number(&self) -> Result<u16, Refusal> {
         (0..MAX_PORTS as u16)
             .find(|&number| self.ports.values().all(|member| member.port.number() != number))
             .ok_or_else(|| Refusal::new(format!("there are {MAX_PORTS} ports already, which is the limit")))
-    }
-
-    fn attach(&self, spec: &PortSpec) -> Result<(Attachment, u16), Refusal> {
-        let workers = self.workers.clone();
-        let changes = self.changes.clone();
-        let changed: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
-            workers.iter().for_each(|worker| worker.wake());
-            changes.notify_one();
-        });
-        match &spec.attachment {
-            Asked::VhostUser { path, role } => {
-                let config = DeviceConfig {
-                    name: spec.name.to_string(),
-                    path: path.clone(),
-                    role: match role {
-                        Role::Server => vhost_backend::device::Role::Server,
-                        Role::Client => vhost_backend::device::Role::Client,
-                    },
-                    queue_pairs: spec.queues,
-                };
-                let device =
-                    Device::start(config, changed).map_err(|error| Refusal::new(error.to_string()))?;
-                Ok((Attachment::Vhost(device), spec.mtu.unwrap_or(USUAL_MTU)))
-            }
-            Asked::Tap { device, netns, persist } => {
-                let config = TapConfig {
-                    device: device.clone(),
-                    queues: spec.queues,
-                    mtu: spec.mtu,
-                    mac: spec.mac.map(|mac| mac.0),
-                    netns: netns.as_ref().map(PathBuf::from),
-                    persist: *persist,
-                };
-                let tap = Tap::open(&config).map_err(|error| Refusal::new(error.to_string()))?;
-                tap.on_change(changed);
-                let mtu = tap.mtu().min(u32::from(u16::MAX)) as u16;
-                Ok((Attachment::Tap(tap), mtu))
-            }
-            Asked::Netdev { device, netns } => {
-                let netns = netns.as_ref().map(PathBuf::from);
-                let config = NetdevConfig { device: device.clone(), queues: spec.queues, netns };
-                let netdev = Netdev::open(&config).map_err(|error| Refusal::new(error.to_string()))?;
-                netdev.on_change(changed);
-                let mtu = netdev.mtu().min(u32::from(u16::MAX)) as u16;
-                Ok((Attachment::Netdev(netdev), mtu))
-            }
-        }
     }
 
     /// Removes a port: closes its socket or gives its device back, and forgets what was learned there.
@@ -542,7 +512,7 @@ impl Drop for Switch {
         if let Some(live) = &mut self.live {
             live.services.close();
         }
-        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.mode.set(Mode::Stop);
         self.workers.iter().for_each(|worker| worker.wake());
         for thread in self.threads.drain(..) {
             let _ = thread.join();

@@ -19,6 +19,7 @@ impl Switch {
     pub fn status(&self) -> api::Status {
         api::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             workers: self.workers.len(),
             ports: self.ports.len(),

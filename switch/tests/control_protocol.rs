@@ -11,6 +11,7 @@ use shunt_switch::control::api::{METHODS, OPERATIONS};
 /// What differs from machine to machine or from second to second, and sentences for people: only the kind of value is compared.
 const VOLATILE: &[&str] = &[
     "version",
+    "pid",
     "uptime_seconds",
     "core",
     "idle_share",
@@ -66,7 +67,9 @@ fn the_documented_examples_are_true() {
     let daemon = Daemon::start();
     let here = format!("{}/", daemon.dir.path().display());
     let mut client = daemon.connect();
-    for (request, page) in &examples {
+    // That one ends the daemon; `upgrade.rs` has it.
+    let here_to_stay = |(request, _): &&(String, Value)| !request.contains("\"daemon.upgrade\"");
+    for (request, page) in examples.iter().filter(here_to_stay) {
         let real = client.raw(&request.replace("/run/vm/", &here)).to_string().replace(&here, "/run/vm/");
         compare(request, "answer", page, &serde_json::from_str(&real).unwrap());
     }

@@ -119,6 +119,19 @@ impl Shuntd {
         status.unwrap_or_else(|| panic!("shuntd does not end on {signal}\n{}", self.log()))
     }
 
+    /// Has another process go on in its place; what `shuntctl upgrade` says.
+    #[track_caller]
+    pub fn upgrade(&mut self) -> Value {
+        Process::adopt_orphans();
+        let done = self.ctl("upgrade");
+        let pid = done["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        let pid = pid.unwrap_or_else(|| panic!("no process goes on: {done}"));
+        if let Some(process) = &mut self.process {
+            process.follow(pid);
+        }
+        done
+    }
+
     /// Whether it runs.
     pub fn alive(&mut self) -> bool {
         self.process.as_mut().is_some_and(Process::alive)

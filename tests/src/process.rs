@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::wait::poll_for;
@@ -15,6 +17,8 @@ use crate::wait::poll_for;
 pub struct Process {
     name: String,
     child: Child,
+    /// Who goes on in its place.
+    heir: Option<Pid>,
     log: PathBuf,
 }
 
@@ -41,17 +45,47 @@ impl Process {
             .stderr(open())
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {name}: {e}"));
-        Self { name: name.to_owned(), child, log: log.to_path_buf() }
+        Self { name: name.to_owned(), child, heir: None, log: log.to_path_buf() }
     }
 
     /// Process id; `setpriv` and `ip netns exec` replace themselves, so it is the program's own.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.heir.map_or(self.child.id(), |pid| pid.as_raw().cast_unsigned())
+    }
+
+    /// The program starts others that go on in its place: they are to be ours when it has ended.
+    pub fn adopt_orphans() {
+        if let Err(e) = nix::sys::prctl::set_child_subreaper(true) {
+            panic!("cannot adopt orphans: {e}");
+        }
+    }
+
+    /// Another process goes on in its place, which ends by itself, well, or has.
+    #[track_caller]
+    pub fn follow(&mut self, pid: u32) {
+        let ended = self.wait(Duration::from_secs(20));
+        assert!(
+            ended.is_some_and(|status| status.success()),
+            "{} ended with {ended:?}\n{}",
+            self.name,
+            self.tail(40)
+        );
+        self.heir = Some(Pid::from_raw(pid.cast_signed()));
+    }
+
+    fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        let Some(pid) = self.heir else { return self.child.try_wait() };
+        match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => Ok(Some(ExitStatus::from_raw(code << 8))),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Some(ExitStatus::from_raw(signal as i32))),
+            Ok(_) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Whether it still runs.
     pub fn alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        matches!(self.try_wait(), Ok(None))
     }
 
     /// Writes `text` to its standard input.
@@ -65,6 +99,10 @@ impl Process {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(pid) = self.heir.take() {
+            let _ = kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+        }
     }
 
     /// Sends `signal`, then waits up to `limit` for the end; `None` if it goes on.
@@ -75,7 +113,7 @@ impl Process {
 
     /// Waits up to `limit` for the end by itself.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
-        poll_for(limit, || self.child.try_wait().ok().flatten())
+        poll_for(limit, || self.try_wait().ok().flatten())
     }
 
     /// Everything it has written.

@@ -46,6 +46,15 @@ pub(crate) struct Arguments {
 pub(crate) enum Noun {
     /// Version, uptime, workers, ports, bridges
     Status,
+    /// Restarts the daemon without loss: a new process goes on in its place
+    ///
+    /// Guests keep their connections to the switch, established connections go on, and for some milliseconds no packet
+    /// is carried. If the new process cannot take over, the old one goes on and the reason is told.
+    Upgrade {
+        /// Program to start, instead of the daemon's own file as it is now; for root and the daemon's user only
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
+    },
     /// Bridges: what ports are joined by
     #[command(subcommand)]
     Bridge(Bridge),
@@ -413,6 +422,7 @@ impl Noun {
     pub(crate) fn words(&self) -> &'static str {
         match self {
             Self::Status => "status",
+            Self::Upgrade { .. } => "upgrade",
             Self::Bridge(Bridge::Add { .. }) => "bridge add",
             Self::Bridge(Bridge::Set { .. }) => "bridge set",
             Self::Bridge(Bridge::Del { .. }) => "bridge del",

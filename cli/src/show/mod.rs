@@ -73,6 +73,12 @@ fn duration(seconds: u64) -> String {
     }
 }
 
+/// `upgrade`
+pub(crate) fn upgraded(upgraded: &api::Upgraded) -> String {
+    let pause = upgraded.pause_microseconds as f64 / 1000.0;
+    format!("process {} goes on; no packet was carried for {pause:.1} ms\n", upgraded.pid)
+}
+
 /// `status`
 pub(crate) fn status(status: &api::Status) -> String {
     let mut text = properties(&[

@@ -16,6 +16,7 @@ mod plot;
 mod report;
 mod rules;
 mod table;
+mod takeover;
 mod tap;
 mod vhost;
 mod workers;
@@ -34,6 +35,7 @@ pub use machine::{Guardian, Machine};
 pub use plan::{Arguments, Part};
 pub use rules::Rules;
 pub use table::TableCosts;
+pub use takeover::Takeover;
 
 use crate::peers::{Kind, Site};
 
@@ -106,6 +108,8 @@ pub struct Results {
     pub rules: Option<Rules>,
     /// How long a NIC for a running guest takes.
     pub hotplug: Option<Hotplug>,
+    /// What a planned restart costs.
+    pub takeover: Option<Takeover>,
     /// What the table of connections costs alone.
     pub table: Option<TableCosts>,
 }
@@ -148,6 +152,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         connections: None,
         rules: None,
         hotplug: None,
+        takeover: None,
         table: None,
     };
     let mut kinds = Vec::new();
@@ -178,6 +183,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             }
             Part::Connections => connections::run(&site, arguments, &kinds, &mut results),
             Part::Rules => rules::run(&site, arguments, &kinds, &mut results),
+            Part::Takeover if !kinds.contains(&Kind::Shunt) => Ok(()),
+            Part::Takeover => takeover::run(&site, arguments, &mut results),
             Part::Table => table::run(arguments, &mut results),
             Part::Idle if !kinds.contains(&Kind::Shunt) => Ok(()),
             Part::Idle => {

@@ -33,6 +33,8 @@ pub enum Part {
     Connections,
     /// 20,000 rules of virtual services: loaded, listed, packets meanwhile; beside iptables and the kernel's IPVS
     Rules,
+    /// A planned restart with a hundred ports and 100,000 connections
+    Takeover,
     /// The table of connections alone: lookups, new connections, two workers that share it
     Table,
     /// A hundred silent ports, waking up, adaptive beside busy polling
@@ -50,7 +52,7 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Vhost,
         Self::Packed,
         Self::Testpmd,
@@ -60,6 +62,7 @@ impl Part {
         Self::Balance,
         Self::Connections,
         Self::Rules,
+        Self::Takeover,
         Self::Table,
         Self::Idle,
         Self::Changes,

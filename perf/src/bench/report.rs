@@ -198,6 +198,9 @@ pub(super) fn markdown(results: &Results) -> String {
     if let Some(rules) = &results.rules {
         text.push_str(&super::rules::markdown(rules));
     }
+    if let Some(takeover) = &results.takeover {
+        text.push_str(&super::takeover::markdown(takeover));
+    }
     if let Some(table) = &results.table {
         text.push_str(&super::table::markdown(table));
     }

@@ -140,8 +140,12 @@ fn measure(case: &Case, cores: [usize; 2]) -> Result<Vec<f64>> {
     let dir = tempfile::Builder::new().prefix("shunt-workers-").tempdir()?;
     let workers = if case.placing == Placing::One { 1 } else { 2 };
     let used = cores[..workers].to_vec();
-    let options =
-        switch::Options { workers: Workers::Cores(used.clone()), poll: Poll::Adaptive, state: None };
+    let options = switch::Options {
+        workers: Workers::Cores(used.clone()),
+        poll: Poll::Adaptive,
+        state: None,
+        handed: None,
+    };
     let mut switch = Switch::start(options)?;
     switch.configure(Config::parse(&case.config(dir.path()), None)?)?;
     let mut players: Vec<Players> = used.iter().map(|_| Players::default()).collect();

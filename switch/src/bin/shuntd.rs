@@ -13,11 +13,16 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use shunt_switch::config::arguments::{Arguments, Settings, one_line};
 use shunt_switch::config::{Config, Workers};
+use shunt_switch::control::api::Upgraded;
+use shunt_switch::control::dispatch::{Upgrades, Wish};
 use shunt_switch::control::socket::ControlSocket;
 use shunt_switch::control::{paths, server};
+use shunt_switch::handover::predecessor;
+use shunt_switch::handover::successor::Successor;
 use shunt_switch::refusal::Refusal;
 use shunt_switch::switch::{Options, Switch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -47,8 +52,16 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Refusal> {
-    let file = arguments.config.as_deref().map(Config::load).transpose()?;
-    let settings = Settings::new(arguments, file.as_ref().unwrap_or(&Config::embedded(false)?))?;
+    let predecessor = if arguments.take_over { Some(Successor::greet()?) } else { None };
+    // What another process hands over is in force; of the file only what concerns the process itself.
+    let loaded = arguments.config.as_deref().map(Config::load).transpose().and_then(|file| {
+        let settings = Settings::new(arguments, file.as_ref().unwrap_or(&Config::embedded(false)?))?;
+        Ok((file, settings))
+    });
+    let (file, settings) = loaded.map_err(|refusal| match &predecessor {
+        Some(predecessor) => predecessor.refuse(refusal),
+        None => refusal,
+    })?;
     start_log(&settings.log)?;
     raise_descriptor_limit();
     let state = prepare_state(&settings)?;
@@ -59,21 +72,79 @@ fn run(arguments: Arguments) -> Result<(), Refusal> {
     let tasks = tokio::task::LocalSet::new();
     // From here on a signal is a wish to end cleanly, also in the middle of starting.
     let mut signals = runtime.block_on(async { Signals::new() })?;
-    // The socket comes first: a second daemon is turned away before it touches anybody's ports.
-    let socket = ControlSocket::bind(&settings.control)?;
-    let switch = Rc::new(RefCell::new(start_switch(&settings, state, file)?));
+    let (socket, switch) = match predecessor {
+        Some(predecessor) => take_over(predecessor, &settings, state),
+        None => {
+            // The socket comes first: a second daemon is turned away before it touches anybody's ports.
+            let socket = ControlSocket::bind(&settings.control)?;
+            (socket, start_switch(&settings, state, file)?)
+        }
+    };
+    let switch = Rc::new(RefCell::new(switch));
 
     tell_ready(&settings, &switch.borrow());
     let result = tasks.block_on(&runtime, serve(&socket, switch.clone(), &mut signals));
+    if let Ok(End::HandedOver) = result {
+        // Sockets, devices, guests and state are another process' by now: nothing is to be given back.
+        std::process::exit(0);
+    }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     // Connections first, then ports with their sockets and devices, then our own socket: whoever finds that gone
     // finds everything gone.
     drop(tasks);
     drop(switch);
     drop(socket);
-    let reason = result?;
-    tracing::info!("stopped by {reason}");
+    if let End::Signal(reason) = result? {
+        tracing::info!("stopped by {reason}");
+    }
     Ok(())
+}
+
+/// Why serving ended.
+enum End {
+    /// This signal came.
+    Signal(&'static str),
+    /// Another process goes on.
+    HandedOver,
+}
+
+/// Goes on in the place of the process that started this one.
+fn take_over(predecessor: Successor, settings: &Settings, state: Option<PathBuf>) -> (ControlSocket, Switch) {
+    let options = options(settings, state);
+    predecessor.take_over(settings, options).unwrap_or_else(|refusal| {
+        eprintln!("shuntd: not taken over: {refusal}");
+        // At once: what is here of sockets and devices is still the other one's.
+        std::process::exit(1);
+    })
+}
+
+/// Hands everything over to a new process, if somebody wishes so; whether it took it.
+async fn hand_over(
+    wish: Wish,
+    socket: &ControlSocket,
+    switch: &Rc<RefCell<Switch>>,
+    upgrades: &Upgrades,
+) -> bool {
+    let binary = wish.binary.unwrap_or_else(predecessor::own_binary);
+    tracing::info!("handing over to a new process of {}", binary.display());
+    let result = predecessor::hand_over(socket, switch, binary).await;
+    let handed = result.is_ok();
+    let result = result.map(|done| {
+        tracing::info!("process {} goes on; no packet was carried for {:?}", done.pid, done.pause);
+        let _ = sd_notify::notify(&[NotifyState::MainPid(done.pid)]);
+        Upgraded {
+            pid: done.pid,
+            pause_microseconds: done.pause.as_micros().min(u128::from(u64::MAX)) as u64,
+        }
+    });
+    let (passed, told) = oneshot::channel();
+    if wish.done.send((result, passed)).is_ok() {
+        let _ = tokio::time::timeout(Duration::from_secs(1), told).await;
+    }
+    if !handed {
+        upgrades.end();
+    }
+    handed
 }
 
 /// Serves until a signal comes; says which.
@@ -81,7 +152,7 @@ async fn serve(
     socket: &ControlSocket,
     switch: Rc<RefCell<Switch>>,
     signals: &mut Signals,
-) -> Result<&'static str, Refusal> {
+) -> Result<End, Refusal> {
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Half the time that systemd allows, as sd_watchdog_enabled(3) recommends.
@@ -90,11 +161,21 @@ async fn serve(
     let mut watchdog = interval(patience.unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(1)));
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let changes = switch.borrow().changes();
-    let serving = server::serve(socket, switch.clone());
+    let upgrades = Rc::<Upgrades>::default();
+    let serving = server::serve(socket, switch.clone(), upgrades.clone());
     tokio::pin!(serving);
     loop {
         tokio::select! {
-            reason = signals.next() => return Ok(reason),
+            reason = signals.next() => return Ok(End::Signal(reason)),
+            wish = upgrades.next() => {
+                tokio::select! {
+                    // Giving up ends the new process.
+                    reason = signals.next() => return Ok(End::Signal(reason)),
+                    handed = hand_over(wish, socket, &switch, &upgrades) => if handed {
+                        return Ok(End::HandedOver);
+                    }
+                }
+            }
             _ = second.tick() => switch.borrow_mut().tick(),
             () = changes.notified() => switch.borrow_mut().follow_ports(),
             _ = watchdog.tick(), if patience.is_some() => {
@@ -134,13 +215,16 @@ impl Signals {
     }
 }
 
+fn options(settings: &Settings, state: Option<PathBuf>) -> Options {
+    Options { workers: settings.workers.clone(), poll: settings.poll, state, handed: None }
+}
+
 fn start_switch(
     settings: &Settings,
     state: Option<PathBuf>,
     file: Option<Config>,
 ) -> Result<Switch, Refusal> {
-    let mut switch =
-        Switch::start(Options { workers: settings.workers.clone(), poll: settings.poll, state })?;
+    let mut switch = Switch::start(options(settings, state))?;
     switch.step_aside();
     // A refusal drops the switch, and with it whatever was made before.
     switch.begin(file, settings.host_setup)?;

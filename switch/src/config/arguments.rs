@@ -45,6 +45,9 @@ pub struct Arguments {
     /// device shunt-up with 10.0.4.1/30 is made for it
     #[arg(long)]
     pub host_setup: bool,
+    /// Take over from the running daemon whose socket is standard input; it starts this itself ('shuntctl upgrade')
+    #[arg(long, hide = true)]
+    pub take_over: bool,
     /// What is logged to standard error: error, warn, info, debug, trace, off, or MODULE=LEVEL,... [default: info]
     #[arg(long, value_name = "LEVEL", env = "SHUNT_LOG", hide_env_values = true, value_parser = log)]
     pub log: Option<String>,

@@ -127,6 +127,11 @@ impl Record {
         self.timeout.load(Ordering::Relaxed)
     }
 
+    /// Has it live so many seconds.
+    pub(super) fn set_timeout(&self, seconds: u32) {
+        self.timeout.store(seconds, Ordering::Relaxed);
+    }
+
     /// The state.
     pub(super) fn state(&self) -> u8 {
         Word(self.state.load(Ordering::Relaxed)).state()

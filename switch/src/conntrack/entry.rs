@@ -88,6 +88,9 @@ impl Flags {
     pub fn tunnelled(self) -> bool {
         self.0 & Self::TUNNELLED != 0
     }
+    pub(super) fn bits(self) -> u8 {
+        self.0
+    }
     /// There is more to do with packets than to translate them.
     #[inline]
     pub fn special(self) -> bool {
@@ -315,6 +318,42 @@ impl<F: Family> Half<F> {
         let seen = self.seen.load(Ordering::Relaxed) & SECONDS_MASK;
         let age = u64::from(now).wrapping_sub(seen) & SECONDS_MASK;
         if age > SECONDS_MASK / 2 { 0 } else { age as u32 }
+    }
+
+    /// The second (of 24 bits) when it was last seen.
+    pub(super) fn seen(&self) -> u32 {
+        (self.seen.load(Ordering::Relaxed) & SECONDS_MASK) as u32
+    }
+
+    /// What its sender acknowledged last, whether known or not.
+    pub(super) fn ack(&self) -> u32 {
+        self.ack.load(Ordering::Relaxed)
+    }
+
+    /// What is known of its sender's window, as one byte.
+    pub(super) fn scale(&self) -> u8 {
+        self.scale.load(Ordering::Relaxed)
+    }
+
+    /// Makes it what it was elsewhere, beyond its keys: flags that are not told by those, window, acknowledged number,
+    /// bytes. Nobody has seen it yet.
+    pub(super) fn restore(&self, flags: u8, scale: u8, ack: u32, bytes: u64) {
+        self.clear_flags(!0xf);
+        self.set_flags(flags);
+        self.scale.store(scale, Ordering::Relaxed);
+        self.ack.store(ack, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Forgets what was counted.
+    pub(super) fn forget_counts(&self) {
+        self.bytes.store(0, Ordering::Relaxed);
+        self.seen.fetch_and(SECONDS_MASK, Ordering::Relaxed);
+    }
+
+    /// Likewise how many packets were seen, and when the last one was.
+    pub(super) fn restore_seen(&self, packets: u64, seen: u32) {
+        self.seen.store(packets << 24 | u64::from(seen) & SECONDS_MASK, Ordering::Relaxed);
     }
 
     /// The next sequence number that this half's sender expects, if anything tells.

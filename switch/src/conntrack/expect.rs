@@ -6,8 +6,10 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
 
 use super::sequence::Shift;
 use crate::packet::tuple::Tuple;
@@ -20,7 +22,8 @@ pub const PATIENCE: u32 = 300;
 const PORTS: u16 = 64;
 
 /// A connection that is expected, as its first packet comes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Expectation {
     /// First packet's tuple of the connection that announced it, by which the two belong together.
     pub master: Tuple,
@@ -59,6 +62,16 @@ struct Inner {
     shifts: HashMap<Tuple, [Shift; 2]>,
 }
 
+/// All that is expected, and all shifts by the first packet's tuple: for another process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptExpectations {
+    /// Connections that are expected.
+    pub expected: Vec<Expectation>,
+    /// Shifts of what goes the first packet's way, and of what comes back.
+    pub shifts: Vec<(Tuple, [Shift; 2])>,
+}
+
 /// The table.
 #[derive(Default)]
 pub struct Expectations {
@@ -76,6 +89,23 @@ impl Expectations {
         let result = act(&mut inner);
         self.count.store(inner.expected.len(), Ordering::Release);
         Ok(result)
+    }
+
+    /// Everything, for another process; for the control thread.
+    pub fn export(&self) -> KeptExpectations {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shifts: Vec<_> = inner.shifts.iter().map(|(tuple, shifts)| (*tuple, *shifts)).collect();
+        shifts.sort_unstable_by_key(|(tuple, _)| *tuple);
+        KeptExpectations { expected: inner.expected.clone(), shifts }
+    }
+
+    /// Takes the place of what is here; as much as there is room for.
+    pub fn restore(&self, kept: KeptExpectations) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.expected = kept.expected;
+        inner.expected.truncate(ROOM);
+        inner.shifts = kept.shifts.into_iter().take(ROOM).collect();
+        self.count.store(inner.expected.len(), Ordering::Release);
     }
 
     /// How many connections are expected.

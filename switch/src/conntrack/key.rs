@@ -52,6 +52,10 @@ pub trait Family: Copy + Debug + Default + Eq + Hash + Send + Sync + 'static {
     fn to_ip(address: Self::Address) -> IpAddr;
     /// An address of this family, or none.
     fn from_ip(address: IpAddr) -> Option<Self::Address>;
+    /// As sixteen bytes, most significant first; a short address in the last four.
+    fn to_bytes(address: Self::Address) -> [u8; 16];
+    /// What [`Family::to_bytes`] made.
+    fn from_bytes(bytes: [u8; 16]) -> Self::Address;
     /// The addresses of a packet.
     fn addresses(headers: &Headers, head: &[u8]) -> (Self::Address, Self::Address);
     /// The family's table.
@@ -134,6 +138,14 @@ impl Family for V4 {
         }
     }
 
+    fn to_bytes(address: u32) -> [u8; 16] {
+        u128::from(address).to_be_bytes()
+    }
+
+    fn from_bytes(bytes: [u8; 16]) -> u32 {
+        u128::from_be_bytes(bytes) as u32
+    }
+
     #[inline(always)]
     fn addresses(headers: &Headers, head: &[u8]) -> (u32, u32) {
         headers.addresses_v4(head)
@@ -199,6 +211,14 @@ impl Family for V6 {
             IpAddr::V4(_) => None,
             IpAddr::V6(address) => Some(address.into()),
         }
+    }
+
+    fn to_bytes(address: u128) -> [u8; 16] {
+        address.to_be_bytes()
+    }
+
+    fn from_bytes(bytes: [u8; 16]) -> u128 {
+        u128::from_be_bytes(bytes)
     }
 
     #[inline(always)]

@@ -198,7 +198,7 @@ impl Conntrack {
     }
 
     /// Does something while nothing that it sees can change hands.
-    fn seated<T>(&self, look: impl FnOnce() -> T) -> T {
+    pub(super) fn seated<T>(&self, look: impl FnOnce() -> T) -> T {
         struct Leave<'a>(&'a Conntrack);
         impl Drop for Leave<'_> {
             fn drop(&mut self) {

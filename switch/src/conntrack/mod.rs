@@ -14,6 +14,7 @@ pub mod entry;
 pub mod expect;
 pub mod format;
 pub mod ftp;
+pub mod handover;
 mod inbox;
 mod index;
 mod keeper;

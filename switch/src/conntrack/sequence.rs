@@ -4,12 +4,15 @@
 //! What one side sends is shifted forth, what the other side acknowledges of it is shifted back.
 #![forbid(unsafe_code)]
 
+use serde::{Deserialize, Serialize};
+
 use crate::packet::checksum::Sum;
 use crate::packet::headers::Headers;
 use crate::packet::rewrite::{delta, fold};
 
 /// The shifts of what one side sends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Shift {
     /// Where the text of the last replacement begins, in the sender's numbers.
     at: u32,

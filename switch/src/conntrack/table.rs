@@ -289,6 +289,16 @@ impl<F: Family> Table<F> {
         }
     }
 
+    /// Notes of a connection that nobody has seen yet what was known of it elsewhere.
+    pub(super) fn set_noted(&self, slot: Slot, state: State) {
+        self.second(slot).cold.store(state.0, Ordering::Relaxed);
+    }
+
+    /// Places that were ever handed out.
+    pub(super) fn places(&self) -> u32 {
+        self.handed.load(Ordering::Acquire) * CHUNK
+    }
+
     /// The port by which the connection's first packet came in.
     #[inline]
     pub fn ingress_port(&self, half: Ref) -> u16 {

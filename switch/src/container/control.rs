@@ -65,7 +65,8 @@ impl Switch {
     fn adopt_nic(&mut self, id: &ContainerId, nic: NicSpec) -> Result<(), Refusal> {
         let name = nic.name;
         self.check_nic(id, &nic)?;
-        let absent = nic.socket.is_none() && matches!(mtu_of(&nic.device), Ok(None));
+        let handed = self.handed.as_ref().is_some_and(|handed| handed.ports.contains_key(&nic.device));
+        let absent = nic.socket.is_none() && !handed && matches!(mtu_of(&nic.device), Ok(None));
         self.note_nic(id, nic, false);
         let connected = match absent {
             true => {

@@ -196,12 +196,19 @@ impl World {
     fn new() -> Self {
         use crate::config::{Poll, Workers};
         let directory = tempfile::tempdir().unwrap();
-        let options =
-            crate::switch::Options { workers: Workers::Count(1), poll: Poll::Adaptive, state: None };
+        let options = crate::switch::Options {
+            workers: Workers::Count(1),
+            poll: Poll::Adaptive,
+            state: None,
+            handed: None,
+        };
         let mut switch = crate::switch::Switch::start(options).unwrap();
         switch.configure(crate::config::Config::embedded(false).unwrap()).unwrap();
         let world = Self {
-            dispatcher: crate::control::dispatch::Dispatcher::new(std::rc::Rc::new(switch.into())),
+            dispatcher: crate::control::dispatch::Dispatcher::new(
+                std::rc::Rc::new(switch.into()),
+                std::rc::Rc::default(),
+            ),
             runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
             qmp: super::fake_qmp::Qmp::start(&directory.path().join("qmp.sock")),
             inside: server::serve(&directory.path().join("agent.sock"), false),

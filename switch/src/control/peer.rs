@@ -18,6 +18,11 @@ pub struct Access {
 }
 
 impl Access {
+    /// Whether the peer is root or the daemon's own user, and may have the daemon run programs.
+    pub fn is_trusted(&self, socket: impl AsFd) -> bool {
+        getsockopt(&socket, PeerCredentials).is_ok_and(|peer| peer.uid() == 0 || peer.uid() == self.uid)
+    }
+
     /// Checks the peer of a connected Unix socket, as the kernel recorded it when it connected (unix(7)).
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
-use super::dispatch::Dispatcher;
+use super::dispatch::{Dispatcher, Upgrades};
 use super::line::{Budget, LINE_TIME, Lines, Stop};
 use super::peer::Access;
 use super::rpc::{self, Error, Id, LINE_MAX};
@@ -50,10 +50,14 @@ impl Drop for Open {
 ///
 /// # Errors
 /// The socket cannot be watched. Once serving, it goes on whatever clients do.
-pub async fn serve(socket: &ControlSocket, switch: Rc<RefCell<Switch>>) -> io::Result<()> {
+pub async fn serve(
+    socket: &ControlSocket,
+    switch: Rc<RefCell<Switch>>,
+    upgrades: Rc<Upgrades>,
+) -> io::Result<()> {
     let listener = UnixListener::from_std(socket.listener()?)?;
     let server = Rc::new(Server {
-        dispatcher: Dispatcher::new(switch),
+        dispatcher: Dispatcher::new(switch, upgrades),
         access: socket.access(),
         open: Cell::new(0),
         budget: Budget::new(LONG_LINES_MAX),
@@ -96,6 +100,7 @@ fn admit(server: &Server, stream: &UnixStream) -> Result<(), String> {
 }
 
 async fn connection(server: &Server, number: u64, mut stream: UnixStream) {
+    let trusted = server.access.is_trusted(&stream);
     let (from, mut to) = stream.split();
     let mut lines = Lines::new(from, server.budget.clone());
     loop {
@@ -110,7 +115,21 @@ async fn connection(server: &Server, number: u64, mut stream: UnixStream) {
                 return;
             }
         };
+        server.dispatcher.upgrades.idle().await;
+        if let Some((answer, passed)) = server.dispatcher.upgrade(line, trusted).await {
+            let written = write(&mut to, &answer).await;
+            if let Some(passed) = passed {
+                // Nobody waits for it if nothing has come of it.
+                let _ = passed.send(());
+            }
+            if written.is_err() {
+                return;
+            }
+            continue;
+        }
+        let busy = server.dispatcher.upgrades.busy();
         let answer = server.dispatcher.answer(number, line).await;
+        drop(busy);
         if let Some(answer) = answer
             && let Err(error) = write(&mut to, &answer).await
         {

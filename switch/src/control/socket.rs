@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::geteuid;
+use vhost_backend::handover::Descriptors;
 
 use super::paths;
 use super::peer::Access;
@@ -29,7 +30,9 @@ pub struct ControlSocket {
     inode: (u64, u64),
     gid: u32,
     lock: PathBuf,
-    _locked: File,
+    locked: File,
+    /// The files are ours to remove: not another process' still.
+    ours: bool,
 }
 
 impl ControlSocket {
@@ -54,7 +57,50 @@ impl ControlSocket {
             refuse(&why)
         })?;
         let (listener, inode, gid) = bound;
-        Ok(Self { listener, path: path.to_path_buf(), inode, gid, lock, _locked: locked })
+        Ok(Self { listener, path: path.to_path_buf(), inode, gid, lock, locked, ours: true })
+    }
+
+    /// Describes the socket for another process: its listening socket and its lock.
+    ///
+    /// # Errors
+    /// No descriptors to be had.
+    pub fn export(&self, descriptors: &mut Descriptors) -> std::io::Result<()> {
+        descriptors.add(&self.listener)?;
+        descriptors.add(&self.locked)?;
+        Ok(())
+    }
+
+    /// The socket at a path, of which another process has handed over listening socket and lock; its files are that
+    /// one's until [`ControlSocket::own`].
+    ///
+    /// # Errors
+    /// What came along is something else.
+    pub fn resume(path: &Path, descriptors: &mut Descriptors) -> Result<Self, Refusal> {
+        let at = path.display();
+        let refuse = |why: &dyn std::fmt::Display| Refusal::new(format!("control socket {at}: {why}"));
+        let listener = UnixListener::from(descriptors.take(0).map_err(|e| refuse(&e))?);
+        let locked = File::from(descriptors.take(1).map_err(|e| refuse(&e))?);
+        let address = listener.local_addr().map_err(|e| refuse(&e))?;
+        if address.as_pathname() != Some(path) {
+            return Err(refuse(&"another socket was handed over"));
+        }
+        listener.set_nonblocking(true).map_err(|e| refuse(&e))?;
+        let mut lock = path.as_os_str().to_owned();
+        lock.push(".lock");
+        let lock = PathBuf::from(lock);
+        let same = |a: &std::fs::Metadata, b: &std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+        let (held, there) = (locked.metadata(), lock.symlink_metadata());
+        if !matches!((&held, &there), (Ok(held), Ok(there)) if same(held, there)) {
+            return Err(refuse(&"its lock was not handed over"));
+        }
+        let data = path.symlink_metadata().map_err(|e| refuse(&e))?;
+        let (inode, gid) = ((data.dev(), data.ino()), data.gid());
+        Ok(Self { listener, path: path.to_path_buf(), inode, gid, lock, locked, ours: false })
+    }
+
+    /// The files are ours from now on, and go when this is dropped.
+    pub fn own(&mut self) {
+        self.ours = true;
     }
 
     /// Another handle of the listening socket.
@@ -78,6 +124,9 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
         // Somebody may have put another socket there meanwhile: that one is not ours to remove.
         if self.path.symlink_metadata().is_ok_and(|m| (m.dev(), m.ino()) == self.inode) {
             let _ = std::fs::remove_file(&self.path);

@@ -83,6 +83,20 @@ impl Stats {
         Totals::of(load(&self.sums))
     }
 
+    /// The sums since ever, and what they were when they were last zeroed: for another process.
+    pub fn export(&self) -> [[u64; 5]; 2] {
+        [load(&self.sums), load(&self.zeroed)]
+    }
+
+    /// Adds what [`Stats::export`] told.
+    pub fn restore(&self, kept: [[u64; 5]; 2]) {
+        for (cells, words) in [&self.sums, &self.zeroed].into_iter().zip(kept) {
+            for (cell, word) in cells.iter().zip(words) {
+                cell.fetch_add(word, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Counts from here on; `live` as in [`Self::totals`].
     pub fn zero(&self, live: Totals) {
         for (zeroed, sum) in self.zeroed.iter().zip(self.sums().plus(live).fields()) {

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use serde::{Deserialize, Serialize};
 use zerocopy::FromZeros;
 
 use crate::memory::Pages;
@@ -166,6 +167,32 @@ pub struct Template {
     pub assured: bool,
     /// Connections that follow it.
     pub held: u32,
+}
+
+/// A template for another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptTemplate {
+    /// Its number, by which connections name it.
+    pub number: u32,
+    /// The client's address, as far as it counts.
+    pub client: IpAddr,
+    /// The address that it called; of a service by mark, the mark.
+    pub address: IpAddr,
+    /// The protocol, 0 of a service by mark.
+    pub protocol: u8,
+    /// The port that it called, 0 if that does not matter.
+    pub port: u16,
+    /// Number of its server.
+    pub destination: u32,
+    /// The port of the server's that connections get.
+    pub server_port: u16,
+    /// Seconds that it lives after each new connection.
+    pub timeout: u32,
+    /// The second from which on it is over.
+    pub expires: u32,
+    /// Whether a connection that followed it was established.
+    pub assured: bool,
 }
 
 /// All templates.
@@ -357,6 +384,71 @@ impl Templates {
                     self.count.fetch_sub(1, Ordering::Relaxed);
                 }
             }
+        }
+    }
+
+    /// All templates that are not over, for another process.
+    pub fn export(&self, now: u32) -> Vec<KeptTemplate> {
+        let mut kept = Vec::with_capacity(self.len());
+        if self.is_empty() {
+            return kept;
+        }
+        for (place, bucket) in self.buckets().iter().enumerate() {
+            if bucket.used.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            for (way, slot) in bucket.slots.iter().enumerate() {
+                if slot.flags() & (USED | INVALID) != USED || slot.is_over(now) {
+                    continue;
+                }
+                let Pattern { client, address, protocol, port, .. } = Pattern::of(slot.words());
+                kept.push(KeptTemplate {
+                    number: (place * WAYS + way) as u32 + 1,
+                    client,
+                    address,
+                    protocol,
+                    port,
+                    destination: slot.destination.load(Ordering::Relaxed),
+                    server_port: (slot.flags() >> 16) as u16,
+                    timeout: slot.timeout.load(Ordering::Relaxed),
+                    expires: slot.expires.load(Ordering::Relaxed),
+                    assured: slot.flags() & ASSURED != 0,
+                });
+            }
+        }
+        kept
+    }
+
+    /// Makes a template as it was elsewhere, for a server of this number here; no connection follows it yet. The caller
+    /// has counted it at its server. Its number here.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn restore(
+        &self,
+        kept: &KeptTemplate,
+        destination: u32,
+        scope: u32,
+        now: u32,
+        over: impl FnMut(u32),
+    ) -> Result<u32, Busy> {
+        let KeptTemplate { client, address, protocol, port, .. } = *kept;
+        let pattern = Pattern { client, address, protocol, port, scope };
+        let number = self.insert(&pattern, (destination, kept.server_port), kept.timeout, now, over)?;
+        if let Some(slot) = self.slot(number) {
+            slot.expires.store(kept.expires, Ordering::Relaxed);
+        }
+        if kept.assured {
+            self.assure(number);
+        }
+        self.release(number);
+        Ok(number)
+    }
+
+    /// A connection follows a template from now on.
+    pub fn hold(&self, number: u32) {
+        if let Some(slot) = self.slot(number) {
+            slot.held.fetch_add(1, Ordering::AcqRel);
         }
     }
 

@@ -5,8 +5,11 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 /// The transport protocol of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP, `-t`.
     Tcp,
@@ -17,7 +20,8 @@ pub enum Protocol {
 }
 
 /// What a service is known by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ServiceKey {
     /// By protocol, address and port; port 0 means all ports (persistent services only).
     Address {
@@ -121,7 +125,7 @@ pub struct ServiceSpec {
 }
 
 /// How a tunnel wraps packets (`--tun-type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Tunnel {
     /// IP in IP (RFC 2003, RFC 2473), the default.
     Ipip,
@@ -140,7 +144,7 @@ pub enum Tunnel {
 }
 
 /// What becomes of checksums in a tunnel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TunnelChecksum {
     /// The outer header has none.
     #[default]
@@ -152,7 +156,7 @@ pub enum TunnelChecksum {
 }
 
 /// How packets get to a real server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Forward {
     /// Addresses are translated, `-m`.
     Masquerade,
@@ -171,7 +175,7 @@ pub enum Forward {
 }
 
 /// A real server of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DestinationSpec {
     /// Its address; tunnels may go over the other family.
     pub address: IpAddr,

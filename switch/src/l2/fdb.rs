@@ -293,6 +293,15 @@ impl Fdb {
         self.find(key).filter(|(_, value)| value.fixed()).map(|(_, value)| value.port())
     }
 
+    /// Notes what was learned elsewhere, `age` seconds ago. A static entry stays.
+    pub fn restore(&self, key: Key, port: u16, age: u32, now: u32) -> Learned {
+        let value = Value::new(port, false, now.wrapping_sub(age));
+        if self.expired(value, now) {
+            return Learned::Known;
+        }
+        self.store(&mut self.lock(), key, value, now)
+    }
+
     /// Removes an entry; false if there was none.
     pub fn remove(&self, key: Key) -> bool {
         let mut writer = self.lock();

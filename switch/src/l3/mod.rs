@@ -170,6 +170,11 @@ impl Stage {
         }
     }
 
+    /// The connections that this worker entered.
+    pub fn connections(&mut self) -> &mut Local {
+        &mut self.local
+    }
+
     fn random(&mut self) -> u64 {
         // Xorshift; seeded from the system. Ports need not be secret, only unlike each other.
         self.random ^= self.random << 13;

@@ -11,6 +11,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::packet::tuple::Tuple;
 use crate::rules::hash;
 
@@ -46,6 +48,22 @@ struct Mapping {
     newer: u32,
 }
 
+/// A mapping that goes on in another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptMapping {
+    /// The protocol.
+    pub protocol: u8,
+    /// The client.
+    pub inside: (IpAddr, u16),
+    /// What it seems to be.
+    pub outside: (IpAddr, u16),
+    /// The answer that a connection of it expects.
+    pub witness: Tuple,
+    /// The second when it was last used.
+    pub used: u32,
+}
+
 /// The table and its lock.
 pub(super) struct Mappings(Mutex<Table>);
 
@@ -79,6 +97,70 @@ impl Mappings {
             table.outside = vec![NOBODY; buckets].into();
             let limit = table.limit;
             table.mappings.reserve_exact(limit);
+        }
+    }
+
+    /// All mappings, the longest unused first; for the control thread.
+    pub(super) fn export(&self) -> Vec<KeptMapping> {
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = Vec::with_capacity(table.len);
+        let mut at = table.oldest;
+        while at != NOBODY {
+            let mapping = &table.mappings[at as usize];
+            kept.push(KeptMapping {
+                protocol: mapping.inside.protocol,
+                inside: (mapping.inside.address, mapping.inside.port),
+                outside: (mapping.outside.address, mapping.outside.port),
+                witness: mapping.witness,
+                used: mapping.used,
+            });
+            at = mapping.newer;
+        }
+        kept
+    }
+
+    /// Adds a mapping of another process, in the place of what is known of either end; for the control thread. False
+    /// if there is no room.
+    pub(super) fn restore(&self, kept: &KeptMapping) -> bool {
+        self.prepare();
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = |(address, port)| End { protocol: kept.protocol, address, port };
+        let (inside, outside) = (end(kept.inside), end(kept.outside));
+        let same_inside = table
+            .chain(&table.inside, &inside, |mapping| mapping.next_inside)
+            .find(|&index| table.mappings[index as usize].inside == inside);
+        if let Some(index) = same_inside {
+            table.remove(index);
+        }
+        let same_outside = table
+            .chain(&table.outside, &outside, |mapping| mapping.next_outside)
+            .find(|&index| table.mappings[index as usize].outside == outside);
+        if let Some(index) = same_outside {
+            table.remove(index);
+        }
+        let (older, newer) = (NOBODY, NOBODY);
+        let (witness, used) = (kept.witness, kept.used);
+        table.enter(Mapping {
+            inside,
+            outside,
+            witness,
+            used,
+            next_inside: NOBODY,
+            next_outside: NOBODY,
+            older,
+            newer,
+        })
+    }
+
+    /// Forgets the mapping of a client's port.
+    pub(super) fn forget(&self, protocol: u8, inside: (IpAddr, u16)) {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = End { protocol, address: inside.0, port: inside.1 };
+        let found = table
+            .chain(&table.inside, &end, |mapping| mapping.next_inside)
+            .find(|&index| table.mappings[index as usize].inside == end);
+        if let Some(index) = found {
+            table.remove(index);
         }
     }
 
@@ -188,6 +270,11 @@ impl Table {
             older: NOBODY,
             newer: NOBODY,
         };
+        self.enter(mapping);
+    }
+
+    /// Takes a mapping in as the newest; false if there is no room.
+    fn enter(&mut self, mapping: Mapping) -> bool {
         let index = if self.free != NOBODY {
             let index = self.free;
             self.free = self.mappings[index as usize].next_inside;
@@ -198,16 +285,18 @@ impl Table {
             self.mappings.push(mapping);
             self.mappings.len() as u32 - 1
         } else {
-            return;
+            return false;
         };
         let (inside, outside) = (self.bucket(&mapping.inside), self.bucket(&mapping.outside));
-        if inside < self.inside.len() && outside < self.outside.len() {
+        let fits = inside < self.inside.len() && outside < self.outside.len();
+        if fits {
             let mapping = &mut self.mappings[index as usize];
             mapping.next_inside = std::mem::replace(&mut self.inside[inside], index);
             mapping.next_outside = std::mem::replace(&mut self.outside[outside], index);
             self.len += 1;
             self.link_newest(index);
         }
+        fits
     }
 
     /// Forgets a mapping.

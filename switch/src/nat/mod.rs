@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+pub use self::mappings::KeptMapping;
 pub use self::set::{HitsOf, RuleSet};
 pub(crate) use self::source::from_pool;
 use crate::config::name::Name;

@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::destination::{Destinations, OneToOneNets};
-use super::mappings::{LIMIT, Mappings};
+use super::mappings::{KeptMapping, LIMIT, Mappings};
 use super::own::Own;
 use super::ports::Scarce;
 use super::rule::{OneToOne, Out, Publish, Rule, Selector, overlap};
@@ -160,6 +161,21 @@ impl RuleSet {
     pub fn naming(&self, interface: Name) -> Option<(RuleId, &Rule)> {
         let mut rules = self.rules.iter().map(|(id, entry)| (*id, &entry.rule));
         rules.find(|(_, rule)| rule.interface() == Some(interface))
+    }
+
+    /// Endpoint-independent mappings, the longest unused first.
+    pub fn mappings(&self) -> Vec<KeptMapping> {
+        self.mappings.export()
+    }
+
+    /// Adds a mapping of another process; false if there is no room.
+    pub fn restore_mapping(&self, kept: &KeptMapping) -> bool {
+        self.mappings.restore(kept)
+    }
+
+    /// Forgets the mapping of a client's port.
+    pub fn forget_mapping(&self, protocol: u8, inside: (IpAddr, u16)) {
+        self.mappings.forget(protocol, inside);
     }
 
     /// What was counted beside the rules.

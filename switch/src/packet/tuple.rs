@@ -5,13 +5,16 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::ip::{ICMP, ICMPV6};
 
 /// Addresses, protocol and ports as one side sends them. Both addresses are of one family.
 ///
 /// A query of ICMP has its identifier as `source_port` and the type of the *request* as `destination_port`, in both
 /// directions. Protocols without ports of their own have zeros.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tuple {
     /// Who sends.
     pub source: IpAddr,

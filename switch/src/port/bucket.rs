@@ -45,6 +45,16 @@ impl Bucket {
         self.per_byte.store(per_byte, Relaxed);
     }
 
+    /// Ticks from `now` until the bucket is full.
+    pub fn owed(&self, now: u64) -> u64 {
+        self.full_at.load(Relaxed).saturating_sub(now)
+    }
+
+    /// Has the bucket be full again so many ticks from `now` on. More than it is worth is a debt, which frames leave.
+    pub fn owe(&self, ticks: u64, now: u64) {
+        self.full_at.store(now.saturating_add(ticks.min(u64::MAX / 4)), Relaxed);
+    }
+
     /// Whether there is a limit.
     #[inline]
     pub fn is_limited(&self) -> bool {

@@ -7,9 +7,15 @@
 //! messages and replayed on drop. What others add to the device meanwhile is theirs and stays.
 #![forbid(unsafe_code)]
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use nix::libc;
+use serde::{Deserialize, Serialize};
+use vhost_backend::handover::Descriptors;
 
 use super::{
     device::{NET_ADMIN, OpenError},
@@ -24,6 +30,18 @@ const NO_ARP: u32 = libc::IFF_NOARP as u32;
 const ADDRESS: usize = 8;
 const ROUTE: usize = 12;
 
+/// What is to be given back to the host some day: for another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HostStackState {
+    link: LinkInfo,
+    addresses: Vec<Vec<u8>>,
+    routes: Vec<Vec<u8>>,
+    settings: Vec<(String, String)>,
+    filter: Option<Filter>,
+    netns: Option<u32>,
+}
+
 /// A device without the host's stack; gives it back when dropped.
 pub(super) struct HostStack {
     netns: Netns,
@@ -35,10 +53,13 @@ pub(super) struct HostStack {
     /// Settings that were changed, below `/proc/sys/net`, with a `*` for the device's name; and their old values.
     settings: Vec<(&'static str, String)>,
     filter: Option<Filter>,
+    /// The device is ours: not another process' still, or again.
+    ours: AtomicBool,
 }
 
 /// Our part of the device's traffic control.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Filter {
     /// The queueing discipline at ingress is ours, with the filter in it.
     Whole,
@@ -65,7 +86,8 @@ impl HostStack {
                 .map_err(|e| failed("read the routes of", e))?;
         let flags = LinkChange { flags: Some((UP | NO_ARP, UP | NO_ARP)), ..LinkChange::default() };
         // From here on whatever was done is undone when `stack` is dropped.
-        let mut stack = Self { netns, netlink, link, addresses, routes, settings: Vec::new(), filter: None };
+        let (settings, filter, ours) = (Vec::new(), None, AtomicBool::new(true));
+        let mut stack = Self { netns, netlink, link, addresses, routes, settings, filter, ours };
         let name = stack.link.name.clone();
         let doing =
             |doing: &str, e: io::Error| OpenError::system(format!("{doing} device {name}"), NET_ADMIN, e);
@@ -88,6 +110,63 @@ impl HostStack {
             }
         };
         Ok(stack)
+    }
+
+    /// Describes it for another process.
+    pub(super) fn export(&self, descriptors: &mut Descriptors) -> io::Result<HostStackState> {
+        Ok(HostStackState {
+            link: self.link.clone(),
+            addresses: self.addresses.clone(),
+            routes: self.routes.clone(),
+            settings: self.settings.iter().map(|(name, old)| ((*name).to_owned(), old.clone())).collect(),
+            filter: self.filter,
+            netns: self.netns.file().map(|file| descriptors.add(file)).transpose()?,
+        })
+    }
+
+    /// Goes on in the place of another process, whose device it is until [`HostStack::own`]; also the device's index.
+    pub(super) fn resume(
+        netns: Option<&Path>,
+        device: &str,
+        state: &HostStackState,
+        descriptors: &mut Descriptors,
+    ) -> Result<(Self, u32), OpenError> {
+        let unfit = |why: String| OpenError::Unfit { device: device.to_owned(), why };
+        let file = state.netns.map(|place| descriptors.take(place).map(fs::File::from)).transpose();
+        let netns = Netns::adopt(netns, file.map_err(|e| unfit(e.to_string()))?)?;
+        let failed = |e: io::Error| OpenError::system(format!("attach to device {device}"), NET_ADMIN, e);
+        let netlink = netns.run(|| Netlink::open(0))?.map_err(failed)?;
+        let known =
+            |name: &String| SETTINGS.iter().find(|(setting, _)| setting == name).map(|(setting, _)| *setting);
+        let mut settings = Vec::new();
+        for (name, old) in &state.settings {
+            let setting =
+                known(name).ok_or_else(|| unfit(format!("has an unknown setting {name:?} to restore")))?;
+            settings.push((setting, old.clone()));
+        }
+        // Netlink messages: the kernel checks what is in them, we that they have their fixed part.
+        if state.addresses.iter().any(|address| address.len() < ADDRESS)
+            || state.routes.iter().any(|route| route.len() < ROUTE)
+        {
+            return Err(unfit("has addresses or routes to restore that are cut off".into()));
+        }
+        let index = state.link.index;
+        let stack = Self {
+            netns,
+            netlink,
+            link: state.link.clone(),
+            addresses: state.addresses.clone(),
+            routes: state.routes.clone(),
+            settings,
+            filter: state.filter,
+            ours: AtomicBool::new(false),
+        };
+        Ok((stack, index))
+    }
+
+    /// The device is ours from now on.
+    pub(super) fn own(&self) {
+        self.ours.store(true, Ordering::Relaxed);
     }
 
     /// The device's namespace.
@@ -150,6 +229,9 @@ impl HostStack {
 
 impl Drop for HostStack {
     fn drop(&mut self) {
+        if !self.ours.load(Ordering::Relaxed) {
+            return;
+        }
         if let Err(e) = self.give_back() {
             tracing::warn!("device {} was not given back to the host whole: {e}", self.link.name);
         }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use nix::libc;
+use serde::{Deserialize, Serialize};
 
 use super::netlink::{Message, Netlink, Request, attribute, attributes, u32_value};
 
@@ -29,7 +30,7 @@ pub struct LinkState {
 }
 
 /// A device as the kernel described it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LinkInfo {
     pub(super) index: u32,
     pub(super) name: String,
@@ -49,7 +50,7 @@ pub(super) struct LinkInfo {
 }
 
 /// What a device of kind `tun` says about itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TunInfo {
     /// It is a TAP and not a TUN.
     pub(super) tap: bool,
@@ -191,6 +192,23 @@ pub(super) struct LinkCell {
     changed: Mutex<Option<Changed>>,
 }
 
+/// What is known about a device, for another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LinkKept {
+    device: String,
+    condition: u8,
+    mtu: u32,
+    mac: [u8; 6],
+}
+
+impl LinkKept {
+    /// Whether the device had left its namespace.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self.condition, REMOVED | MOVED)
+    }
+}
+
 /// Called by the watcher's thread after something about the device changed.
 pub type Changed = Arc<dyn Fn() + Send + Sync>;
 
@@ -212,6 +230,25 @@ impl LinkCell {
         };
         cell.update(link);
         cell
+    }
+
+    /// As another process knew it.
+    pub(super) fn resume(kept: &LinkKept, portable: bool) -> Self {
+        let [a, b, c, d, e, f] = kept.mac;
+        Self {
+            device: kept.device.clone(),
+            portable,
+            condition: AtomicU8::new(kept.condition.min(MOVED)),
+            mtu: AtomicU32::new(kept.mtu),
+            mac: AtomicU64::new(u64::from_be_bytes([0, 0, a, b, c, d, e, f])),
+            changed: Mutex::new(None),
+        }
+    }
+
+    /// What is known, for another process.
+    pub(super) fn export(&self) -> LinkKept {
+        let condition = self.condition.load(Relaxed);
+        LinkKept { device: self.device.clone(), condition, mtu: self.mtu(), mac: self.mac() }
     }
 
     /// Takes over what the kernel says; returns whether that is news.
@@ -305,7 +342,12 @@ mod tests {
         link.flags = 0;
         assert!(cell.update(&link));
         assert_eq!(cell.state().reason.unwrap(), "device tap7 is administratively down");
+        assert!(!cell.export().is_gone());
         assert!(cell.gone(false) && !cell.gone(false));
         assert_eq!(cell.state().reason.unwrap(), "device tap7 was removed");
+        let kept = cell.export();
+        let next = LinkCell::resume(&kept, false);
+        assert!(kept.is_gone() && next.is_gone());
+        assert_eq!((next.state(), next.mtu(), next.mac()), (cell.state(), cell.mtu(), cell.mac()));
     }
 }

@@ -18,6 +18,7 @@ mod packet_socket;
 pub mod tap;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
@@ -117,6 +118,17 @@ impl Port {
         self.watermark.store(longest, Ordering::Relaxed);
     }
 
+    /// Ticks until the buckets of its limits are full again, of what comes in and of what goes out.
+    pub(crate) fn owed(&self, now: u64) -> [u64; 2] {
+        [self.egress.owed(now), self.ingress.owed(now)]
+    }
+
+    /// Has them be full again so many ticks from now on.
+    pub(crate) fn owe(&self, ticks: [u64; 2], now: u64) {
+        self.egress.owe(ticks[0], now);
+        self.ingress.owe(ticks[1], now);
+    }
+
     /// The limit of what comes from whoever is behind the port, if there is one.
     #[inline]
     pub fn egress_limit(&self) -> Option<&Bucket> {
@@ -190,6 +202,20 @@ impl Port {
             }
         }
         totals
+    }
+
+    /// What workers counted, in and out, all together.
+    pub fn counted(&self) -> [Totals; 2] {
+        [total(&self.counters, |set| &set.rx), total(&self.counters, |set| &set.tx)]
+    }
+
+    /// Adds what was counted elsewhere, in and out; before any worker counts here.
+    pub fn restore(&self, counted: [(u64, u64, &BTreeMap<String, u64>); 2]) {
+        if let Some(set) = self.counters.first() {
+            for (side, (packets, bytes, drops)) in [&set.rx, &set.tx].into_iter().zip(counted) {
+                side.restore(packets, bytes, drops);
+            }
+        }
     }
 
     /// What went out, all workers together.

@@ -11,14 +11,15 @@ use std::{
 };
 
 use nix::libc;
-use vhost_backend::frame::Burst;
+use serde::{Deserialize, Serialize};
+use vhost_backend::{frame::Burst, handover::Descriptors};
 
 pub use super::device::{OpenError, ReceiveBuffer, Sent};
 pub use super::packet_socket::Missed;
 use super::{
     device::{NET_ADMIN, check_name},
-    host_stack::HostStack,
-    link::{Changed, LinkInfo, LinkState},
+    host_stack::{HostStack, HostStackState},
+    link::{Changed, LinkInfo, LinkKept, LinkState},
     netlink::Netlink,
     netns::Netns,
     packet_socket::PacketSocket,
@@ -47,7 +48,19 @@ pub struct Netdev {
     queues: Box<[PacketSocket]>,
     watch: Watch,
     /// After the sockets: the host's stack returns when nobody listens any more.
-    _host_stack: HostStack,
+    host_stack: HostStack,
+}
+
+/// A netdev port for another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetdevState {
+    /// The sockets of its queues, each with frames overrun and oversized so far.
+    queues: Vec<(u32, u64, u64)>,
+    /// What is known about the device.
+    link: LinkKept,
+    /// What is to be given back to the host some day.
+    host: HostStackState,
 }
 
 impl Netdev {
@@ -89,7 +102,66 @@ impl Netdev {
         for queue in &queues {
             queue.listen().map_err(failed)?;
         }
-        Ok(Self { name: config.device.clone(), queues, watch, _host_stack: host_stack })
+        Ok(Self { name: config.device.clone(), queues, watch, host_stack })
+    }
+
+    /// Describes the port for another process.
+    ///
+    /// # Errors
+    /// No descriptors are to be had.
+    pub fn export(&self, descriptors: &mut Descriptors) -> io::Result<NetdevState> {
+        let mut queues = Vec::with_capacity(self.queues.len());
+        for queue in &self.queues {
+            let missed = queue.missed();
+            queues.push((descriptors.add(&queue.fd)?, missed.overrun, missed.oversize));
+        }
+        Ok(NetdevState {
+            queues,
+            link: self.watch.cell().export(),
+            host: self.host_stack.export(descriptors)?,
+        })
+    }
+
+    /// Goes on with the sockets of another process. The device is that one's until [`Netdev::own`].
+    ///
+    /// # Errors
+    /// What was handed over does not fit.
+    pub fn resume(
+        config: &NetdevConfig,
+        state: &NetdevState,
+        descriptors: &mut Descriptors,
+    ) -> Result<Self, OpenError> {
+        let unfit = |why: String| OpenError::Unfit { device: config.device.clone(), why };
+        if state.queues.len() != usize::from(config.queues) {
+            return Err(unfit(format!("has {} queues, {} are wanted", state.queues.len(), config.queues)));
+        }
+        let mut queues = Vec::with_capacity(state.queues.len());
+        for &(place, overrun, oversize) in &state.queues {
+            let fd = descriptors.take(place).map_err(|e| unfit(e.to_string()))?;
+            let missed = Missed { overrun, oversize };
+            let failed = |e| OpenError::system(format!("map the ring of {}", config.device), NET_ADMIN, e);
+            queues.push(PacketSocket::adopt(fd, 0, missed).map_err(failed)?);
+        }
+        let (host_stack, index) =
+            HostStack::resume(config.netns.as_deref(), &config.device, &state.host, descriptors)?;
+        let watch = Watch::resume(host_stack.netns(), index, false, &state.link)?;
+        Ok(Self { name: config.device.clone(), queues: queues.into(), watch, host_stack })
+    }
+
+    /// Where each queue's ring was read up to, when nobody reads.
+    pub fn positions(&self) -> Vec<u32> {
+        self.queues.iter().map(|queue| queue.ring.position()).collect()
+    }
+
+    /// Reads on from there; false if that cannot be. For who alone has the port.
+    pub fn set_positions(&self, positions: &[u32]) -> bool {
+        positions.len() == self.queues.len()
+            && self.queues.iter().zip(positions).all(|(queue, &position)| queue.ring.set_position(position))
+    }
+
+    /// The device is this process' from now on, and given back when the port goes.
+    pub fn own(&self) {
+        self.host_stack.own();
     }
 
     /// Number of queues.

@@ -53,6 +53,21 @@ impl Netns {
         Ok(netns)
     }
 
+    /// The namespace's file, if it is not our own namespace.
+    pub(super) fn file(&self) -> Option<&File> {
+        self.entry.as_ref().map(|(_, file)| file)
+    }
+
+    /// The namespace `name` by its file, which another process has opened; our own without one.
+    pub(super) fn adopt(name: Option<&Path>, file: Option<File>) -> Result<Self, OpenError> {
+        let (Some(name), Some(file)) = (name, file) else { return Self::open(name) };
+        let doing = || format!("netns {}", name.display());
+        let meta = file.metadata().map_err(|e| OpenError::system(doing(), "an open file", e))?;
+        let netns = Self { entry: Some((name.to_path_buf(), file)), id: (meta.dev(), meta.ino()) };
+        netns.run(|| ())?;
+        Ok(netns)
+    }
+
     /// Identifies the namespace within this boot.
     pub(super) fn id(&self) -> (u64, u64) {
         self.id

@@ -81,27 +81,38 @@ impl Ring {
             tp_frame_nr: SLOTS,
         };
         set(fd, libc::PACKET_RX_RING, &request)?;
-        // SAFETY: a fresh mapping at an address of the kernel's choice touches nobody's memory.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                BLOCK * BLOCKS,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                fd.as_raw_fd(),
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).expect("a mapping is never at address 0");
+        let start = mapped(fd)?;
         Ok(Self {
             start,
             busy: AtomicBool::new(false),
             next: AtomicU32::new(0),
             empty_polls: AtomicU32::new(0),
         })
+    }
+
+    /// Maps the ring of a socket that another process has made and read up to slot `next`.
+    pub(super) fn adopt(fd: &OwnedFd, next: u32) -> io::Result<Self> {
+        if next >= SLOTS {
+            return Err(io::Error::other(format!("slot {next} of {SLOTS}")));
+        }
+        let start = mapped(fd)?;
+        Ok(Self {
+            start,
+            busy: AtomicBool::new(false),
+            next: AtomicU32::new(next),
+            empty_polls: AtomicU32::new(0),
+        })
+    }
+
+    /// The slot that the kernel fills next, when nobody reads.
+    pub(super) fn position(&self) -> u32 {
+        self.next.load(Relaxed)
+    }
+
+    /// Goes on at another slot; false if there is none of that number. For who alone has the ring.
+    pub(super) fn set_position(&self, next: u32) -> bool {
+        self.next.store(next.min(SLOTS - 1), Relaxed);
+        next < SLOTS
     }
 
     #[inline]
@@ -124,6 +135,25 @@ impl Drop for Ring {
         // SAFETY: our own mapping, whole; nobody has it lent, for that takes a borrow.
         unsafe { libc::munmap(self.start.as_ptr().cast(), BLOCK * BLOCKS) };
     }
+}
+
+/// Maps a socket's ring.
+fn mapped(fd: &OwnedFd) -> io::Result<NonNull<u8>> {
+    // SAFETY: a fresh mapping at an address of the kernel's choice touches nobody's memory.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            BLOCK * BLOCKS,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            fd.as_raw_fd(),
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(NonNull::new(start.cast()).expect("a mapping is never at address 0"))
 }
 
 /// The slots of a ring that a burst refers to: they go back to the kernel when this is dropped.

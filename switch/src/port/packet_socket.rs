@@ -103,6 +103,17 @@ impl PacketSocket {
         Ok(socket)
     }
 
+    /// A socket that another process has bound, shared and read up to slot `next`, and what it has missed so far.
+    pub(super) fn adopt(fd: OwnedFd, next: u32, missed: Missed) -> io::Result<Self> {
+        let ring = Ring::adopt(&fd, next)?;
+        Ok(Self {
+            fd,
+            ring,
+            overrun: AtomicU64::new(missed.overrun),
+            oversize: AtomicU64::new(missed.oversize),
+        })
+    }
+
     /// Shares the device's frames among `sockets` by flow: the kernel's flow hash is the same in both directions and
     /// for all frames of a flow, so a flow stays in order on one queue. (Sharing by processor would leave all frames
     /// of a single-queue device on one queue and reorder flows when their sender moves.)

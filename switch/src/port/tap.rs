@@ -21,16 +21,18 @@ use std::{
     path::PathBuf,
 };
 
-use nix::{libc, request_code_write};
+use nix::{libc, request_code_read, request_code_write};
+use serde::{Deserialize, Serialize};
 use vhost_backend::{
     frame::{BURST, Burst, MAX_FRAME},
+    handover::Descriptors,
     net_header::{NET_HEADER_LEN, NetHeader},
 };
 
 pub use super::device::{OpenError, ReceiveBuffer, Sent};
 use super::{
     device::{HEADROOM, Lent, NET_ADMIN, check_name},
-    link::{Changed, LinkChange, LinkInfo, LinkState},
+    link::{Changed, LinkChange, LinkInfo, LinkKept, LinkState},
     netlink::Netlink,
     netns::Netns,
     watch::Watch,
@@ -45,9 +47,10 @@ const SEND_BUFFER: c_int = 4 << 20;
 const PIECES: usize = 1024;
 
 pub(super) mod ioctl {
-    use super::{c_int, c_uint, libc, request_code_write};
+    use super::{c_int, c_uint, libc, request_code_read, request_code_write};
     const INT: usize = size_of::<c_int>();
     nix::ioctl_write_ptr_bad!(set_iff, request_code_write!(b'T', 202, INT), libc::ifreq);
+    nix::ioctl_read_bad!(get_iff, request_code_read!(b'T', 210, size_of::<c_uint>()), libc::ifreq);
     nix::ioctl_write_int_bad!(set_persist, request_code_write!(b'T', 203, INT));
     nix::ioctl_write_int_bad!(set_offload, request_code_write!(b'T', 208, size_of::<c_uint>()));
     nix::ioctl_write_ptr_bad!(set_sndbuf, request_code_write!(b'T', 212, INT), c_int);
@@ -99,6 +102,20 @@ fn check_mtu(mtu: u16) -> Result<(), OpenError> {
     Err(OpenError::Invalid { field: "mtu", value: mtu.to_string(), rule: rule.into() })
 }
 
+/// A TAP port for another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TapState {
+    /// The device's index in its namespace.
+    pub index: u32,
+    /// What is known about it.
+    pub(super) link: LinkKept,
+    /// The descriptors of its queues.
+    pub queues: Vec<u32>,
+    /// The namespace's file, if it is another one than the process'.
+    pub netns: Option<u32>,
+}
+
 /// A TAP device with its queues.
 ///
 /// Queues are independent. `receive` and `send` may be called from any thread; frames of one queue keep their order
@@ -121,6 +138,45 @@ impl Tap {
         configure(config, &queues, &mut netlink, &link)?;
         let watch = Watch::start(&netns, link.index, true)?;
         Ok(Self { name: config.device.clone(), queues, index: link.index, netns, watch })
+    }
+
+    /// Describes the port for another process, which goes on with the same queues.
+    ///
+    /// # Errors
+    /// No descriptors are to be had.
+    pub fn export(&self, descriptors: &mut Descriptors) -> io::Result<TapState> {
+        let queues = self.queues.iter().map(|queue| descriptors.add(queue)).collect::<io::Result<_>>()?;
+        let netns = self.netns.file().map(|file| descriptors.add(file)).transpose()?;
+        Ok(TapState { index: self.index, link: self.watch.cell().export(), queues, netns })
+    }
+
+    /// Goes on with the queues of another process, whose device it was.
+    ///
+    /// # Errors
+    /// They are not this device's.
+    pub fn resume(
+        config: &TapConfig,
+        state: &TapState,
+        descriptors: &mut Descriptors,
+    ) -> Result<Self, OpenError> {
+        let unfit = |why: String| OpenError::Unfit { device: config.device.clone(), why };
+        let mut take = |place| descriptors.take(place).map(File::from).map_err(|e| unfit(e.to_string()));
+        if state.queues.len() != usize::from(config.queues) {
+            return Err(unfit(format!("has {} queues, {} are wanted", state.queues.len(), config.queues)));
+        }
+        let queues = state.queues.iter().map(|&place| take(place)).collect::<Result<Box<[_]>, _>>()?;
+        let file = state.netns.map(&mut take).transpose()?;
+        for queue in queues.iter().filter(|_| !state.link.is_gone()) {
+            let name =
+                name_of(queue).map_err(|e| unfit(format!("is not what a descriptor stands for: {e}")))?;
+            if name != config.device.as_bytes() {
+                let name = String::from_utf8_lossy(&name).into_owned();
+                return Err(unfit(format!("is not what a descriptor stands for, which is {name}")));
+            }
+        }
+        let netns = Netns::adopt(config.netns.as_deref(), file)?;
+        let watch = Watch::resume(&netns, state.index, true, &state.link)?;
+        Ok(Self { name: config.device.clone(), queues, index: state.index, netns, watch })
     }
 
     /// Number of queues.
@@ -331,6 +387,15 @@ pub(super) fn check_unused(device: &str, queues: u16, link: &LinkInfo) -> Result
         ));
     }
     Ok(())
+}
+
+/// The name of the device that a descriptor is a queue of.
+fn name_of(queue: &File) -> nix::Result<Vec<u8>> {
+    // SAFETY: an ifreq is plain data for which zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes an ifreq.
+    unsafe { ioctl::get_iff(queue.as_raw_fd(), &mut request) }?;
+    Ok(request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| c as u8).collect())
 }
 
 /// Opens a queue of a device, which is made if it is missing.

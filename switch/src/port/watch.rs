@@ -20,7 +20,7 @@ use nix::{
 
 use super::{
     device::OpenError,
-    link::{INFO, LinkCell, LinkInfo},
+    link::{INFO, LinkCell, LinkInfo, LinkKept},
     netlink::{Netlink, attribute},
     netns::Netns,
 };
@@ -52,17 +52,46 @@ static WATCHERS: Mutex<Option<Watchers>> = Mutex::new(None);
 impl Watch {
     /// Follows the device `index` of `netns` from now on; `portable` if its descriptors work in any namespace.
     pub(super) fn start(netns: &Netns, index: u32, portable: bool) -> Result<Self, OpenError> {
+        Self::begin(netns, index, |found| {
+            let link = found.ok_or_else(|| OpenError::Missing {
+                what: format!("device with index {index}"),
+                hint: "it was removed while it was being opened",
+            })?;
+            Ok(LinkCell::new(&link, portable))
+        })
+    }
+
+    /// The same of a device that another process has followed, whether it is still there or not.
+    pub(super) fn resume(
+        netns: &Netns,
+        index: u32,
+        portable: bool,
+        kept: &LinkKept,
+    ) -> Result<Self, OpenError> {
+        Self::begin(netns, index, |found| {
+            let cell = LinkCell::resume(kept, portable);
+            match found {
+                // Another one may have the number of one that has gone.
+                Some(link) if !kept.is_gone() => cell.update(&link),
+                None if !kept.is_gone() => cell.gone(false),
+                _ => false,
+            };
+            Ok(cell)
+        })
+    }
+
+    fn begin(
+        netns: &Netns,
+        index: u32,
+        cell: impl FnOnce(Option<LinkInfo>) -> Result<LinkCell, OpenError>,
+    ) -> Result<Self, OpenError> {
         let failed = |e: io::Error| OpenError::system("watch links", "a netlink socket", e);
         let watcher = Watcher::of(netns)?;
         // Asked after the subscription: nothing that happens from here on is missed.
         let mut netlink = netns.run(|| Netlink::open(0))?.map_err(failed)?;
         // Holding the list keeps the watcher's thread from applying newer news before this older answer.
         let mut cells = watcher.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        let link = netlink.link_by_index(index).map_err(failed)?.ok_or_else(|| OpenError::Missing {
-            what: format!("device with index {index}"),
-            hint: "it was removed while it was being opened",
-        })?;
-        let cell = Arc::new(LinkCell::new(&link, portable));
+        let cell = Arc::new(cell(netlink.link_by_index(index).map_err(failed)?)?);
         cells.push((index, Arc::downgrade(&cell)));
         drop(cells);
         Ok(Self { cell, watcher })

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::live::Live;
@@ -47,6 +48,11 @@ impl Directors {
     /// The checks.
     pub(crate) fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Servers that are to be taken for failed when their checks begin.
+    pub(crate) fn expect_failed(&mut self, servers: Vec<(ServiceKey, IpAddr, u16)>) {
+        self.health.expect_failed(servers);
     }
 
     /// The checks, by service, with their servers.

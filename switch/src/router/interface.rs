@@ -97,9 +97,11 @@ impl Router {
         self.refuse_overlaps(name, &spec.addresses)?;
         self.refuse_neighbours(name, &spec.addresses)?;
         let taken = |index: &u16| self.interfaces.values().any(|other| other.index == *index);
-        let index = (0..MAX_INTERFACES as u16).find(|index| !taken(index)).ok_or_else(|| {
-            Refusal::new(format!("there are {MAX_INTERFACES} interfaces already, which is the limit"))
-        })?;
+        let handed = self.handed.get(&name).copied();
+        let index =
+            handed.or_else(|| (0..MAX_INTERFACES as u16).find(|index| !taken(index))).ok_or_else(|| {
+                Refusal::new(format!("there are {MAX_INTERFACES} interfaces already, which is the limit"))
+            })?;
         // It comes up when the switch has looked at its ports.
         self.rib.add_interface(index, name, false)?;
         if let Err(refusal) = self.readdress(index, &[], &spec.addresses) {

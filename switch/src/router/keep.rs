@@ -386,11 +386,6 @@ impl Switch {
         self.keeper.failing = Some(why);
     }
 
-    /// Gives the state directory up, for a process that takes over; nothing is saved from here on.
-    pub fn release_state(&mut self) {
-        self.keeper.store = None;
-    }
-
     /// Makes the switch what a configuration describes; tells what was done for it.
     ///
     /// # Errors
@@ -436,5 +431,6 @@ fn not_saved(store: &Store, error: &std::io::Error) -> Refusal {
     Refusal::new(format!("it cannot be saved to {}: {error}", store.path().display()))
 }
 
+mod handed;
 #[cfg(test)]
 mod tests;

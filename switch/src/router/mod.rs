@@ -61,6 +61,8 @@ pub struct Router {
     pub(crate) tracking: Tracking,
     /// Virtual services, of all scopes.
     pub(crate) ipvs: Arc<Ipvs>,
+    /// Numbers that interfaces had in another process, in whose place this one is to go on.
+    pub(crate) handed: BTreeMap<Name, u16>,
 }
 
 impl Router {
@@ -76,6 +78,7 @@ impl Router {
             dhcp: BTreeMap::new(),
             tracking: Tracking::new(CONNECTIONS_DEFAULT),
             ipvs: Arc::default(),
+            handed: BTreeMap::new(),
         }
     }
 

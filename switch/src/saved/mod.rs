@@ -58,7 +58,7 @@ pub(crate) struct Store {
     disk: Box<dyn Disk>,
     path: PathBuf,
     /// Held as long as this lives, so that two daemons do not share a file.
-    _lock: Option<File>,
+    lock: Option<File>,
     base: Option<u64>,
     /// `None`: it must be written anew before anything can be appended.
     file: Option<Box<dyn Output>>,
@@ -69,15 +69,6 @@ pub(crate) struct Store {
     length: u64,
     things: u64,
     reserved: u64,
-}
-
-/// What a state directory holds, for who only wants to look: nothing is changed, and another daemon may use it.
-///
-/// # Errors
-/// The file is there and cannot be read.
-pub fn look(directory: &Path) -> io::Result<Saved> {
-    let bytes = disk::Kernel.read(&directory.join(FILE))?;
-    Ok(bytes.map(|bytes| read(&bytes)).unwrap_or_default())
 }
 
 /// Keeps the state directory for one daemon, as long as the file lives.
@@ -130,7 +121,7 @@ impl Store {
         let store = Self {
             disk,
             path,
-            _lock: lock,
+            lock,
             base: saved.base,
             file: None,
             replaced: saved.damaged,
@@ -168,6 +159,11 @@ impl Store {
     pub(crate) fn set_aside(&mut self, kind: &str) -> io::Result<PathBuf> {
         (self.file, self.replaced) = (None, true);
         set_aside(&*self.disk, &self.path, kind)
+    }
+
+    /// The lock of the directory, and what the file's configuration began with.
+    pub(crate) fn held(&self) -> (Option<&File>, Option<u64>) {
+        (self.lock.as_ref(), self.base)
     }
 
     /// The file.

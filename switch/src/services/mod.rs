@@ -13,4 +13,4 @@ pub mod ra;
 mod thread;
 
 pub use packet::wants;
-pub use thread::{Notice, Served, Services};
+pub use thread::{KeptLease, Notice, Served, Services};

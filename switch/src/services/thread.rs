@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use super::dhcp::leases::Lease;
 use super::dhcp::store::{Clock, Store};
 use super::dhcp::{self, Counters, Listing, Origin, Outcome, Server, Silence};
@@ -59,6 +61,28 @@ pub struct Notice {
     pub interface: u16,
     /// What happened.
     pub event: dhcp::Event,
+}
+
+/// A lease that goes on in another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptLease {
+    /// The interface whose it is.
+    pub interface: Name,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The client's Ethernet address.
+    pub mac: Mac,
+    /// The client's identifier.
+    pub identity: Box<[u8]>,
+    /// Its name.
+    pub hostname: Option<String>,
+    /// Number of the port behind which it is.
+    pub port: Option<u16>,
+    /// What it is.
+    pub state: dhcp::leases::State,
+    /// When that ends, in seconds since 1970.
+    pub expires: u64,
 }
 
 /// The services of a switch. They end with [`Services::close`], or when this is dropped.
@@ -291,6 +315,61 @@ impl Services {
         }
         drop(state);
         self.unpark();
+    }
+
+    /// All leases, for another process.
+    pub fn export(&self) -> Vec<KeptLease> {
+        let clock = self.shared.clock();
+        let state = lock(&self.shared.state);
+        let served = state.interfaces.values().filter_map(|one| Some((one.name, one.dhcp.as_ref()?)));
+        let kept = served
+            .flat_map(|(name, server)| server.leases().map(move |(address, lease)| (name, address, lease)));
+        kept.map(|(interface, address, lease)| KeptLease {
+            interface,
+            address,
+            mac: lease.mac,
+            identity: lease.identity.clone(),
+            hostname: lease.hostname.clone(),
+            port: lease.port,
+            state: lease.state,
+            expires: clock.wall_time(lease.expires),
+        })
+        .collect()
+    }
+
+    /// Takes over leases of another process. False for one of an interface that serves none.
+    pub fn restore(&self, kept: KeptLease) -> bool {
+        let clock = self.shared.clock();
+        let mut state = lock(&self.shared.state);
+        let State { interfaces, todo, .. } = &mut *state;
+        let found = interfaces.iter_mut().find(|(_, one)| one.name == kept.interface);
+        let Some((&index, Interface { dhcp: Some(server), .. })) = found else { return false };
+        let lease = Lease {
+            mac: kept.mac,
+            identity: kept.identity,
+            hostname: kept.hostname,
+            port: kept.port,
+            state: kept.state,
+            expires: clock.since_start(kept.expires),
+        };
+        server.release(kept.address);
+        server.restore(clock.now, kept.address, lease.clone());
+        todo.take_from(index, kept.interface, server);
+        todo.changes.push((kept.interface, kept.address, Some(lease)));
+        drop(state);
+        self.unpark();
+        true
+    }
+
+    /// Keeps leases in a state directory from now on, that of a process which has ended.
+    pub fn settle(&self, directory: &Path) {
+        let clock = self.shared.clock();
+        let mut state = lock(&self.shared.state);
+        let changes = std::mem::take(&mut state.todo.changes);
+        let mut store = lock(&self.shared.store);
+        drop(state);
+        store.keep(changes, clock, &mut warn);
+        store.settle(directory, clock, &mut warn);
     }
 
     /// Who has which address of an interface.

@@ -6,7 +6,7 @@
 //! frames keep their order, and what only one worker may write has one writer at any time.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,10 @@ impl Switch {
         if self.held {
             return;
         }
-        let homes = self.shared.tables.load().queues.clone();
+        let homes = match &self.handed {
+            Some(handed) => handed.homes(),
+            None => self.shared.tables.load().queues.clone(),
+        };
         self.publish_with(&homes);
     }
 
@@ -148,7 +151,8 @@ impl Switch {
             let wake = Box::new(move || first.iter().for_each(|worker| worker.wake()));
             let guards = self.guards.clone();
             let notify = Box::new(move |notice: Notice| guards.hear(&notice));
-            let state = self.state.as_deref();
+            // What another process keeps is taken over when that has ended.
+            let state = self.state.as_deref().filter(|_| self.handed.is_none());
             let capacity = self.router.tracking.capacity;
             match Live::new(self.workers.len(), capacity, &self.shared.epochs, state, wake, notify) {
                 Ok(live) => {
@@ -161,8 +165,7 @@ impl Switch {
             }
         }
         let Some(mut live) = self.live.take() else { return };
-        let up: BTreeSet<Name> =
-            self.router.interfaces.keys().copied().filter(|name| self.is_up(*name)).collect();
+        let up = self.interfaces_up();
         if let Err(refusal) = live.follow(&mut self.router, &|interface| up.contains(&interface.name)) {
             tracing::error!("layer 3 is not what is configured: {refusal}");
         }

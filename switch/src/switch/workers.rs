@@ -13,7 +13,7 @@ use crate::config::Workers;
 use crate::refusal::Refusal;
 use crate::stats::{Counter, Maximum};
 use crate::worker::generation::Adopted;
-use crate::worker::{Handle, Worker};
+use crate::worker::{Handle, Held, Worker};
 
 /// What a worker had counted when its counters were last reset.
 #[derive(Clone, Copy)]
@@ -38,6 +38,7 @@ impl Switch {
             busy_cycles: Counter::default(),
             longest_turn: Maximum::default(),
             longest_update: Maximum::default(),
+            held: Held::default(),
         });
         let (ready, started) = std::sync::mpsc::sync_channel(1);
         let (worker_handle, shared) = (handle.clone(), self.shared.clone());
@@ -89,6 +90,15 @@ impl Switch {
             // What cannot be changed is as it was.
             let _ = sched_setaffinity(Pid::from_raw(0), &set);
         }
+    }
+
+    /// The cores that this process may use, before it stepped aside.
+    pub(crate) fn cores(&self) -> nix::Result<CpuSet> {
+        let mut set = sched_getaffinity(Pid::from_raw(0))?;
+        for worker in &self.workers {
+            set.set(worker.core)?;
+        }
+        Ok(set)
     }
 
     /// Lets the counters of `worker list` begin anew.

@@ -6,6 +6,7 @@
 
 pub mod epoch;
 pub mod generation;
+mod hold;
 #[cfg(test)]
 mod modelled;
 mod poll;
@@ -14,7 +15,7 @@ mod sleep;
 use std::sync::Arc;
 // The epochs take their atomics from here, so that their test can put others in their place.
 use std::sync::atomic;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 use vhost_backend::frame::Burst;
@@ -31,6 +32,7 @@ use crate::stats::{Counter, Direction, Maximum};
 use crate::tables::{Queues, Tables};
 use epoch::Epochs;
 use generation::{Adopted, Newest};
+pub use hold::{AtomicMode, Held, Job, Mode};
 use poll::Slot;
 use sleep::Sleeper;
 
@@ -42,8 +44,8 @@ pub struct Shared {
     pub newest: Newest,
     /// The tables' clock, in seconds; the control thread moves it.
     pub seconds: AtomicU32,
-    /// Set once, at the end.
-    pub stop: AtomicBool,
+    /// What workers are to do.
+    pub mode: AtomicMode,
     /// Never sleep.
     pub busy: bool,
     /// When memory of shared tables may be used again; each worker has the seat of its number.
@@ -71,6 +73,8 @@ pub struct Handle {
     pub longest_turn: Maximum,
     /// Most cycles that it took to take a snapshot over.
     pub longest_update: Maximum,
+    /// What it does while it carries nothing.
+    pub held: Held,
 }
 
 impl Handle {
@@ -123,7 +127,17 @@ impl Worker {
         let mut last_work = clock::cycles();
         let mut last_start = last_work;
         self.shared.epochs.arrive(self.handle.id);
-        while !self.shared.stop.load(Ordering::Relaxed) {
+        loop {
+            match self.shared.mode.get() {
+                Mode::Run => {}
+                Mode::Hold => {
+                    self.hold();
+                    last_work = clock::cycles();
+                    last_start = last_work;
+                    continue;
+                }
+                Mode::Stop => break,
+            }
             if self.handle.adopted.differs(self.shared.newest.get()) {
                 let before = clock::cycles();
                 self.adopt();

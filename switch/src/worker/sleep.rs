@@ -58,6 +58,11 @@ impl Sleeper {
         }
     }
 
+    /// Waits until the worker is woken, or for so many milliseconds.
+    pub(super) fn rest(&mut self, patience: i32) {
+        let _ = self.epoll.wait(patience, &mut self.events);
+    }
+
     /// Sees to it that frames of this queue end the sleep; false if there are some already, or must be polled for, or if
     /// more than `left` descriptors would be registered.
     fn prepare(&self, slot: &mut Slot, left: &mut usize) -> bool {

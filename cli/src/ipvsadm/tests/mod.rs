@@ -96,9 +96,9 @@ struct Bench(Rc<Dispatcher>);
 
 impl Bench {
     fn new() -> Self {
-        let options = Options { workers: Workers::Count(1), poll: Poll::Adaptive, state: None };
+        let options = Options { workers: Workers::Count(1), poll: Poll::Adaptive, state: None, handed: None };
         let switch = Switch::start(options).unwrap();
-        Self(Rc::new(Dispatcher::new(Rc::new(RefCell::new(switch)))))
+        Self(Rc::new(Dispatcher::new(Rc::new(RefCell::new(switch)), Rc::default())))
     }
 
     /// What a command line prints, in the form of the recordings.

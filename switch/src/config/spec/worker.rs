@@ -1,6 +1,8 @@
 //! When queues are spread anew over workers without being asked.
 #![forbid(unsafe_code)]
 
+use serde::{Deserialize, Serialize};
+
 use super::{Invalid, number};
 use crate::control::api;
 use crate::spread::Plan;
@@ -9,7 +11,8 @@ use crate::spread::Plan;
 const INTERVAL: (u32, u32) = (5, 86_400);
 
 /// When queues are spread anew by themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rebalancing {
     /// Whether at all.
     pub auto: bool,

@@ -1,5 +1,6 @@
 //! Tests of connection tracking as its users see it.
 
+mod handover;
 mod index;
 mod lifetimes;
 mod limits;

@@ -14,7 +14,7 @@ struct Talk {
     there: Key4,
 }
 
-fn segment(flags: u8, seq: u32, ack: u32) -> Packet {
+pub(super) fn segment(flags: u8, seq: u32, ack: u32) -> Packet {
     Packet {
         bytes: 40,
         tcp: Some(Segment { flags, seq, ack, len: 0, scale: (flags & SYN != 0).then_some(7) }),

@@ -65,6 +65,7 @@ macro_rules! each_method {
     ($then:ident) => {
         $then! {
             StatusShow = "status.show" -> Status;
+            DaemonUpgrade = "daemon.upgrade" -> Upgraded;
             BridgeAdd = "bridge.add" -> Bridge;
             BridgeDel = "bridge.del" -> Done;
             BridgeList = "bridge.list" -> Vec<Bridge>;

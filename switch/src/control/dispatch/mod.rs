@@ -10,6 +10,7 @@ mod l3;
 mod listing;
 mod rules;
 mod services;
+mod upgrade;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use super::rpc::{self, Error, Head, Id};
 use crate::config::spec::RouteSpec;
 use crate::switch::Switch;
 use listing::Listings;
+pub use upgrade::{Outcome, Upgrades, Wish};
 
 /// Reads a line as a dispatcher does, and does nothing.
 ///
@@ -53,6 +55,8 @@ pub struct Dispatcher {
     loading: Cell<usize>,
     transactions: ipvs::Transactions,
     turns: container::Turns,
+    /// Wishes for a planned restart.
+    pub upgrades: Rc<Upgrades>,
 }
 
 /// What a method works on.
@@ -71,7 +75,7 @@ trait Handle: Method {
 
 impl Dispatcher {
     /// Answers from `switch`, which nobody else may borrow while a request is answered.
-    pub fn new(switch: Rc<RefCell<Switch>>) -> Self {
+    pub fn new(switch: Rc<RefCell<Switch>>, upgrades: Rc<Upgrades>) -> Self {
         Self {
             switch,
             listings: Listings::default(),
@@ -79,6 +83,7 @@ impl Dispatcher {
             loading: Cell::new(0),
             transactions: ipvs::Transactions::default(),
             turns: container::Turns::default(),
+            upgrades,
         }
     }
 

@@ -11,7 +11,7 @@ pub mod spec;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -55,12 +55,29 @@ pub struct Health {
     changed: Changed,
     monitor: Option<Monitor>,
     checks: BTreeMap<ServiceKey, Check>,
+    /// Servers that had failed in another process.
+    expected: HashSet<(ServiceKey, IpAddr, u16)>,
 }
 
 impl Health {
     /// No checks. `changed` is called by another thread when [`Health::tick`] has something to do.
     pub fn new(changed: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { changed: Arc::new(changed), monitor: None, checks: BTreeMap::new() }
+        Self { changed: Arc::new(changed), monitor: None, checks: BTreeMap::new(), expected: HashSet::new() }
+    }
+
+    /// Servers that have failed.
+    pub fn failed(&self) -> Vec<(ServiceKey, IpAddr, u16)> {
+        let of = |check: &Check| {
+            let failed = check.servers.iter().filter(|(_, server)| !server.watched.verdict().up);
+            let service = check.spec.service;
+            failed.map(move |(&(address, port), _)| (service, address, port)).collect::<Vec<_>>()
+        };
+        self.checks.values().flat_map(of).collect()
+    }
+
+    /// Takes servers for failed when their checks begin, until those say something else.
+    pub fn expect_failed(&mut self, servers: Vec<(ServiceKey, IpAddr, u16)>) {
+        self.expected = servers.into_iter().collect();
     }
 
     /// Checks a service's servers from now on, in this way instead of another one.
@@ -126,7 +143,7 @@ impl Health {
     pub fn tick(&mut self, scope: &Scope) {
         let Some(monitor) = &self.monitor else { return };
         for check in self.checks.values_mut() {
-            check.tick(monitor, scope);
+            check.tick(monitor, scope, &mut self.expected);
         }
     }
 }
@@ -136,7 +153,7 @@ impl Check {
         monitor.watch(self.spec.clone(), SocketAddr::new(address, self.spec.port.unwrap_or(port)))
     }
 
-    fn tick(&mut self, monitor: &Monitor, scope: &Scope) {
+    fn tick(&mut self, monitor: &Monitor, scope: &Scope, expected: &mut HashSet<(ServiceKey, IpAddr, u16)>) {
         let key = self.spec.service;
         let Some(listing) = scope.service(&key, &Live::new()) else {
             // The service is gone for now, its servers with it.
@@ -149,6 +166,9 @@ impl Check {
             let place = (wanted.address, wanted.port);
             let mut server = before.remove(&place).unwrap_or_else(|| {
                 let watched = self.watch(monitor, place);
+                if expected.remove(&(key, place.0, place.1)) {
+                    watched.take_for_failed();
+                }
                 Server { watched, taken: None }
             });
             let verdict = server.watched.verdict();

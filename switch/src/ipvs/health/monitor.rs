@@ -82,6 +82,13 @@ pub(super) struct Watched {
 }
 
 impl Watched {
+    /// It had failed before it was asked here.
+    pub(super) fn take_for_failed(&self) {
+        let mut verdict = lock(&self.verdict);
+        verdict.up = false;
+        verdict.error = Some("it had failed before the restart".to_owned());
+    }
+
     /// What is known of it.
     pub(super) fn verdict(&self) -> Verdict {
         lock(&self.verdict).clone()

@@ -20,6 +20,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
+use serde::{Deserialize, Serialize};
 use zerocopy::FromZeros;
 
 pub use age::{Action, Timing};
@@ -70,7 +71,8 @@ pub enum Learned {
 }
 
 /// An entry, for people. Times are in seconds before now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Number of the interface.
     pub interface: u16,

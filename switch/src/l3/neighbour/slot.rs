@@ -3,13 +3,15 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use zerocopy::FromZeros;
 
 use super::{Address, Entry, Waiting};
 use crate::packet::ethernet::Mac;
 
 /// How sure we are of a neighbour; names and meaning as with `ip neighbour` (RFC 4861, 7.3.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum State {
     /// Asked for, no answer yet.
@@ -310,6 +312,19 @@ impl Slot {
         self.probes.store(0, Ordering::Relaxed);
         self.link.store(link.version(version).0, Ordering::Release);
         self.owner.store(USED | u64::from(interface) | u64::from(port) << 32, Ordering::Release);
+    }
+
+    /// Gives it the times of an entry that was made elsewhere. For the holder of the writer's lock.
+    pub(super) fn restore(&self, entry: &Entry, now: u32) {
+        for (time, age) in [
+            (&self.used, entry.used),
+            (&self.confirmed, entry.confirmed),
+            (&self.since, entry.confirmed.min(entry.used)),
+            (&self.updated, entry.updated),
+        ] {
+            time.store(now.wrapping_sub(age), Ordering::Relaxed);
+        }
+        self.set_probes(entry.probes);
     }
 
     /// Takes the slot from its neighbour. For the holder of the writer's lock.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use super::slot::{Link, Slot, State, WAYS};
-use super::{Address, Neighbours};
+use super::{Address, Entry, Neighbours};
 use crate::packet::ethernet::Mac;
 use crate::refusal::Refusal;
 
@@ -179,6 +179,29 @@ impl Neighbours {
                 self.limit()
             ))
         })
+    }
+
+    /// Makes an entry that was learned elsewhere, in the place of what is known here. False if it has no MAC address,
+    /// is one of the operator's, or there is no room.
+    pub fn restore(&self, entry: &Entry, now: u32) -> bool {
+        let fixed = matches!(entry.state, State::Permanent | State::NoArp);
+        let Some(mac) = entry.mac.filter(|mac| !fixed && !mac.is_multicast() && !mac.is_zero()) else {
+            return false;
+        };
+        let key = (entry.interface, Address::from(entry.address));
+        let mut writer = self.lock();
+        if let Some(id) = self.find(key.0, key.1) {
+            if self.slots[id as usize].link().is_fixed() {
+                return false;
+            }
+            self.release(&mut writer, id);
+        }
+        let link = Link::resolved(mac, entry.state);
+        let stored = self.store(&mut writer, key, link, entry.port.unwrap_or(u16::MAX), now);
+        if let Some(id) = stored {
+            self.slots[id as usize].restore(entry, now);
+        }
+        stored.is_some()
     }
 
     /// Removes an entry, whatever its state; false if there was none.

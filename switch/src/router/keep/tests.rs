@@ -23,13 +23,18 @@ struct Daemon {
 
 impl Daemon {
     fn on(disk: &Simulated, file: Option<&str>) -> Self {
-        let options = Options { workers: Workers::Count(1), poll: Poll::Adaptive, state: None };
+        let options = Options { workers: Workers::Count(1), poll: Poll::Adaptive, state: None, handed: None };
         let mut switch = Switch::start(options).unwrap();
         let file = file.map(|text| Config::parse(text, None).unwrap());
         switch.begin_on(Box::new(disk.clone()), Path::new("/state"), file).unwrap();
         let switch = Rc::new(RefCell::new(switch));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { dispatcher: Dispatcher::new(switch.clone()), switch, disk: disk.clone(), runtime }
+        Self {
+            dispatcher: Dispatcher::new(switch.clone(), Rc::default()),
+            switch,
+            disk: disk.clone(),
+            runtime,
+        }
     }
 
     /// What a request is answered.

@@ -103,6 +103,11 @@ impl Server {
         }
     }
 
+    /// All leases, for another process.
+    pub fn leases(&self) -> impl Iterator<Item = (Ipv4Addr, &Lease)> {
+        self.leases.iter()
+    }
+
     /// All addresses of which account is kept.
     pub fn list(&self, now: u64) -> Vec<Listing> {
         let listing = |(address, lease): (Ipv4Addr, &Lease)| Listing {

@@ -61,11 +61,13 @@ pub struct Clock {
 }
 
 impl Clock {
-    fn unix(&self) -> u64 {
+    /// Seconds since 1970.
+    pub fn unix(&self) -> u64 {
         self.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
     }
 
-    fn wall_time(self, second: u64) -> u64 {
+    /// A second of the server's in those since 1970.
+    pub fn wall_time(self, second: u64) -> u64 {
         if second >= self.now {
             self.unix().saturating_add(second - self.now)
         } else {
@@ -73,7 +75,8 @@ impl Clock {
         }
     }
 
-    fn since_start(self, second: u64) -> u64 {
+    /// A second since 1970 in the server's.
+    pub fn since_start(self, second: u64) -> u64 {
         if second >= self.unix() {
             self.now.saturating_add(second - self.unix())
         } else {
@@ -153,6 +156,14 @@ impl Store {
             (address, lease)
         };
         self.leases.range(all).map(lease).collect()
+    }
+
+    /// Keeps leases in a state directory from now on: those in memory take the place of what the file holds.
+    pub fn settle(&mut self, directory: &Path, clock: Clock, tell: &mut dyn FnMut(String)) {
+        let leases = std::mem::take(&mut self.leases);
+        *self = Self::open(directory, clock, tell);
+        self.leases = leases;
+        self.write_anew(clock, tell);
     }
 
     /// Takes changes in, and returns when they are on the disk, or when that has turned out not to be possible.
