@@ -167,8 +167,10 @@ fn connections_outlive_upgrades() {
         list.sort();
         list
     };
-    let before =
-        wait_for("all connections", SOON, || Some(established(shuntd)).filter(|list| list.len() == 3));
+    let before = wait_for("all connections", SOON, || {
+        let list = established(shuntd);
+        (list.len() == 3 && list.iter().all(|one| one.contains("ESTABLISHED"))).then_some(list)
+    });
     let configured = shuntd.ctl("config show");
     let mut pauses = Vec::new();
     for round in 1..=restarts() {

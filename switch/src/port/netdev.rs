@@ -48,7 +48,7 @@ pub struct Netdev {
     queues: Box<[PacketSocket]>,
     watch: Watch,
     /// After the sockets: the host's stack returns when nobody listens any more.
-    host_stack: HostStack,
+    host_stack: Box<HostStack>,
 }
 
 /// A netdev port for another process.
@@ -102,7 +102,7 @@ impl Netdev {
         for queue in &queues {
             queue.listen().map_err(failed)?;
         }
-        Ok(Self { name: config.device.clone(), queues, watch, host_stack })
+        Ok(Self { name: config.device.clone(), queues, watch, host_stack: Box::new(host_stack) })
     }
 
     /// Describes the port for another process.
@@ -145,7 +145,12 @@ impl Netdev {
         let (host_stack, index) =
             HostStack::resume(config.netns.as_deref(), &config.device, &state.host, descriptors)?;
         let watch = Watch::resume(host_stack.netns(), index, false, &state.link)?;
-        Ok(Self { name: config.device.clone(), queues: queues.into(), watch, host_stack })
+        Ok(Self {
+            name: config.device.clone(),
+            queues: queues.into(),
+            watch,
+            host_stack: Box::new(host_stack),
+        })
     }
 
     /// Where each queue's ring was read up to, when nobody reads.
