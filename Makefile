@@ -58,8 +58,9 @@ unit: ## Tests inside the crates
 	$(CARGO) test -p shunt-tests --lib
 
 .PHONY: costs
-costs: ## Cycles that rules take (the ignored tests are these measurements; for a quiet machine)
+costs: ## What rules, dirty logging and a shared ring cost (the ignored tests are these measurements; for a quiet machine)
 	$(CARGO) test --profile test-release -p shunt-switch --lib -- --ignored --nocapture --test-threads=1 cost_of
+	$(CARGO) test --release -p vhost-backend --test dirty --test ring_shared -- --ignored --nocapture --test-threads=1 cost_of
 
 .PHONY: gates
 gates: ## Instruction counts of the packet path, against the recorded ones

@@ -155,6 +155,8 @@ reasons! {
     LinkDown = "link_down",
     /// To send: the guest had no receive buffer left.
     NoBuffers = "no_buffers",
+    /// To send: other workers held the guest's receive ring for too long.
+    RingBusy = "ring_busy",
     /// To send: longer than the guest's receive buffers, which are not mergeable.
     BufferTooSmall = "buffer_too_small",
     /// To send: longer than the port's MTU, and no segmentation covers it.

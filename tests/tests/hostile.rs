@@ -11,7 +11,7 @@ use shunt_tests::hostile::attacks::{self, Attack, Outcome};
 use shunt_tests::hostile::neighbour::{frame, mac, number};
 use shunt_tests::hostile::vm::STEPS;
 use shunt_tests::hostile::wire::message;
-use shunt_tests::hostile::{Footprint, Neighbour, Vm};
+use shunt_tests::hostile::{Footprint, Neighbour, Vm, packed};
 use shunt_tests::process::{favour, threads};
 use shunt_tests::{Shuntd, poll_for, progress, wait_for};
 
@@ -175,6 +175,12 @@ fn guests_that_lie_in_their_rings() {
     let mut stage = Stage::new();
     stage.all(Vm::boot, attacks::RINGS);
     stage.all(Vm::boot, attacks::HEADERS);
+}
+
+#[test]
+fn guests_that_lie_in_packed_rings() {
+    let mut stage = Stage::new();
+    stage.all(Vm::boot_packed, packed::RINGS);
 }
 
 #[test]

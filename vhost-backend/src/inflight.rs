@@ -3,9 +3,9 @@
 //!
 //! vhost-user specification, section "Inflight I/O tracking". Our rings give buffers back in the order in which they took
 //! them, a burst at a time, by one store. So a split ring's used index tells everything, and nothing is written here while
-//! it runs. A packed ring's position is nowhere in the guest's memory, and its descriptors are written over when they go
-//! back: four words are written here for each burst, so that whoever comes after us ends what we had begun. What is found here may come from another kind of device, with buffers in any order:
-//! those of a split ring are served before all others, in the order of their counters.
+//! it runs. A packed ring tells where it stands by notes of ours (`ring/packed/find.rs`), which another kind of device does
+//! not know: for it one word is written here for each burst. What is found here may come from such a device, with buffers
+//! in any order: those of a split ring are served before all others, in the order of their counters.
 //!
 //! The frontend may have written anything here; all that can go wrong is its own ring.
 
@@ -14,7 +14,7 @@ use std::{
     os::fd::{FromRawFd, OwnedFd},
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, fence},
+        atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering},
     },
 };
 
@@ -47,8 +47,6 @@ mod split {
 mod packed {
     /// used_idx, old_used_idx, used_wrap_counter, old_used_wrap_counter: one word.
     pub(super) const POSITIONS: usize = 16;
-    /// Padding for others: the second half of the first descriptor of a burst.
-    pub(super) const FIRST: usize = 24;
     pub(super) const HEAD: usize = 32;
     pub(super) const ENTRY: usize = 32;
     pub(super) const NEXT: usize = 2;
@@ -286,12 +284,12 @@ impl Region {
         self.half(split::USED_IDX).store(used, Ordering::Release);
     }
 
-    /// Takes over a packed ring; `None` for a record that is only begun here.
+    /// Where a packed ring stands, its wrap counter in the highest bit; `None` for a record that is only begun here.
     ///
     /// # Errors
     /// The record is not one of this ring, or there are buffers in flight, which our rings never leave: they are another
     /// device's, with a past that is not ours to guess.
-    pub(crate) fn position(&self, size: u16, features: u64) -> Result<Option<Standing>, RingFault> {
+    pub(crate) fn position(&self, size: u16, features: u64) -> Result<Option<u16>, RingFault> {
         if !self.begun(features)? {
             return Ok(None);
         }
@@ -299,63 +297,24 @@ impl Region {
             return Err(RingFault::BadInflight);
         }
         let word = self.word(packed::POSITIONS).load(Ordering::Acquire);
-        let position = |index: u64, wrap: u64| index as u16 & 0x7fff | u16::from(wrap & 0xff != 0) << 15;
-        let (next, old) = (position(word, word >> 32), position(word >> 16, word >> 40));
-        let first = self.word(packed::FIRST).load(Ordering::Relaxed);
-        if old & 0x7fff >= size || next & 0x7fff >= size {
+        // What the old position says has been shown to the driver; what the new one says may not have been.
+        let (old, wrap) = ((word >> 16) as u16 & 0x7fff, (word >> 40) as u8 != 0);
+        if old >= size {
             return Err(RingFault::BadInflight);
         }
         if self.gone() {
             return Err(RingFault::InflightGone);
         }
-        Ok(Some(if next != old {
-            Standing::Showing { at: old, next, first }
-        } else if (word >> 48) as u16 == old {
-            Standing::Writing { at: old, first }
-        } else {
-            Standing::At(old)
-        }))
+        Ok(Some(old | u16::from(wrap) << 15))
     }
 
-    /// A packed ring that stands at `at` begins to write over descriptors that it gives back. The first of them, which will
-    /// be shown last, will get `first` as its second half.
-    #[inline]
-    pub(crate) fn begin(&self, at: u16, first: u64) {
-        self.word(packed::FIRST).store(first, Ordering::Relaxed);
-        self.word(packed::POSITIONS).store(positions(at, at, at), Ordering::Release);
-        // Descriptors are written over only then.
-        fence(Ordering::Release);
-    }
-
-    /// All but the first is written, and it is shown now, with which the ring stands at `next`.
-    #[inline]
-    pub(crate) fn intend(&self, at: u16, next: u16) {
-        self.word(packed::POSITIONS).store(positions(next, at, at), Ordering::Release);
-    }
-
-    /// The ring stands at `at`.
+    /// The packed ring stands at `at`.
     #[inline]
     pub(crate) fn commit(&self, at: u16) {
-        self.word(packed::POSITIONS).store(positions(at, at, at ^ 0x8000), Ordering::Release);
+        let (index, wrap) = (u64::from(at & 0x7fff), u64::from(at >> 15));
+        let word = index | index << 16 | wrap << 32 | wrap << 40;
+        self.word(packed::POSITIONS).store(word, Ordering::Release);
     }
-}
-
-/// How a device has left a packed ring. Positions are indexes with the wrap counter in the highest bit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// Between bursts.
-    At(u16),
-    /// Some of the descriptors behind the one at `at` have been written over, and that one not; the driver has seen none.
-    Writing { at: u16, first: u64 },
-    /// All of them have, and perhaps the driver has seen it.
-    Showing { at: u16, next: u16, first: u64 },
-}
-
-/// used_idx, old_used_idx and their wrap counters as they lie in memory; behind them, in what is padding for others, where
-/// the last burst began.
-fn positions(next: u16, old: u16, began: u16) -> u64 {
-    let (index, wrap) = (|at: u16| u64::from(at & 0x7fff), |at: u16| u64::from(at >> 15));
-    index(next) | index(old) << 16 | wrap(next) << 32 | wrap(old) << 40 | u64::from(began) << 48
 }
 
 #[cfg(test)]

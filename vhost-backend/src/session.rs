@@ -215,7 +215,7 @@ impl Session {
         let vring = &mut self.vrings[index];
         vring.running = true;
         debug!(port = self.port, "{} starts at {:#x}", ring_name(index), ring.base());
-        ring.set_logging(self.logging(index));
+        let ring = ring.with_logging(self.logging(index));
         self.shared.rings()[index].start(ring);
         // A device that died here may have given buffers back and not said so.
         if let Some(call) = &self.vrings[index].call {
@@ -240,7 +240,7 @@ impl Session {
             return;
         }
         let logging = self.logging(index);
-        self.shared.rings()[index].control(|ring| ring.set_logging(logging));
+        self.shared.rings()[index].set_logging(logging);
     }
 
     /// Starts a ring after a message about it; anything wrong with it is the message's fault.

@@ -64,7 +64,7 @@ impl Log {
     /// Has a ring log into this; its used ring, or the event area of a packed one, is at `used`.
     fn use_for(&self, cell: &RingCell, used: u64) {
         let logging = Logging { log: self.log.clone(), data: true, used: Some(used), call: None };
-        cell.control(|ring| ring.set_logging(Some(logging))).expect("a ring");
+        cell.set_logging(Some(logging));
     }
 }
 
@@ -252,7 +252,7 @@ fn run(
             Step::Sleep => drop(cell.arm()),
             Step::Wake => cell.disarm(),
             Step::Toggle => {
-                cell.control(|ring| ring.set_logging(None));
+                cell.set_logging(None);
                 log.use_for(cell, used);
             }
         }
@@ -364,7 +364,7 @@ fn a_log_that_is_too_small_breaks_the_ring_and_nothing_is_written_outside() {
         let (queue, cell, wires) = receive_ring(&guest);
         let log = Log::new(bytes);
         let logging = Logging { log: log.log.clone(), data, used: Some(queue.used), call: None };
-        cell.control(|ring| ring.set_logging(Some(logging)));
+        cell.set_logging(Some(logging));
         let delivered = deliver(&cell, 4);
         assert_eq!((cell.fault(), wires.failed()), (fault, fault.is_some()), "{bytes} bytes");
         assert_eq!(delivered.sent, if fault.is_none() { 15 } else { 0 });
@@ -375,7 +375,7 @@ fn a_log_that_is_too_small_breaks_the_ring_and_nothing_is_written_outside() {
     for used in [u64::MAX, u64::MAX - 100, 1 << 40] {
         let (_, cell, _wires) = receive_ring(&guest);
         let logging = Logging { log: Log::new(64).log, data: false, used: Some(used), call: None };
-        cell.control(|ring| ring.set_logging(Some(logging)));
+        cell.set_logging(Some(logging));
         assert_eq!(cell.fault(), Some(RingFault::LogTooSmall), "{used:#x}");
         assert_eq!(deliver(&cell, 1).stopped, 1);
     }
@@ -414,7 +414,7 @@ fn whoever_wants_to_be_told_of_changes_is() {
     let log = Log::new(FAR.0 / PAGE / 8);
     let call = Arc::new(wires.err.try_clone().expect("dup"));
     let logging = Logging { log: log.log.clone(), data: true, used: None, call: Some(call) };
-    cell.control(|ring| ring.set_logging(Some(logging)));
+    cell.set_logging(Some(logging));
     assert!(!wires.failed());
     assert_eq!(deliver(&cell, 1).sent, 1);
     assert!(wires.failed(), "the log's eventfd was not written");
@@ -482,4 +482,81 @@ fn nothing_is_lost_to_a_frontend_that_takes_bits_meanwhile() {
         }
     });
     assert_eq!(copy, rounds, "the last write was not copied");
+}
+
+// ---- a measurement ----------------------------------------------------------------------------------------------
+
+/// What logging costs a port: nanoseconds a frame from one guest's split ring to another's, with and without it. The log
+/// is either left alone, so that its bits are mostly set, or all bits are taken before each burst.
+#[test]
+#[ignore = "a measurement: `make costs`"]
+fn cost_of_logging() {
+    const ENTRIES: u16 = 256;
+    const BUFFER: u64 = 2048;
+    let at = 0x1_0000_u64;
+    println!("{:>8} {:>9} {:>9} {:>9}   ns a frame", "bytes", "not", "logged", "taken");
+    for (len, frames) in [(64u32, 64u16), (1514, 64), (65_000, 4)] {
+        let (from, to) = (Guest::new(&[(0, 1 << 21)]), Guest::new(&[(0, 1 << 21)]));
+        let (sends, receives) = (Queue::at(0x1000, ENTRIES), Queue::at(0x1000, ENTRIES));
+        // Frames of more than a page are chains of pages.
+        let pieces = (len + 12).div_ceil(4096) as u16;
+        let chains = ENTRIES / pieces;
+        for (guest, queue) in [(&from, &sends), (&to, &receives)] {
+            queue.reset(guest, 0);
+        }
+        for i in 0..ENTRIES {
+            receives.set_desc(&to, i, at + BUFFER * u64::from(i), BUFFER as u32, F_WRITE, 0);
+            receives.set_avail(&to, i, i);
+            let (chain, piece) = (i / pieces, i % pieces);
+            let last = piece + 1 == pieces;
+            let bytes = if last { len + 12 - 4096 * u32::from(piece) } else { 4096 };
+            let addr = at + 4096 * u64::from(i);
+            if chain < chains {
+                sends.set_desc(&from, i, addr, bytes, if last { 0 } else { F_NEXT }, i + 1);
+            }
+            sends.set_avail(&from, i, i % chains * pieces);
+        }
+        let (source, _source_wires) = sends.start(&from, VERSION_1, 0);
+        let (sink, _sink_wires) = receives.start(&to, VERSION_1 | MRG_RXBUF, 0);
+        let log = Log::new(1 << 12);
+        let mut burst = Burst::new();
+        let mut measure = |taken: bool| {
+            let mut time = std::time::Duration::ZERO;
+            let mut moved = 0;
+            while moved < 40 * u64::from(frames) {
+                let used = receives.used_idx(&to).load(Ordering::Acquire);
+                receives.avail_idx(&to).store(used.wrapping_add(ENTRIES), Ordering::Release);
+                let used = sends.used_idx(&from).load(Ordering::Acquire);
+                sends.avail_idx(&from).store(used.wrapping_add(frames), Ordering::Release);
+                if taken {
+                    log.take();
+                }
+                let start = std::time::Instant::now();
+                let served = source.serve(&mut burst, |burst| {
+                    assert_eq!(sink.deliver(burst, burst.all()).sent, burst.all());
+                });
+                time += start.elapsed();
+                moved += served.frames as u64;
+            }
+            time.as_secs_f64() * 1e9 / moved as f64
+        };
+        let mut samples = [const { Vec::new() }; 3];
+        for _ in 0..201 {
+            for (kind, samples) in samples.iter_mut().enumerate() {
+                for (cell, queue) in [(&source, &sends), (&sink, &receives)] {
+                    if kind > 0 {
+                        log.use_for(cell, queue.used);
+                    } else {
+                        cell.set_logging(None);
+                    }
+                }
+                samples.push(measure(kind == 2));
+            }
+        }
+        let [not, logged, taken] = samples.map(|mut samples| {
+            samples.sort_by(f64::total_cmp);
+            samples[samples.len() / 2]
+        });
+        println!("{len:>8} {not:>9.1} {logged:>9.1} {taken:>9.1}");
+    }
 }

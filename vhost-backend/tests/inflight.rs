@@ -186,15 +186,17 @@ struct Side {
     parts: [u64; 3],
     size: u16,
     packed: bool,
+    /// Whether the frontend keeps a record, as QEMU does not for network devices.
+    records: bool,
     record: Option<(VhostUserInflight, File)>,
     events: [EventFd; 2],
     frontend: Option<Frontend>,
 }
 
 impl Side {
-    fn new(guest: Guest, ring: usize, parts: [u64; 3], size: u16, packed: bool) -> Self {
+    fn new(guest: Guest, ring: usize, parts: [u64; 3], size: u16, packed: bool, records: bool) -> Self {
         let events = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());
-        Self { guest, ring, parts, size, packed, record: None, events, frontend: None }
+        Self { guest, ring, parts, size, packed, records, record: None, events, frontend: None }
     }
 
     /// Connects to a new switch and starts the rings as a frontend does that does not know where they stand.
@@ -217,12 +219,17 @@ impl Side {
         frontend
             .set_features(VERSION_1 | packed | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
             .unwrap();
-        let (inflight, file) = self.record.get_or_insert_with(|| {
-            let wanted =
-                VhostUserInflight { num_queues: 2, queue_size: self.size, ..VhostUserInflight::default() };
-            frontend.get_inflight_fd(&wanted).unwrap()
-        });
-        frontend.set_inflight_fd(inflight, file.as_raw_fd()).unwrap();
+        if self.records {
+            let (inflight, file) = self.record.get_or_insert_with(|| {
+                let wanted = VhostUserInflight {
+                    num_queues: 2,
+                    queue_size: self.size,
+                    ..VhostUserInflight::default()
+                };
+                frontend.get_inflight_fd(&wanted).unwrap()
+            });
+            frontend.set_inflight_fd(inflight, file.as_raw_fd()).unwrap();
+        }
         let regions: Vec<_> = self
             .guest
             .regions
@@ -344,7 +351,7 @@ impl Drive for Packed {
 }
 
 /// Two guests, the first sending to the second all the time, and a switch that is killed again and again.
-fn survives(packed: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
+fn survives(packed: bool, records: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
     let dir = tempfile::tempdir().unwrap();
     let parts = if packed {
         let queue = PackedQueue::at(0x1000, SIZE);
@@ -356,7 +363,7 @@ fn survives(packed: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
     let side = |ring, write| {
         let guest = Guest::new(&[MEMORY]);
         let drive = drive(&guest, write);
-        (Side::new(guest, ring, parts, SIZE, packed), drive)
+        (Side::new(guest, ring, parts, SIZE, packed, records), drive)
     };
     let ((mut a, mut sends), (mut b, mut receives)) = (side(1, false), side(0, true));
     let (mut sent, mut received) = (0, 0);
@@ -385,12 +392,22 @@ fn survives(packed: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
 
 #[test]
 fn no_descriptor_of_split_rings_is_lost_or_given_back_twice() {
-    survives(false, |guest, write| Box::new(Split::new(guest, write)));
+    survives(false, true, |guest, write| Box::new(Split::new(guest, write)));
 }
 
 #[test]
 fn no_descriptor_of_packed_rings_is_lost_or_given_back_twice() {
-    survives(true, |guest, write| Box::new(Packed::new(guest, write)));
+    survives(true, true, |guest, write| Box::new(Packed::new(guest, write)));
+}
+
+#[test]
+fn split_rings_go_on_at_their_used_index_without_a_record() {
+    survives(false, false, |guest, write| Box::new(Split::new(guest, write)));
+}
+
+#[test]
+fn packed_rings_are_found_where_they_stand_without_a_record() {
+    survives(true, false, |guest, write| Box::new(Packed::new(guest, write)));
 }
 
 // ---- planned restarts ---------------------------------------------------------------------------------------------
@@ -407,7 +424,7 @@ fn goes_on(packed: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
     let side = |ring, write| {
         let guest = Guest::new(&[MEMORY]);
         let drive = drive(&guest, write);
-        (Side::new(guest, ring, parts, SIZE, packed), drive)
+        (Side::new(guest, ring, parts, SIZE, packed, true), drive)
     };
     let ((mut a, mut sends), (mut b, mut receives)) = (side(1, false), side(0, true));
     let (mut sender, mut receiver) = (Port::server(1), Port::server(1));

@@ -3,8 +3,9 @@
 
 #[path = "common/guest.rs"]
 mod guest;
+#[path = "common/sleep.rs"]
+mod sleep;
 
-use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -211,101 +212,29 @@ fn kicks_are_asked_for_only_before_sleep() {
     assert_eq!(cell.arm(), Armed::Idle);
 }
 
-/// A worker that sleeps on the kick, and a guest that kicks only if asked to: every buffer is found.
 fn no_kick_is_lost(features: u64) {
-    const ROUNDS: u64 = 100_000;
     let guest = Guest::new(&[MEMORY]);
-    let queue = full_ring(&guest, 0x1000, 16, 65000, false, 100);
+    let start = 65000u16;
+    let queue = full_ring(&guest, 0x1000, 16, start, false, 100);
     let (cell, wires) = queue.start(&guest, features, 0);
-    let (done, seen, slept) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    // On a busy machine fewer rounds must do.
-    let enough = Instant::now() + PATIENCE / 4;
-
-    let worker = || {
-        let mut burst = Burst::new();
-        while !done.load(Ordering::Acquire) {
-            let frames = cell.serve(&mut burst, |_| ()).frames as u64;
-            seen.fetch_add(frames, Ordering::Release);
-            if frames > 0 {
-                continue;
-            }
-            match cell.arm() {
-                Armed::Work => {}
-                Armed::Kick => {
-                    slept.fetch_add(1, Ordering::Relaxed);
-                    let mut fd =
-                        libc::pollfd { fd: wires.kick.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-                    // SAFETY: one pollfd of our own.
-                    let ready = unsafe { libc::poll(&mut fd, 1, 2 * PATIENCE.as_millis() as i32) };
-                    assert!(ready == 1 || done.load(Ordering::Acquire), "nobody kicked");
-                    let _ = wires.kick.read();
-                }
-                other => panic!("{other:?}"),
-            }
-            cell.disarm();
+    let (mut index, mut seen) = (start, start);
+    let add = |count: u64| {
+        let old = index;
+        index = index.wrapping_add(count as u16);
+        queue.avail_idx(&guest).store(index, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if features & EVENT_IDX != 0 {
+            let event = queue.avail_event(&guest).load(Ordering::Relaxed);
+            index.wrapping_sub(event).wrapping_sub(1) < index.wrapping_sub(old)
+        } else {
+            queue.used_flags(&guest).load(Ordering::Relaxed) & 1 == 0
         }
     };
-    // The driver's part, as the specification has it: publish, full barrier, look whether a kick is wanted.
-    let driver = || {
-        let mut random = Random::new(5);
-        let (mut index, mut added) = (65000u16, 0);
-        while added < ROUNDS && (Instant::now() < enough || added < ROUNDS / 100) {
-            let deadline = Instant::now() + PATIENCE;
-            // Usually one at a time, so that the worker is about to sleep when the next one comes.
-            let count = if random.below(8) == 0 { 1 + random.below(16) } else { 1 };
-            // At all moments of the worker's way to bed; a pause instruction would be too coarse.
-            for i in 0..random.below(300) {
-                std::hint::black_box(i);
-            }
-            let old = index;
-            index = index.wrapping_add(count as u16);
-            added += count;
-            queue.avail_idx(&guest).store(index, Ordering::Release);
-            fence(Ordering::SeqCst);
-            let wanted = if features & EVENT_IDX != 0 {
-                let event = queue.avail_event(&guest).load(Ordering::Relaxed);
-                index.wrapping_sub(event).wrapping_sub(1) < index.wrapping_sub(old)
-            } else {
-                queue.used_flags(&guest).load(Ordering::Relaxed) & 1 == 0
-            };
-            if wanted {
-                wires.kick.write(1).expect("kick");
-            }
-            let mut spins = 0u32;
-            while queue.used_idx(&guest).load(Ordering::Acquire) != index {
-                spins += 1;
-                if spins.is_multiple_of(64) {
-                    std::thread::yield_now();
-                    assert!(
-                        Instant::now() < deadline,
-                        "buffer {added} is not used though {} kicked",
-                        if wanted { "it was" } else { "nobody asked to be" }
-                    );
-                }
-                std::hint::spin_loop();
-            }
-        }
-        added
+    let back = || -> u64 {
+        let before = std::mem::replace(&mut seen, queue.used_idx(&guest).load(Ordering::Acquire));
+        seen.wrapping_sub(before).into()
     };
-    // Also when the driver panics, so that the worker ends.
-    struct Done<'a>(&'a AtomicBool, &'a Wires);
-    impl Drop for Done<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Release);
-            let _ = self.1.kick.write(1);
-        }
-    }
-    let added = std::thread::scope(|scope| {
-        let worker = scope.spawn(worker);
-        let added = {
-            let _done = Done(&done, &wires);
-            driver()
-        };
-        worker.join().expect("the worker found a kick missing");
-        added
-    });
-    assert_eq!(seen.load(Ordering::Acquire), added);
-    assert!(slept.load(Ordering::Relaxed) > 100, "the worker hardly slept: the race was not tried");
+    sleep::no_kick_is_lost(&cell, &wires, add, back);
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! The packed ring beside the split one, which the reference device has tried: the same programs of driver actions go
 //! through both, and what is fetched, delivered, given back and told must be the same.
 
+#[path = "common/features.rs"]
+mod features;
 #[path = "common/guest.rs"]
 mod guest;
 #[path = "common/packed.rs"]
 mod packed;
 
+use features::{Features, features};
 use guest::*;
 use packed::*;
 use proptest::prelude::*;
@@ -25,31 +28,6 @@ const FAR: (u64, u64) = (0x1_0000_0000, 0x2_0a30);
 const BESIDE: u64 = 0x20_0000_0000;
 const REGIONS: [(u64, u64); 7] =
     [RINGS, LOW, HIGH, FAR, (LOW.0 + BESIDE, LOW.1), (HIGH.0 + BESIDE, HIGH.1), (FAR.0 + BESIDE, FAR.1)];
-
-#[derive(Clone, Copy, Debug)]
-struct Features {
-    modern: bool,
-    mergeable: bool,
-    event_idx: bool,
-    offloads: bool,
-    in_order: bool,
-}
-
-impl Features {
-    fn bits(self) -> u64 {
-        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
-        INDIRECT
-            | bit(self.modern, VERSION_1)
-            | bit(self.mergeable, MRG_RXBUF)
-            | bit(self.event_idx, EVENT_IDX)
-            | bit(self.offloads, CSUM)
-            | bit(self.in_order, IN_ORDER)
-    }
-
-    fn header_len(self) -> u32 {
-        if self.modern || self.mergeable { 12 } else { 10 }
-    }
-}
 
 /// What the driver wishes to be told.
 #[derive(Clone, Copy, Debug)]
@@ -146,11 +124,8 @@ fn plan(write: bool) -> impl Strategy<Value = Plan> {
     let wish = prop_oneof![Just(Wish::All), Just(Wish::Nothing), (0u16..200).prop_map(Wish::At)];
     let frame_len = prop_oneof![6 => 1usize..1600, 2 => 1600usize..9000, 1 => 9000usize..=MAX_FRAME];
     let frame = (frame_len, 0usize..=128, any::<u64>());
-    let features = any::<[bool; 5]>().prop_map(|[modern, mergeable, event_idx, offloads, in_order]| {
-        Features { modern, mergeable, event_idx, offloads, in_order }
-    });
     (
-        (1u32..=9, 0u16..4, any::<u16>(), any::<bool>(), features),
+        (1u32..=9, 0u16..4, any::<u16>(), any::<bool>(), features(true)),
         prop::collection::vec((prop::collection::vec(chain, 1..150), wish), 1..4),
         prop::collection::vec(1u16..150, 1..8),
         prop::collection::vec(prop::collection::vec(frame, 1..=BURST), 1..5),
@@ -230,10 +205,11 @@ impl Both {
         let mut left = usize::from(plan.size());
         let mut table_bytes = (SPLIT_TABLES.end - SPLIT_TABLES.start) as usize;
         let mut made = Vec::new();
+        let header_len = plan.features.header_len() as u32;
         for (lens, indirect) in chains {
             let mut lens = lens.clone();
-            if lens.iter().sum::<u32>() < plan.features.header_len() {
-                lens.push(plan.features.header_len());
+            if lens.iter().sum::<u32>() < header_len {
+                lens.push(header_len);
             }
             let needed = if *indirect { 1 } else { lens.len() };
             let table = if *indirect { 16 * lens.len() + 64 } else { 0 };

@@ -5,10 +5,10 @@
 mod guest;
 #[path = "common/packed.rs"]
 mod packed;
+#[path = "common/sleep.rs"]
+mod sleep;
 
-use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::cell::RefCell;
 
 use guest::*;
 use packed::*;
@@ -17,7 +17,6 @@ use vhost_backend::net_header::NetHeader;
 use vhost_backend::ring::cell::Armed;
 use vhost_backend::ring::{Delivered, Ring, RingCell, RingFault, Served};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const MEMORY: (u64, u64) = (0, 0x20_0000);
 const TABLES: std::ops::Range<u64> = 0x9_0000..0xa_0000;
 const BUFFERS: u64 = 0x10_0000;
@@ -265,91 +264,20 @@ fn a_guest_is_interrupted_as_it_wishes() {
     }
 }
 
-/// A worker that sleeps on the kick, and a guest that kicks only if asked to: every buffer is found.
 fn no_kick_is_lost(features: u64) {
-    const ROUNDS: u64 = 100_000;
     let guest = Guest::new(&[MEMORY]);
-    let mut driver = empty(&guest, 16, At::START);
+    let driver = empty(&guest, 16, At::START);
     let (cell, wires) = driver.queue.start(&guest, features, At::START.base());
-    let (done, seen, slept) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    // On a busy machine fewer rounds must do.
-    let enough = Instant::now() + PATIENCE / 4;
-
-    let worker = || {
-        let mut burst = Burst::new();
-        while !done.load(Ordering::Acquire) {
-            let frames = cell.serve(&mut burst, |_| ()).frames as u64;
-            seen.fetch_add(frames, Ordering::Release);
-            if frames > 0 {
-                continue;
-            }
-            match cell.arm() {
-                Armed::Work => {}
-                Armed::Kick => {
-                    slept.fetch_add(1, Ordering::Relaxed);
-                    let mut fd =
-                        libc::pollfd { fd: wires.kick.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-                    // SAFETY: one pollfd of our own.
-                    let ready = unsafe { libc::poll(&mut fd, 1, 2 * PATIENCE.as_millis() as i32) };
-                    assert!(ready == 1 || done.load(Ordering::Acquire), "nobody kicked");
-                    let _ = wires.kick.read();
-                }
-                other => panic!("{other:?}"),
-            }
-            cell.disarm();
+    let driver = RefCell::new(driver);
+    let add = |count: u64| {
+        let mut driver = driver.borrow_mut();
+        for i in 0..count {
+            driver.offer(&guest, &[(BUFFERS + i * 100, 100)], false, false).expect("room");
         }
+        driver.show(&guest, count as usize, features & EVENT_IDX != 0)
     };
-    let mut driver = || {
-        let mut random = Random::new(5);
-        let mut added = 0;
-        while added < ROUNDS && (Instant::now() < enough || added < ROUNDS / 100) {
-            let deadline = Instant::now() + PATIENCE;
-            // Usually one at a time, so that the worker is about to sleep when the next one comes.
-            let count = if random.below(8) == 0 { 1 + random.below(15) } else { 1 };
-            for i in 0..random.below(300) {
-                std::hint::black_box(i);
-            }
-            for i in 0..count {
-                driver.offer(&guest, &[(BUFFERS + i * 100, 100)], false, false).expect("room");
-            }
-            added += count;
-            let wanted = driver.show(&guest, count as usize, features & EVENT_IDX != 0);
-            if wanted {
-                wires.kick.write(1).expect("kick");
-            }
-            let mut back = 0;
-            let mut spins = 0u32;
-            while back < count {
-                back += driver.reap(&guest, features & IN_ORDER != 0).len() as u64;
-                spins += 1;
-                if spins.is_multiple_of(64) {
-                    std::thread::yield_now();
-                    assert!(Instant::now() < deadline, "buffer {added} is not used; kicked: {wanted}");
-                }
-                std::hint::spin_loop();
-            }
-        }
-        added
-    };
-    // Also when the driver panics, so that the worker ends.
-    struct Done<'a>(&'a AtomicBool, &'a Wires);
-    impl Drop for Done<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Release);
-            let _ = self.1.kick.write(1);
-        }
-    }
-    let added = std::thread::scope(|scope| {
-        let worker = scope.spawn(worker);
-        let added = {
-            let _done = Done(&done, &wires);
-            driver()
-        };
-        worker.join().expect("the worker found a kick missing");
-        added
-    });
-    assert_eq!(seen.load(Ordering::Acquire), added);
-    assert!(slept.load(Ordering::Relaxed) > 100, "the worker hardly slept: the race was not tried");
+    let back = || driver.borrow_mut().reap(&guest, features & IN_ORDER != 0).len() as u64;
+    sleep::no_kick_is_lost(&cell, &wires, add, back);
 }
 
 #[test]

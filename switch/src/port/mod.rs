@@ -355,6 +355,7 @@ impl Port {
                     tx.drop(DropReason::NoBuffers, count(delivered.no_buffers));
                     tx.drop(DropReason::BufferTooSmall, count(delivered.too_small));
                     tx.drop(DropReason::LinkDown, count(delivered.stopped));
+                    tx.drop(DropReason::RingBusy, count(delivered.busy));
                 }
                 delivered.sent
             }

@@ -168,7 +168,9 @@ fn life(input: &mut Input<'_>, bench: &mut Bench, packed: bool) {
                     },
                     |burst| {
                         let mask = burst.all();
-                        let Delivered { sent, no_buffers, too_small, stopped } = cell.deliver(burst, mask);
+                        let Delivered { sent, no_buffers, too_small, stopped, busy } =
+                            cell.deliver(burst, mask);
+                        assert_eq!(busy, 0);
                         assert_eq!(sent | no_buffers | too_small | stopped, mask, "every frame has a fate");
                         assert_eq!((sent ^ no_buffers ^ too_small ^ stopped), mask, "and only one");
                     },

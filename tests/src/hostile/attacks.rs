@@ -54,7 +54,7 @@ fn receive_into(vm: &mut Vm, addr: u64, len: u32, flags: u16) {
 }
 
 /// A frame's worth of sound memory.
-const SOUND: u64 = GPA + (2 << 20);
+pub(super) const SOUND: u64 = GPA + (2 << 20);
 
 /// Lies of a guest's driver, after an honest start.
 #[rustfmt::skip]
@@ -168,13 +168,13 @@ pub const HEADERS: &[Attack] = &[
 ];
 
 /// Runs `work` again and again on a thread of its own.
-struct Busy {
+pub(super) struct Busy {
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Busy {
-    fn new(mut work: impl FnMut(u64) + Send + 'static) -> Self {
+    pub(super) fn new(mut work: impl FnMut(u64) + Send + 'static) -> Self {
         let end = Arc::new(AtomicBool::new(false));
         let ending = end.clone();
         let thread = std::thread::spawn(move || {
@@ -200,7 +200,7 @@ impl Drop for Busy {
 }
 
 /// How long attacks go on that live by repetition.
-const WHILE: Duration = Duration::from_millis(500);
+pub(super) const WHILE: Duration = Duration::from_millis(500);
 
 /// Sends frames for as long as it is worth it.
 fn send_for_a_while(vm: &mut Vm) {

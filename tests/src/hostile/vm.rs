@@ -36,10 +36,15 @@ pub mod flag {
     pub const NEXT: u16 = 1;
     pub const WRITE: u16 = 2;
     pub const INDIRECT: u16 = 4;
+    /// Of packed rings: the driver's mark of its lap, and the device's.
+    pub const AVAIL: u16 = 1 << 7;
+    pub const USED: u16 = 1 << 15;
 }
 
 /// VERSION_1, INDIRECT_DESC, MRG_RXBUF, CSUM, HOST_TSO4, GUEST_CSUM, and vhost-user's protocol features.
 pub const FEATURES: u64 = 1 << 32 | 1 << 28 | 1 << 15 | 1 << 11 | 1 | 1 << 1 | 1 << 30;
+/// RING_PACKED.
+pub const PACKED: u64 = 1 << 34;
 /// MQ, REPLY_ACK, CONFIGURE_MEM_SLOTS.
 pub const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 15;
 
@@ -125,6 +130,26 @@ impl Vm {
         Ok(vm)
     }
 
+    /// The same with packed rings: their parts lie where those of split ones would, and nothing is offered to send.
+    pub fn boot_packed(path: &Path) -> Result<Self, String> {
+        let mut vm = Self::connect(path)?;
+        for (n, step) in STEPS.iter().enumerate() {
+            match n {
+                FEATURES_STEP => vm.wire.request(request::SET_FEATURES, &words(&[FEATURES | PACKED]), &[])?,
+                FILL_STEP => {
+                    for slot in 0..RING {
+                        let at = GPA + buffer(RX, slot);
+                        vm.packed(RX, slot, at, BUFFER as u32, flag::WRITE | flag::AVAIL);
+                    }
+                    vm.ring(request::SET_VRING_NUM, RX, RING.into())?;
+                }
+                BASE_STEP => vm.ring(request::SET_VRING_BASE, RX, 0x8000_8000)?,
+                _ => step(&mut vm)?,
+            }
+        }
+        Ok(vm)
+    }
+
     /// The words of a region: guest address, size, frontend's address, offset in the file.
     pub fn region(offset: u64, len: u64) -> [u64; 4] {
         [GPA + offset, len, USER + offset, offset]
@@ -181,6 +206,11 @@ impl Vm {
         let tail = [flags.to_le_bytes(), next.to_le_bytes()].concat();
         let bytes = [&addr.to_le_bytes()[..], &len.to_le_bytes(), &tail].concat();
         self.write(table + 16 * u64::from(index), &bytes);
+    }
+
+    /// Writes descriptor `slot` of a packed ring, the first half first; its number is the slot's.
+    pub fn packed(&self, ring: usize, slot: u16, addr: u64, len: u32, flags: u16) {
+        self.descriptor(desc(ring), slot, addr, len, slot, flags);
     }
 
     // ---- rings ----------------------------------------------------------------------------------------------------
@@ -320,6 +350,11 @@ impl Vm {
 
 /// One message of a frontend, or several that belong together.
 pub type Step = fn(&mut Vm) -> Result<(), String>;
+
+/// Those of [`STEPS`] that are others with packed rings.
+const FEATURES_STEP: usize = 4;
+const FILL_STEP: usize = 6;
+const BASE_STEP: usize = 7;
 
 /// What makes a port come up, message by message, as QEMU says it.
 pub const STEPS: [Step; 16] = [

@@ -7,11 +7,16 @@
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Delivered, Ring, RingFault, Served};
+use crate::dirty::Logging;
 use crate::frame::Burst;
+
+/// How long a sender waits for others that send to the same ring: longer than the longest burst takes, 64 frames of 64 KiB.
+const LONGEST_WAIT: Duration = Duration::from_millis(1);
 
 /// What a worker that wants to sleep learns from a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +34,10 @@ pub enum Armed {
 /// A slot for one ring, shared by workers and the control thread of its port.
 #[derive(Default)]
 pub struct RingCell {
-    locked: AtomicBool,
+    /// Odd while somebody holds the ring; counts up.
+    lock: AtomicU32,
+    /// What it was when a sender last gave up waiting.
+    stuck: AtomicU32,
     /// Started, enabled and not broken: the cheap question before the lock.
     active: AtomicBool,
     enabled: AtomicBool,
@@ -39,25 +47,38 @@ pub struct RingCell {
     ring: UnsafeCell<Option<Box<Ring>>>,
 }
 
-// SAFETY: `ring` is only touched while `locked` is held (see `Guard`), and `Ring` may move between threads.
+// SAFETY: `ring` is only touched while `lock` is held (see `Guard`), and `Ring` may move between threads.
 unsafe impl Sync for RingCell {}
 // SAFETY: as above; nothing in a cell belongs to a thread.
 unsafe impl Send for RingCell {}
 
-struct Guard<'a>(&'a RingCell);
+/// Waits a little, and now and then lets others have the processor.
+fn relax(spins: u32) {
+    if spins.is_multiple_of(1024) {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+}
+
+struct Guard<'a> {
+    cell: &'a RingCell,
+    /// What `lock` is meanwhile.
+    held: u32,
+}
 
 impl Guard<'_> {
     #[inline]
     fn ring(&mut self) -> &mut Option<Box<Ring>> {
-        // SAFETY: this guard is the only one while `locked` is set, and it is borrowed exclusively.
-        unsafe { &mut *self.0.ring.get() }
+        // SAFETY: this guard is the only one while `lock` is odd, and it is borrowed exclusively.
+        unsafe { &mut *self.cell.ring.get() }
     }
 }
 
 impl Drop for Guard<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.0.locked.store(false, Ordering::Release);
+        self.cell.lock.store(self.held.wrapping_add(1), Ordering::Release);
     }
 }
 
@@ -69,33 +90,49 @@ impl RingCell {
 
     #[inline]
     fn try_lock(&self) -> Option<Guard<'_>> {
+        let free = self.lock.load(Ordering::Relaxed);
+        let held = free | 1;
         // Not `then_some`: it would make a guard in any case, and dropping that unlocks.
-        (!self.locked.swap(true, Ordering::Acquire)).then(|| Guard(self))
+        (free != held && self.lock.compare_exchange(free, held, Ordering::Acquire, Ordering::Relaxed).is_ok())
+            .then(|| Guard { cell: self, held })
     }
 
-    #[inline]
+    /// The lock, however long it takes: others hold it for a burst, some microseconds mostly, unless they lost their
+    /// processor meanwhile.
     fn lock(&self) -> Guard<'_> {
-        match self.try_lock() {
-            Some(guard) => guard,
-            None => self.lock_contended(),
+        let mut spins = 0u32;
+        loop {
+            if let Some(guard) = self.try_lock() {
+                return guard;
+            }
+            spins = spins.wrapping_add(1);
+            relax(spins);
         }
     }
 
-    /// Others hold the lock for a burst, some microseconds at most, unless they lost their processor meanwhile.
+    /// The lock, unless others hold it for longer than a sender waits. Who comes while the same one holds it still does not
+    /// wait at all.
     #[cold]
-    fn lock_contended(&self) -> Guard<'_> {
+    #[inline(never)]
+    fn lock_soon(&self) -> Option<Guard<'_>> {
+        let (start, first) = (Instant::now(), self.lock.load(Ordering::Relaxed));
         let mut spins = 0u32;
         loop {
-            while self.locked.load(Ordering::Relaxed) {
-                spins += 1;
-                if spins.is_multiple_of(1024) {
-                    std::thread::yield_now();
-                } else {
-                    std::hint::spin_loop();
+            let now = self.lock.load(Ordering::Relaxed);
+            if now & 1 == 0 {
+                if let Some(guard) = self.try_lock() {
+                    return Some(guard);
                 }
+            } else if now == self.stuck.load(Ordering::Relaxed) {
+                return None;
             }
-            if let Some(guard) = self.try_lock() {
-                return guard;
+            spins = spins.wrapping_add(1);
+            relax(spins);
+            if spins.is_multiple_of(64) && start.elapsed() > LONGEST_WAIT {
+                if now == first {
+                    self.stuck.store(now, Ordering::Relaxed);
+                }
+                return None;
             }
         }
     }
@@ -149,6 +186,14 @@ impl RingCell {
         self.enabled.load(Ordering::Relaxed)
     }
 
+    /// Lets a started ring log what it writes from now on, or no more.
+    pub fn set_logging(&self, logging: Option<Logging>) {
+        let mut guard = self.lock();
+        let ring = guard.ring().take();
+        *guard.ring() = ring.map(|ring| Box::new(ring.with_logging(logging)));
+        self.refresh(guard.ring());
+    }
+
     /// Enables or disables the ring (vhost-user: SET_VRING_ENABLE); once disabled no worker uses it.
     pub fn set_enabled(&self, enabled: bool) {
         let mut guard = self.lock();
@@ -193,14 +238,18 @@ impl RingCell {
         served
     }
 
-    /// Copies the frames of `mask` into the guest's buffers.
+    /// Copies the frames of `mask` into the guest's buffers. If other workers send to this ring too, it waits for them, but
+    /// not for long: a worker that lost its processor in the midst of a burst costs the others frames to this guest, and no
+    /// time for those to all others.
     #[inline]
     pub fn deliver(&self, burst: &Burst, mask: u64) -> Delivered {
         let stopped = Delivered { stopped: mask, ..Delivered::default() };
         if !self.is_active() {
             return stopped;
         }
-        let mut guard = self.lock();
+        let Some(mut guard) = self.try_lock().or_else(|| self.lock_soon()) else {
+            return Delivered { busy: mask, ..Delivered::default() };
+        };
         if !self.is_active() {
             return stopped;
         }

@@ -15,7 +15,7 @@ use super::copy::copy_upto_128;
 use super::{More, RingFault, RingSetup};
 use crate::dirty::Logging;
 use crate::eventfd;
-use crate::frame::{BURST, Burst, Frame, SNAPSHOT, Segment};
+use crate::frame::{Burst, Frame, SNAPSHOT, Segment};
 use crate::memory::GuestMap;
 use crate::net_header::{LEGACY_NET_HEADER_LEN, NET_HEADER_LEN, NetHeader};
 
@@ -30,6 +30,17 @@ pub(super) const F_INDIRECT: u16 = 4;
 pub(super) const LONGEST_CHAIN: u16 = 1024;
 /// Bytes of a descriptor in every table.
 pub(super) const DESCRIPTOR: u32 = 16;
+
+/// A buffer of the guest's: where it lies here, and its bytes. Null where it takes more than that.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) at: *const u8,
+    pub(super) len: u32,
+}
+
+impl Piece {
+    pub(super) const NONE: Self = Self { at: ptr::null(), len: 0 };
+}
 
 /// Where an indirect table is.
 #[derive(Clone, Copy)]
@@ -122,24 +133,24 @@ impl Common {
         self.regions = [Region::NONE; 2];
     }
 
-    /// Where `len` bytes at `addr` lie, if they lie within one region.
+    /// Where `len` bytes at `addr` lie; null if they do not lie within one region.
     #[inline(always)]
-    pub(super) fn whole(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+    pub(super) fn whole(&mut self, addr: u64, len: u32) -> *mut u8 {
         match self.regions[0].whole(addr, len) {
-            Some(at) => Some(at),
+            Some(at) => at,
             None => self.whole_elsewhere(addr, len),
         }
     }
 
     #[inline(never)]
-    fn whole_elsewhere(&mut self, addr: u64, len: u32) -> Option<*mut u8> {
+    fn whole_elsewhere(&mut self, addr: u64, len: u32) -> *mut u8 {
         // A large guest has memory below and above 4 GiB, and its buffers lie in both.
         if let Some(at) = self.regions[1].whole(addr, len) {
-            return Some(at);
+            return at;
         }
-        let (gpa, size, host) = self.map.region_of(addr)?;
+        let Some((gpa, size, host)) = self.map.region_of(addr) else { return ptr::null_mut() };
         self.regions = [Region { gpa, size, host }, self.regions[0]];
-        self.regions[0].whole(addr, len)
+        self.regions[0].whole(addr, len).unwrap_or(ptr::null_mut())
     }
 
     /// Gives the buffer at `addr` to `piece`, as where it is here, its guest address and its length; if it crosses regions,
@@ -147,9 +158,20 @@ impl Common {
     #[inline]
     pub(super) fn buffer(
         &mut self,
+        addr: u64,
+        len: u32,
+        mut piece: impl FnMut(*mut u8, u64, u32) -> Result<More, RingFault>,
+    ) -> Result<More, RingFault> {
+        let at = self.whole(addr, len);
+        if !at.is_null() && len > 0 { piece(at, addr, len) } else { self.pieces(addr, len, &mut piece) }
+    }
+
+    #[cold]
+    fn pieces(
+        &mut self,
         mut addr: u64,
         mut left: u32,
-        mut piece: impl FnMut(*mut u8, u64, u32) -> Result<More, RingFault>,
+        piece: &mut dyn FnMut(*mut u8, u64, u32) -> Result<More, RingFault>,
     ) -> Result<More, RingFault> {
         while left > 0 {
             let (ptr, room) = self.map.translate(addr, &mut self.hint).ok_or(RingFault::BufferNotMapped)?;
@@ -180,7 +202,8 @@ impl Common {
         {
             return Err(RingFault::BadIndirect);
         }
-        let table = self.whole(addr, len).map_or(Table::Scattered(addr), |at| Table::Whole(at));
+        let at = self.whole(addr, len);
+        let table = if at.is_null() { Table::Scattered(addr) } else { Table::Whole(at) };
         Ok((table, count as u16))
     }
 
@@ -246,13 +269,27 @@ impl Common {
     /// # Safety
     /// All bytes of a piece that is not null are mapped, and they are more than the header's.
     #[inline(always)]
-    pub(super) unsafe fn push_whole(&self, burst: &mut Burst, pieces: &[(*const u8, u32)]) -> usize {
+    pub(super) unsafe fn push_whole(&self, burst: &mut Burst, pieces: &[Piece]) -> usize {
+        // SAFETY: the same contract.
+        unsafe {
+            if self.offloads {
+                self.push_pieces::<true>(burst, pieces)
+            } else {
+                self.push_pieces::<false>(burst, pieces)
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Common::push_whole`].
+    #[inline(always)]
+    unsafe fn push_pieces<const OFFLOADS: bool>(&self, burst: &mut Burst, pieces: &[Piece]) -> usize {
         let header_len = usize::from(self.header_len);
         let first = burst.len;
+        let slots = burst.snapshots[first..].iter_mut().zip(&mut burst.frames[first..]);
         let mut totals = burst.totals;
         let mut pushed = 0;
-        for &(at, len) in pieces {
-            let slot = (first + pushed) % BURST;
+        for (&Piece { at, len }, (snapshot, frame)) in pieces.iter().zip(slots) {
             if at.is_null() {
                 break;
             }
@@ -261,39 +298,31 @@ impl Common {
             let head_len = (len as usize).min(SNAPSHOT);
             // SAFETY: the snapshot holds 128 bytes; header and `len` bytes of data are mapped. The segment is the rest
             // of them, and the burst is cleared before the ring is let go (`RingCell::serve`).
-            let (header, tail) = unsafe {
-                copy_upto_128(data, burst.snapshots[slot].0.as_mut_ptr(), head_len);
-                (self.read_header(at), Segment::new(data.wrapping_add(head_len), len - head_len as u32))
+            let tail = unsafe {
+                copy_upto_128(data, snapshot.0.as_mut_ptr(), head_len);
+                Segment::new(data.wrapping_add(head_len), len - head_len as u32)
             };
-            totals.add(slot, len, &header);
-            burst.frames[slot] = Frame { len, head_len: head_len as u16, more: 0, more_at: 0, header, tail };
+            let head_len = head_len as u16;
+            *frame = Frame { len, head_len, more: 0, more_at: 0, header: NetHeader::default(), tail };
+            totals.bytes += u64::from(len);
+            totals.longest = totals.longest.max(len);
+            if OFFLOADS {
+                // SAFETY: at least the header's bytes are mapped.
+                let (start, rest) = unsafe { read_header(at) };
+                // With neither flags nor a GSO type the rest says nothing.
+                if start as u16 != 0 {
+                    let mut header = [0; NET_HEADER_LEN];
+                    header[..8].copy_from_slice(&start.to_le_bytes());
+                    header[8..LEGACY_NET_HEADER_LEN].copy_from_slice(&rest.to_le_bytes());
+                    frame.header = NetHeader::from_bytes(&header);
+                    totals.offloads |= 1 << (first + pushed);
+                }
+            }
             pushed += 1;
         }
         burst.totals = totals;
         burst.len = first + pushed;
         pushed
-    }
-
-    /// # Safety
-    /// At least 10 bytes at `at` are mapped.
-    #[inline(always)]
-    unsafe fn read_header(&self, at: *const u8) -> NetHeader {
-        if !self.offloads {
-            return NetHeader::default();
-        }
-        #[repr(C, packed)]
-        struct Words(u64, u16);
-        // SAFETY: per contract; packed words have no alignment. Volatile: what is looked at is what is kept, whatever the
-        // guest writes meanwhile. The last two bytes (`num_buffers`) mean nothing on this way.
-        let Words(first, last) = unsafe { at.cast::<Words>().read_volatile() };
-        // Neither flags nor a GSO type: nothing `meaningful`.
-        if first as u16 == 0 {
-            return NetHeader::default();
-        }
-        let mut full = [0; NET_HEADER_LEN];
-        full[..8].copy_from_slice(&first.to_le_bytes());
-        full[8..LEGACY_NET_HEADER_LEN].copy_from_slice(&last.to_le_bytes());
-        NetHeader::from_bytes(&full)
     }
 
     /// What the bytes of a header mean for this driver.
@@ -317,15 +346,23 @@ impl Common {
         unsafe {
             self.write_header(to, &frame.header);
             copy_upto_128(burst.snapshots[index].0.as_ptr(), data, head_len);
-            let mut at = data.wrapping_add(head_len);
+            let rest = data.wrapping_add(head_len);
             if frame.more > 0 {
-                for segment in burst.tail(index) {
-                    ptr::copy(segment.ptr(), at, segment.len());
-                    at = at.wrapping_add(segment.len());
-                }
+                Self::place_segments(burst, index, rest);
             } else if !frame.tail.is_empty() {
-                ptr::copy(frame.tail.ptr(), at, frame.tail.len());
+                ptr::copy(frame.tail.ptr(), rest, frame.tail.len());
             }
+        }
+    }
+
+    /// # Safety
+    /// What follows the snapshot of frame `index` has room at `to`.
+    #[inline(never)]
+    unsafe fn place_segments(burst: &Burst, index: usize, mut to: *mut u8) {
+        for segment in burst.tail(index) {
+            // SAFETY: as in `place`.
+            unsafe { ptr::copy(segment.ptr(), to, segment.len()) };
+            to = to.wrapping_add(segment.len());
         }
     }
 
@@ -335,13 +372,17 @@ impl Common {
     /// `header_len` bytes at `to` are mapped.
     #[inline(always)]
     unsafe fn write_header(&self, to: *mut u8, header: &NetHeader) {
-        let header = NetHeader { num_buffers: 1, ..*header };
-        // SAFETY: per contract. The struct is the header as it lies in memory (`repr(C)`, little-endian).
+        // SAFETY: per contract. The struct is the header as it lies in memory (`repr(C)`, little-endian): 8 bytes, two, and
+        // two more for the number of buffers, which short headers lack.
         unsafe {
+            let from = ptr::from_ref(header).cast::<u8>();
+            let (start, rest) =
+                (from.cast::<u64>().read_unaligned(), from.add(8).cast::<u16>().read_unaligned());
+            to.cast::<u64>().write_unaligned(start);
             if usize::from(self.header_len) == NET_HEADER_LEN {
-                to.cast::<NetHeader>().write_unaligned(header);
+                to.add(8).cast::<u32>().write_unaligned(u32::from(rest) | 1 << 16);
             } else {
-                copy_upto_128(ptr::from_ref(&header).cast(), to, LEGACY_NET_HEADER_LEN);
+                to.add(8).cast::<u16>().write_unaligned(rest);
             }
         }
     }
@@ -353,4 +394,18 @@ impl Common {
             eventfd::signal(call);
         }
     }
+}
+
+/// The header at `at`, all but `num_buffers`, which means nothing on the way from a guest.
+///
+/// # Safety
+/// At least 10 bytes at `at` are mapped.
+#[inline(always)]
+unsafe fn read_header(at: *const u8) -> (u64, u16) {
+    #[repr(C, packed)]
+    struct Words(u64, u16);
+    // SAFETY: per contract; packed words have no alignment. Volatile: what is looked at is what is kept, whatever the
+    // guest writes meanwhile.
+    let Words(start, rest) = unsafe { at.cast::<Words>().read_volatile() };
+    (start, rest)
 }

@@ -161,6 +161,8 @@ pub struct Delivered {
     pub too_small: u64,
     /// The ring is not running (or broke at this burst).
     pub stopped: u64,
+    /// Others held the ring for longer than a sender waits.
+    pub busy: u64,
 }
 
 /// What who looks at a chain says after each piece.
@@ -180,17 +182,21 @@ enum Placed {
 /// A running virtqueue.
 pub struct Ring(Layout);
 
+/// The layout, and whether what is written is logged: a burst asks for both at once, so that a log costs nothing where
+/// there is none.
 enum Layout {
     Split(split::Ring),
     Packed(packed::Ring),
+    SplitLogged(split::Ring),
+    PackedLogged(packed::Ring),
 }
 
 /// The same for both layouts.
 macro_rules! either {
     ($self:expr, $ring:ident => $what:expr) => {
         match $self {
-            Layout::Split($ring) => $what,
-            Layout::Packed($ring) => $what,
+            Layout::Split($ring) | Layout::SplitLogged($ring) => $what,
+            Layout::Packed($ring) | Layout::PackedLogged($ring) => $what,
         }
     };
 }
@@ -258,17 +264,25 @@ impl Ring {
         }
     }
 
-    /// Begins to log what is written, in another way, or no more. All that the device may write of the ring itself counts
-    /// as written just now: what was missed while there was no log is not missed for good.
-    pub fn set_logging(&mut self, logging: Option<Logging>) {
+    /// The same ring, which logs what is written in another way from now on, or no more. All that the device may write of
+    /// the ring itself counts as written just now: what was missed while there was no log is not missed for good.
+    pub fn with_logging(mut self, logging: Option<Logging>) -> Self {
+        let logs = logging.is_some();
         self.common_mut().logging = logging.map(Box::new);
         either!(&mut self.0, ring => ring.log_all());
+        Self(match (self.0, logs) {
+            (Layout::Split(ring) | Layout::SplitLogged(ring), false) => Layout::Split(ring),
+            (Layout::Split(ring) | Layout::SplitLogged(ring), true) => Layout::SplitLogged(ring),
+            (Layout::Packed(ring) | Layout::PackedLogged(ring), false) => Layout::Packed(ring),
+            (Layout::Packed(ring) | Layout::PackedLogged(ring), true) => Layout::PackedLogged(ring),
+        })
     }
 
     /// Has `write` write, and logs what it tells.
     #[cold]
     #[inline(never)]
-    fn log<R>(&mut self, logging: Box<Logging>, write: impl FnOnce(&mut Self, &mut Dirty<'_>) -> R) -> R {
+    fn log<R: Default>(&mut self, write: impl FnOnce(&mut Self, &mut Dirty<'_>) -> R) -> R {
+        let Some(logging) = self.common_mut().logging.take() else { return R::default() };
         let result = write(self, &mut Dirty::new(&logging));
         self.common_mut().logged(logging.end());
         self.common_mut().logging = Some(logging);
@@ -323,21 +337,20 @@ impl Ring {
     /// Gives back what `fetch` took.
     #[inline]
     pub(crate) fn complete(&mut self) {
-        match self.common_mut().logging.take() {
-            None => either!(&mut self.0, ring => ring.complete(&mut Untracked)),
-            Some(logging) => {
-                self.log(logging, |ring, dirty| either!(&mut ring.0, ring => ring.complete(dirty)));
-            }
+        match &mut self.0 {
+            Layout::Split(ring) => ring.complete(&mut Untracked),
+            Layout::Packed(ring) => ring.complete(&mut Untracked),
+            _ => self.log(|ring, dirty| either!(&mut ring.0, ring => ring.complete(dirty))),
         }
     }
 
     /// Copies the frames of `mask` into the guest's buffers and publishes them, all at once.
     #[inline]
     pub(crate) fn deliver(&mut self, burst: &Burst, mask: u64) -> Delivered {
-        match self.common_mut().logging.take() {
-            None => either!(&mut self.0, ring => ring.deliver(burst, mask, &mut Untracked)),
-            Some(logging) => self
-                .log(logging, |ring, dirty| either!(&mut ring.0, ring => ring.deliver(burst, mask, dirty))),
+        match &mut self.0 {
+            Layout::Split(ring) => ring.deliver(burst, mask, &mut Untracked),
+            Layout::Packed(ring) => ring.deliver(burst, mask, &mut Untracked),
+            _ => self.log(|ring, dirty| either!(&mut ring.0, ring => ring.deliver(burst, mask, dirty))),
         }
     }
 

@@ -367,10 +367,7 @@ impl Queue {
 
     /// A cell with this ring running in it.
     pub(crate) fn start(&self, guest: &Guest, features: u64, base: u16) -> (RingCell, Wires) {
-        let cell = RingCell::new();
-        cell.set_enabled(true);
-        let wires = self.restart(guest, features, base, &cell).expect("a legal ring");
-        (cell, wires)
+        running(self.setup(guest, features, base))
     }
 
     pub(crate) fn restart(
@@ -380,10 +377,22 @@ impl Queue {
         base: u16,
         cell: &RingCell,
     ) -> Result<Wires, RingFault> {
-        let (setup, wires) = self.setup(guest, features, base);
-        cell.start(Ring::new(setup)?);
-        Ok(wires)
+        run(self.setup(guest, features, base), cell)
     }
+}
+
+/// A cell with a ring running in it.
+pub(crate) fn running(setup: (RingSetup, Wires)) -> (RingCell, Wires) {
+    let cell = RingCell::new();
+    cell.set_enabled(true);
+    let wires = run(setup, &cell).expect("a legal ring");
+    (cell, wires)
+}
+
+/// Starts a ring in a cell.
+pub(crate) fn run((setup, wires): (RingSetup, Wires), cell: &RingCell) -> Result<Wires, RingFault> {
+    cell.start(Ring::new(setup)?);
+    Ok(wires)
 }
 
 pub(crate) fn write_desc(guest: &Guest, at: u64, addr: u64, len: u32, flags: u16, next: u16) {

@@ -76,7 +76,8 @@ pub(crate) fn deliver(cell: &RingCell, burst: &mut Burst, random: &mut Random, b
         },
         |burst| {
             let delivered = cell.deliver(burst, mask);
-            let Delivered { sent, no_buffers, too_small, stopped } = delivered;
+            let Delivered { sent, no_buffers, too_small, stopped, busy } = delivered;
+            assert_eq!(busy, 0, "nobody else is at the ring");
             if stopped == 0 {
                 assert_eq!(sent | no_buffers | too_small, mask & burst.all(), "every frame has one fate");
                 assert_eq!(

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 
-use vhost_backend::ring::{Ring, RingCell, RingFault, RingSetup};
+use vhost_backend::ring::{RingCell, RingFault, RingSetup};
 
 use crate::guest::*;
 
@@ -139,10 +139,7 @@ impl PackedQueue {
 
     /// A cell with this ring running in it.
     pub(crate) fn start(&self, guest: &Guest, features: u64, base: u32) -> (RingCell, Wires) {
-        let cell = RingCell::new();
-        cell.set_enabled(true);
-        let wires = self.restart(guest, features, base, &cell).expect("a legal ring");
-        (cell, wires)
+        running(self.setup(guest, features, base))
     }
 
     pub(crate) fn restart(
@@ -152,9 +149,7 @@ impl PackedQueue {
         base: u32,
         cell: &RingCell,
     ) -> Result<Wires, RingFault> {
-        let (setup, wires) = self.setup(guest, features, base);
-        cell.start(Ring::new(setup)?);
-        Ok(wires)
+        run(self.setup(guest, features, base), cell)
     }
 }
 

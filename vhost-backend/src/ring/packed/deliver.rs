@@ -4,7 +4,7 @@ use std::ptr;
 use std::sync::atomic::Ordering;
 
 use super::Ring;
-use super::descriptor::{Used, offered};
+use super::descriptor::{Chain, Descriptor, ID, Used, WRITTEN, offered, used};
 use super::position::Position;
 use crate::dirty::Track;
 use crate::frame::{BURST, Burst};
@@ -15,13 +15,20 @@ use crate::ring::{Delivered, Placed, RingFault};
 
 impl Ring {
     /// Copies the frames of `mask` into the guest's buffers and publishes them, all at once.
+    #[inline(never)]
     pub(crate) fn deliver(&mut self, burst: &Burst, mask: u64, track: &mut impl Track) -> Delivered {
         let mut delivered = Delivered::default();
         let mut filled = Filled { at: self.next_avail, descriptors: 0, first: None };
         let mut left = mask & burst.all();
-        let fast = self.deliver_fast(burst, left, &mut filled, track);
-        delivered.sent |= fast;
-        left &= !fast;
+        loop {
+            let fast = self.deliver_fast(burst, left, &mut filled, track);
+            delivered.sent |= fast;
+            left &= !fast;
+            // Only at the ring's end it stops for no reason.
+            if left == 0 || fast == 0 || filled.at.index != 0 {
+                break;
+            }
+        }
         // The lowest frame left needs more than one piece, or there is no buffer for it. Those that follow are mostly of
         // its kind, and looking ahead for each of them would cost more than it saves.
         while left != 0 {
@@ -58,56 +65,60 @@ impl Ring {
         delivered
     }
 
-    /// Delivers frames in order for as long as each fits into one buffer in one piece; the mask of those delivered.
-    #[inline]
+    /// Delivers frames in order up to the ring's end, for as long as each fits into one buffer in one piece; the mask of
+    /// those delivered.
+    #[inline(always)]
     fn deliver_fast(&mut self, burst: &Burst, mask: u64, filled: &mut Filled, track: &mut impl Track) -> u64 {
         let header_len = u32::from(self.common.header_len);
-        let count = mask.count_ones().min(u32::from(self.size)) as usize;
         let start = filled.at;
+        let room = (self.size - filled.descriptors).min(self.size - start.index);
+        let count = mask.count_ones().min(u32::from(room)) as usize;
+        // Offered, and one buffer to write.
+        let (usual, back) = (offered(start) | F_WRITE, used(start) | WRITTEN);
 
-        let mut targets = [(ptr::null_mut::<u8>(), 0u16); BURST];
+        let mut targets = [ptr::null_mut::<u8>(); BURST];
+        let mut words = [0u64; BURST];
         let mut ready = 0;
         let mut left = mask;
-        let mut at = start;
-        for target in &mut targets[..count] {
-            let len = burst.frames[left.trailing_zeros() as usize % BURST].len;
-            let desc = self.read(at);
-            // Offered, and one buffer to write.
-            if desc.flags != offered(at) | F_WRITE || desc.len < header_len + len {
+        for (target, word) in targets[..count].iter_mut().zip(&mut words) {
+            let len = header_len + burst.frames[left.trailing_zeros() as usize % BURST].len;
+            let (addr, rest) = self.halves(start.index + ready);
+            let desc = Descriptor::new(addr, rest);
+            if desc.flags != usual || desc.len < len {
                 break;
             }
-            let Some(to) = self.common.whole(desc.addr, desc.len) else { break };
+            let to = self.common.whole(addr, desc.len);
+            if to.is_null() {
+                break;
+            }
             prefetch_write(to);
             prefetch_write(to.wrapping_add(64));
-            *target = (to, desc.id);
+            *target = to;
+            *word = rest & ID | back | u64::from(len);
             // The copies follow at once, and nothing is logged before they are made.
-            track.wrote(desc.addr, header_len + len);
+            track.wrote(addr, len);
             left &= left - 1;
-            at = at.next(self.size);
             ready += 1;
         }
-        filled.at = at;
-        filled.descriptors = ready as u16;
 
         let mut left = mask;
-        let mut at = start;
-        for (i, &(to, id)) in targets[..ready].iter().enumerate() {
+        for &to in &targets[..usize::from(ready)] {
             let index = left.trailing_zeros() as usize % BURST;
             left &= left - 1;
             // SAFETY: `whole` found room for header and frame at `to`.
             unsafe { self.common.place(burst, index, to) };
-            let used = Used::written(at, id, burst.frames[index].len + header_len);
-            if i == 0 {
-                self.give_back(filled, used);
-            } else {
-                self.write_used(used, Ordering::Relaxed);
-            }
-            at = at.next(self.size);
+        }
+        if ready > 0 {
+            self.give_back(filled, Used { at: start.index, word: words[0] });
+            self.write_run(start.index + 1, words[1..usize::from(ready)].iter().copied());
+            filled.at = start.advance(ready, self.size);
+            filled.descriptors += ready;
         }
         mask & !left
     }
 
     /// Delivers one frame into a chain of several pieces, or into several buffers if they are mergeable.
+    #[inline(never)]
     fn deliver_pieces(
         &mut self,
         burst: &Burst,
@@ -122,10 +133,18 @@ impl Ring {
             let room = self.size - descriptors;
             let first = if room > 0 { self.available(at) } else { None };
             let Some(first) = first else { return Ok(Placed::NoBuffers) };
-            let chain = self.walk(first, at, room, true, |ptr, gpa, len| {
-                // SAFETY: `walk` gives mapped bytes.
-                Ok(unsafe { scatter.piece(ptr, gpa, len, track) })
-            })?;
+            let usual = first.flags == offered(at) | F_WRITE;
+            let to = if usual { self.common.whole(first.addr, first.len) } else { ptr::null_mut() };
+            let chain = if to.is_null() {
+                self.walk(first, at, room, true, |ptr, gpa, len| {
+                    // SAFETY: `walk` gives mapped bytes.
+                    Ok(unsafe { scatter.piece(ptr, gpa, len, track) })
+                })?
+            } else {
+                // SAFETY: `whole` has found these bytes.
+                unsafe { scatter.piece(to, first.addr, first.len, track) };
+                Chain { id: first.id, descriptors: 1 }
+            };
             let written = scatter.take_written();
             if !scatter.has_header() || written == 0 {
                 return Err(RingFault::HeaderTooShort);
@@ -154,9 +173,7 @@ impl Ring {
     fn give_back(&self, filled: &mut Filled, used: Used) {
         if filled.first.is_none() {
             filled.first = Some(used);
-            if let Some(record) = &self.record {
-                record.begin(self.next_used.encode(), used.word);
-            }
+            self.note_begin(used);
         } else {
             self.write_used(used, Ordering::Relaxed);
         }

@@ -8,11 +8,18 @@ use crate::ring::common::{F_INDIRECT, F_NEXT, F_WRITE, LONGEST_CHAIN};
 use crate::ring::{More, RingFault};
 
 /// `flags`: the driver's mark of its lap.
-const F_AVAIL: u16 = 1 << 7;
+pub(super) const F_AVAIL: u16 = 1 << 7;
 /// `flags`: the device's mark of its lap.
 const F_USED: u16 = 1 << 15;
 /// Both.
 pub(super) const MARKS: u16 = F_AVAIL | F_USED;
+
+/// In the second half of a descriptor: the buffer's number and the flags.
+const ID_SHIFT: u32 = 32;
+const FLAGS_SHIFT: u32 = 48;
+pub(super) const ID: u64 = 0xffff << ID_SHIFT;
+/// Bytes were written: the length means something.
+pub(super) const WRITTEN: u64 = (F_WRITE as u64) << FLAGS_SHIFT;
 
 /// A descriptor as it lies in guest memory, little-endian: address, length, buffer number and flags.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +35,8 @@ impl Descriptor {
     pub(super) const NONE: Self = Self { addr: 0, len: 0, id: 0, flags: 0 };
 
     #[inline(always)]
-    fn new(addr: u64, rest: u64) -> Self {
-        Self { addr, len: rest as u32, id: (rest >> 32) as u16, flags: (rest >> 48) as u16 }
+    pub(super) fn new(addr: u64, rest: u64) -> Self {
+        Self { addr, len: rest as u32, id: (rest >> ID_SHIFT) as u16, flags: (rest >> FLAGS_SHIFT) as u16 }
     }
 }
 
@@ -46,39 +53,68 @@ impl Used {
     /// Buffer `id` that began at `at` and was only read.
     #[inline(always)]
     pub(super) fn read(at: Position, id: u16) -> Self {
-        let flags = if at.wrap { MARKS } else { 0 };
-        Self { at: at.index, word: u64::from(id) << 32 | u64::from(flags) << 48 }
+        Self { at: at.index, word: u64::from(id) << ID_SHIFT | used(at) }
     }
 
     /// Buffer `id` that began at `at` and in which `written` bytes were written.
     #[inline(always)]
     pub(super) fn written(at: Position, id: u16, written: u32) -> Self {
-        // WRITE: the length means something.
-        let write = u64::from(F_WRITE) << 48;
         let Self { at, word } = Self::read(at, id);
-        Self { at, word: word | write | u64::from(written) }
+        Self { at, word: word | WRITTEN | u64::from(written) }
+    }
+
+    /// Bytes written.
+    #[inline(always)]
+    pub(super) fn length(self) -> u32 {
+        self.word as u32
     }
 }
 
-/// A buffer that `fetch` took: where it began and the number that its driver knows it by, in one word.
+/// A buffer that `fetch` took: the second half of its descriptor as it goes back. Nothing is written into such a buffer, so
+/// that where the length would be there is how many descriptors follow the first.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Lent(u32);
+pub(super) struct Lent(u64);
 
 impl Lent {
+    pub(super) const NONE: Self = Self(0);
+
+    /// The buffer of the one descriptor whose second half is `rest`, with the marks of those that go back, [`used`].
     #[inline(always)]
-    pub(super) fn new(at: Position, id: u16) -> Self {
-        Self(u32::from(at.encode()) | u32::from(id) << 16)
+    pub(super) fn single(rest: u64, used: u64) -> Self {
+        Self(rest & ID | used)
+    }
+
+    /// A chain that begins at `at`.
+    pub(super) fn chain(at: Position, chain: &Chain) -> Self {
+        Self(Used::read(at, chain.id).word | u64::from(chain.descriptors - 1))
+    }
+
+    /// Its descriptors.
+    pub(super) fn descriptors(self) -> u16 {
+        self.0 as u16 + 1
+    }
+
+    /// What goes back. Right for a single descriptor without more ado.
+    #[inline(always)]
+    pub(super) fn word(self) -> u64 {
+        self.0 & !u64::from(u16::MAX)
     }
 
     #[inline(always)]
-    pub(super) fn at(self) -> Position {
-        Position::decode(self.0 as u16)
+    pub(super) fn single_word(self) -> u64 {
+        self.0
     }
 
-    #[inline(always)]
-    pub(super) fn id(self) -> u16 {
-        (self.0 >> 16) as u16
+    /// The same with the number of `last`, for which it stands, too.
+    pub(super) fn with_id_of(self, last: Self) -> Self {
+        Self(self.0 & !ID | last.0 & ID)
     }
+}
+
+/// The marks of descriptors that go back from `at` on, as they are in the second half.
+#[inline(always)]
+pub(super) fn used(at: Position) -> u64 {
+    if at.wrap { u64::from(MARKS) << FLAGS_SHIFT } else { 0 }
 }
 
 /// The marks of a descriptor that the driver offers at `at`.
@@ -96,6 +132,14 @@ pub(super) struct Chain {
 }
 
 impl Ring {
+    /// The address of the descriptor at `index`.
+    #[inline(always)]
+    pub(super) fn address(&self, index: u16) -> &AtomicU64 {
+        debug_assert!(index < self.size);
+        // SAFETY: as in `rest`.
+        unsafe { AtomicU64::from_ptr(self.desc.add(usize::from(index)).cast()) }
+    }
+
     /// The second half of the descriptor at `index`, length to flags, as one word.
     #[inline(always)]
     fn rest(&self, index: u16) -> &AtomicU64 {
@@ -105,14 +149,26 @@ impl Ring {
         unsafe { AtomicU64::from_ptr(self.desc.add(usize::from(index)).cast::<u64>().add(1)) }
     }
 
-    /// Reads the descriptor at `at`, whoever owns it. Flags come first, together with length and number in one read.
+    /// Reads both halves of the descriptor at `index`, whoever owns it. Flags come first, together with length and number
+    /// in one read.
+    #[inline(always)]
+    pub(super) fn halves(&self, index: u16) -> (u64, u64) {
+        // Acquire: what the driver wrote before the flags is visible.
+        let rest = self.rest(index).load(Ordering::Acquire);
+        (self.address(index).load(Ordering::Relaxed), rest)
+    }
+
+    /// Reads the descriptor at `at`, whoever owns it.
     #[inline(always)]
     pub(super) fn read(&self, at: Position) -> Descriptor {
-        // Acquire: what the driver wrote before the flags is visible.
-        let rest = self.rest(at.index).load(Ordering::Acquire);
-        // SAFETY: as in `rest`; volatile since the guest may write meanwhile.
-        let addr = unsafe { self.desc.add(usize::from(at.index)).cast::<u64>().read_volatile() };
+        let (addr, rest) = self.halves(at.index);
         Descriptor::new(addr, rest)
+    }
+
+    /// The flags of the descriptor at `index`.
+    #[inline(always)]
+    pub(super) fn flags(&self, index: u16) -> u16 {
+        (self.rest(index).load(Ordering::Acquire) >> FLAGS_SHIFT) as u16
     }
 
     /// The descriptor at `at`, if the driver has made it available.
@@ -125,7 +181,12 @@ impl Ring {
     /// Whether the driver has made the descriptor at `at` available.
     #[inline(always)]
     pub(super) fn is_available(&self, at: Position) -> bool {
-        (self.rest(at.index).load(Ordering::Acquire) >> 48) as u16 & MARKS == offered(at)
+        self.flags(at.index) & MARKS == offered(at)
+    }
+
+    /// Whether a device has given back the descriptor at `at`.
+    pub(super) fn is_used(&self, at: Position) -> bool {
+        self.flags(at.index) & MARKS == if at.wrap { MARKS } else { 0 }
     }
 
     /// Gives a buffer back. The driver sees it if it has seen those before it.
@@ -133,6 +194,14 @@ impl Ring {
     pub(super) fn write_used(&self, used: Used, order: Ordering) {
         // Length, number and flags go in one word, so that no driver sees half of them.
         self.rest(used.at).store(used.word, order);
+    }
+
+    /// Gives back buffers of one descriptor each, from `index` on, which do not go beyond the ring's end.
+    #[inline(always)]
+    pub(super) fn write_run(&self, index: u16, words: impl Iterator<Item = u64>) {
+        for (at, word) in (index..).zip(words) {
+            self.rest(at).store(word, Ordering::Relaxed);
+        }
     }
 
     /// Walks the chain whose descriptor at `at` has been read and gives every piece to `piece` (a buffer that crosses

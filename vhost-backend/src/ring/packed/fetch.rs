@@ -1,20 +1,26 @@
 //! From the guest: what it transmitted becomes a burst, and its buffers go back to it.
 
-use std::ptr;
 use std::sync::atomic::Ordering;
 
 use super::Ring;
-use super::descriptor::{Descriptor, Lent, MARKS, Used, offered};
+use super::descriptor::{Chain, Descriptor, Lent, MARKS, Used, offered, used};
 use super::position::Position;
 use crate::dirty::Track;
 use crate::frame::{BURST, Burst, MAX_FRAME};
-use crate::ring::common::{F_INDIRECT, F_NEXT};
+use crate::ring::common::{F_INDIRECT, F_NEXT, Piece};
 use crate::ring::copy::prefetch_read;
 use crate::ring::gather::Gather;
 use crate::ring::{RingFault, Served};
 
-/// Pieces in one run of descriptors; a null pointer where there is more to a buffer.
-type Pieces = [(*const u8, u32); BURST];
+/// What follows a run of descriptors that are a buffer each.
+enum Then {
+    /// The ring's end, or the burst is full.
+    End,
+    /// Nothing that is offered.
+    Nothing,
+    /// A chain, with this descriptor.
+    Chain(Descriptor),
+}
 
 impl Ring {
     /// Fills the (empty) burst with what the guest sent. Every buffer taken must be given back by [`Ring::complete`]
@@ -26,14 +32,13 @@ impl Ring {
             self.common.look_for_poison();
             return served;
         }
-        let mut pieces: Pieces = [(ptr::null(), 0); BURST];
         let mut at = self.next_avail;
         // Descriptors that are still ahead of our own: no driver has more, but one that lies might seem to.
         let mut room = self.size;
         let mut taken = 0;
-        loop {
-            let (count, chain) = self.look(at, room, &mut pieces[taken..]);
-            match self.push_run(burst, at, &pieces[taken..taken + count], taken, &mut served) {
+        while taken < BURST && room > 0 {
+            let (count, then) = self.look(at, room, taken);
+            match self.push_run(burst, at, taken, count, &mut served) {
                 Ok(pushed) => {
                     at = at.advance(pushed as u16, self.size);
                     room -= pushed as u16;
@@ -47,16 +52,20 @@ impl Ring {
                     break;
                 }
             }
-            let Some(first) = chain else { break };
+            let first = match then {
+                Then::End => continue,
+                Then::Nothing => break,
+                Then::Chain(first) => first,
+            };
             if burst.segments_used + 64 > burst.segments.len() && !burst.is_empty() {
                 // Room for a whole chain may be short: the rest of the ring makes the next burst.
                 break;
             }
             match self.push_chain(burst, first, at, room, &mut served) {
-                Ok((id, descriptors)) => {
-                    self.lent[taken] = Lent::new(at, id);
-                    at = at.advance(descriptors, self.size);
-                    room -= descriptors;
+                Ok(chain) => {
+                    self.lent[taken] = Lent::chain(at, &chain);
+                    at = at.advance(chain.descriptors, self.size);
+                    room -= chain.descriptors;
                     taken += 1;
                 }
                 Err(fault) => {
@@ -65,9 +74,6 @@ impl Ring {
                     }
                     break;
                 }
-            }
-            if taken == BURST {
-                break;
             }
         }
         self.common.look_for_poison();
@@ -82,101 +88,85 @@ impl Ring {
         served
     }
 
-    /// Reads the buffers of one descriptor each from `at` on, and asks for what is in them: how many there are, and the
-    /// first descriptor of a chain if one follows.
+    /// Reads the buffers of one descriptor each from `at` on, up to the ring's end, as number `taken` and following of
+    /// this burst, and asks for what is in them: how many there are, and what follows.
     #[inline(always)]
-    fn look(
-        &mut self,
-        at: Position,
-        room: u16,
-        pieces: &mut [(*const u8, u32)],
-    ) -> (usize, Option<Descriptor>) {
+    fn look(&mut self, at: Position, room: u16, taken: usize) -> (usize, Then) {
         let header_len = u32::from(self.common.header_len);
-        let taken = BURST - pieces.len();
-        let most = pieces.len().min(usize::from(room));
-        let mut start = at;
-        let mut seen = 0;
-        while seen < most {
-            // The marks are the same up to the ring's end.
-            let run = (most - seen).min(usize::from(self.size - start.index));
-            let usual = offered(start);
-            let run_pieces = pieces[seen..seen + run].iter_mut();
-            for ((here, piece), i) in (start.index..).zip(run_pieces).zip(seen..) {
-                let here = Position { index: here, ..start };
-                let desc = self.read(here);
-                if desc.flags != usual {
-                    // More, or less, than one buffer to read.
-                    if desc.flags & MARKS != usual {
-                        return (i, None);
-                    }
-                    if desc.flags & F_NEXT != 0 {
-                        return (i, Some(desc));
-                    }
-                }
-                self.lent[(taken + i) % BURST] = Lent::new(here, desc.id);
-                // Longer than the header, and not longer than any frame may be.
-                if desc.flags == usual
-                    && desc.len.wrapping_sub(header_len + 1) < MAX_FRAME as u32
-                    && let Some(data) = self.common.whole(desc.addr, desc.len)
-                {
-                    *piece = (data, desc.len);
+        let most = (BURST - taken).min(usize::from(room.min(self.size - at.index)));
+        // The marks are the same up to the ring's end.
+        let (usual, back) = (offered(at), used(at));
+        for i in 0..most {
+            let slot = (taken + i) % BURST;
+            let (addr, rest) = self.halves(at.index + i as u16);
+            let desc = Descriptor::new(addr, rest);
+            // One buffer to read, longer than the header and not longer than any frame may be.
+            if desc.flags == usual && desc.len.wrapping_sub(header_len + 1) < MAX_FRAME as u32 {
+                let data = self.common.whole(addr, desc.len);
+                if !data.is_null() {
+                    self.lent[slot] = Lent::single(rest, back);
+                    self.pieces[slot] = Piece { at: data, len: desc.len };
                     prefetch_read(data);
                     prefetch_read(data.wrapping_add(64));
                     prefetch_read(data.wrapping_add(128));
-                } else {
-                    *piece = (ptr::null(), 0);
-                    self.put_aside(taken + i, desc);
+                    continue;
                 }
             }
-            start = start.advance(run as u16, self.size);
-            seen += run;
+            if desc.flags & MARKS != usual {
+                return (i, Then::Nothing);
+            }
+            if desc.flags & F_NEXT != 0 {
+                return (i, Then::Chain(desc));
+            }
+            self.lent[slot] = Lent::single(rest, back);
+            self.put_aside(slot, desc);
         }
-        (most, None)
+        (most, Then::End)
     }
 
     /// Keeps a descriptor that is to be walked, and asks for its table if it names one.
     #[inline(never)]
-    fn put_aside(&mut self, i: usize, desc: Descriptor) {
-        self.odd[i] = desc;
-        if desc.flags & F_INDIRECT != 0
-            && let Some(table) = self.common.whole(desc.addr, desc.len)
-        {
-            prefetch_read(table);
+    fn put_aside(&mut self, slot: usize, desc: Descriptor) {
+        self.pieces[slot] = Piece::NONE;
+        self.odd[slot] = desc;
+        if desc.flags & F_INDIRECT != 0 {
+            prefetch_read(self.common.whole(desc.addr, desc.len));
         }
     }
 
-    /// Appends the frames of the buffers that [`Ring::look`] found from `at` on, the first of them number `taken` of this
-    /// burst; how many there was room for.
+    /// Appends the frames of the `count` buffers that [`Ring::look`] found from `at` on, the first of them number `taken`
+    /// of this burst; how many there was room for.
     #[inline(always)]
     fn push_run(
         &mut self,
         burst: &mut Burst,
         at: Position,
-        pieces: &[(*const u8, u32)],
         taken: usize,
+        count: usize,
         served: &mut Served,
     ) -> Result<usize, RingFault> {
-        let mut pushed = 0;
-        while pushed < pieces.len() {
-            if !pieces[pushed].0.is_null() {
+        let end = taken + count;
+        let mut next = taken;
+        while next < end {
+            if !self.pieces[next].at.is_null() {
                 // SAFETY: `whole` has found these bytes, and they are more than the header.
-                pushed += unsafe { self.common.push_whole(burst, &pieces[pushed..]) };
+                next += unsafe { self.common.push_whole(burst, &self.pieces[next..end]) };
                 continue;
             }
             if burst.segments_used + 64 > burst.segments.len() && !burst.is_empty() {
                 break;
             }
-            let at = at.advance(pushed as u16, self.size);
-            match self.push_chain(burst, self.odd[taken + pushed], at, 1, served) {
-                Ok(_) => pushed += 1,
+            let at = at.advance((next - taken) as u16, self.size);
+            match self.push_chain(burst, self.odd[next], at, 1, served) {
+                Ok(_) => next += 1,
                 Err(RingFault::ChainTooLong) if burst.segments_used > 0 => break,
                 Err(fault) => return Err(fault),
             }
         }
-        Ok(pushed)
+        Ok(next - taken)
     }
 
-    /// Appends the frame of a buffer of several pieces; its number, and its descriptors in the ring.
+    /// Appends the frame of a buffer of several pieces.
     fn push_chain(
         &mut self,
         burst: &mut Burst,
@@ -184,12 +174,12 @@ impl Ring {
         at: Position,
         room: u16,
         served: &mut Served,
-    ) -> Result<(u16, u16), RingFault> {
+    ) -> Result<Chain, RingFault> {
         let mut gather = Gather::new(burst, self.common.header_len)?;
         // SAFETY: `walk` gives mapped bytes; the burst is cleared before the ring is let go (`RingCell::serve`).
         let chain = self.walk(first, at, room, false, |ptr, _, len| unsafe { gather.piece(ptr, len) })?;
         gather.finish(&self.common, served)?;
-        Ok((chain.id, chain.descriptors))
+        Ok(chain)
     }
 
     /// Gives back what `fetch` took.
@@ -199,21 +189,28 @@ impl Ring {
         if taken == 0 || self.common.fault.is_some() {
             return;
         }
+        let old = self.next_used;
+        let count = old.distance(self.next_avail, self.size);
         let lent = &self.lent[..taken];
-        let mut first = Used::read(lent[0].at(), lent[0].id());
+        let mut first = Used { at: old.index, word: lent[0].word() };
         if self.common.in_order {
             // One descriptor, with the last buffer's number, stands for all of them (section 2.8.12).
-            first = Used::read(lent[0].at(), lent[taken - 1].id());
+            first.word = lent[0].with_id_of(lent[taken - 1]).word();
         }
-        if let Some(record) = &self.record {
-            record.begin(self.next_used.encode(), first.word);
-        }
-        if !self.common.in_order {
-            for &lent in &lent[1..] {
-                self.write_used(Used::read(lent.at(), lent.id()), Ordering::Relaxed);
+        self.note_begin(first);
+        if self.common.in_order {
+            // Nothing else is written.
+        } else if usize::from(count) == taken {
+            let (run, rest) = lent.split_at(taken.min(usize::from(self.size - old.index)));
+            self.write_run(old.index + 1, run[1..].iter().map(|lent| lent.single_word()));
+            self.write_run(0, rest.iter().map(|lent| lent.single_word()));
+        } else {
+            let mut at = old;
+            for pair in lent.windows(2) {
+                at = at.advance(pair[0].descriptors(), self.size);
+                self.write_used(Used { at: at.index, word: pair[1].word() }, Ordering::Relaxed);
             }
         }
-        let (old, count) = (self.next_used, self.next_used.distance(self.next_avail, self.size));
         self.publish(first, count);
         self.track_used(old, count, track);
     }

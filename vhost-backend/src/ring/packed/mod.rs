@@ -10,6 +10,7 @@
 mod deliver;
 mod descriptor;
 mod fetch;
+mod find;
 mod notify;
 mod position;
 mod resume;
@@ -17,7 +18,7 @@ mod resume;
 use std::ptr;
 use std::sync::Arc;
 
-use super::common::{Common, DESCRIPTOR};
+use super::common::{Common, DESCRIPTOR, Piece};
 use super::{RingFault, RingSetup};
 use crate::frame::BURST;
 use crate::inflight::Region;
@@ -42,8 +43,10 @@ pub(crate) struct Ring {
     next_used: Position,
     /// Buffers taken by `fetch` and not yet given back by `complete`.
     taken: usize,
-    /// Which these are.
+    /// What will be written over the first descriptor of each.
     lent: Box<[Lent; BURST]>,
+    /// Where `fetch` found them.
+    pieces: Box<[Piece; BURST]>,
     /// Descriptors of `fetch` that are more than one piece of memory.
     odd: Box<[Descriptor; BURST]>,
     /// What will be given back for a frame of several buffers; as long as the ring, so more never happens.
@@ -51,6 +54,8 @@ pub(crate) struct Ring {
     pub(super) common: Common,
     setup_addresses: Addresses,
     record: Option<Region>,
+    /// Whether the ring itself said where it stands.
+    found: bool,
 }
 
 /// Where the frontend says the ring is.
@@ -69,7 +74,7 @@ impl Ring {
     /// Where a ring begins that nobody has used yet, as SET_VRING_BASE says it.
     pub(super) const FRESH: u32 = 0x8000_8000;
 
-    /// Checks the setup and takes the ring over where the base says.
+    /// Checks the setup and takes the ring over where it says itself that it stands, or else where the base does.
     ///
     /// # Errors
     /// Bad size, a base beyond the ring, or addresses that are misaligned or not wholly within one region of guest
@@ -92,12 +97,14 @@ impl Ring {
             next_avail: avail,
             next_used: avail,
             taken: 0,
-            lent: Box::new([Lent::new(avail, 0); BURST]),
+            lent: Box::new([Lent::NONE; BURST]),
+            pieces: Box::new([Piece::NONE; BURST]),
             odd: Box::new([Descriptor::NONE; BURST]),
             pending: vec![Used::NONE; usize::from(setup.size)].into_boxed_slice(),
             setup_addresses: Addresses { desc: setup.desc, driver: setup.avail, device: setup.used },
             common: Common::new(setup),
             record: None,
+            found: false,
         };
         ring.set_map(map)?;
         // A device that was there before us may have stopped with buffers that it had taken and not given back: they are
@@ -105,12 +112,19 @@ impl Ring {
         // (DPDK, on both sides) leave it zero, which then says nothing.
         let behind = used.distance(avail, ring.size);
         let believable = base >> 16 != 0 && used.index < ring.size && (1..=ring.size).contains(&behind);
-        if believable && ring.is_available(used) {
-            ring.next_avail = used;
-            ring.next_used = used;
+        if let Some(at) = ring.find() {
+            ring.found = true;
+            ring.stand_at(at);
+        } else if believable && ring.is_available(used) {
+            ring.stand_at(used);
         }
         ring.disarm();
         Ok(ring)
+    }
+
+    fn stand_at(&mut self, at: Position) {
+        self.next_avail = at;
+        self.next_used = at;
     }
 
     /// Where the ring stands (vhost-user: the answer to GET_VRING_BASE): the next descriptor to take in the lower half,

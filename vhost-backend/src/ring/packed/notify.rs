@@ -23,9 +23,7 @@ impl Ring {
     pub(super) fn publish(&mut self, first: Used, count: u16) {
         let old = self.next_used;
         self.next_used = old.advance(count, self.size);
-        if let Some(record) = &self.record {
-            record.intend(old.encode(), self.next_used.encode());
-        }
+        self.note_end(first, old, count);
         // Release: buffers and the descriptors behind this one are visible before it.
         self.write_used(first, Ordering::Release);
         if let Some(record) = &self.record {

@@ -12,6 +12,7 @@ use crate::ring::{Delivered, Placed, RingFault};
 
 impl Ring {
     /// Copies the frames of `mask` into the guest's buffers and publishes them, all at once.
+    #[inline(never)]
     pub(crate) fn deliver(&mut self, burst: &Burst, mask: u64, track: &mut impl Track) -> Delivered {
         let mut delivered = Delivered::default();
         let pending = self.pending();
@@ -61,7 +62,7 @@ impl Ring {
     /// Delivers frames in order for as long as each fits into one buffer in one piece; the mask of those delivered.
     #[inline]
     fn deliver_fast(&mut self, burst: &Burst, mask: u64, room: &mut Room, track: &mut impl Track) -> u64 {
-        let header_len = usize::from(self.common.header_len);
+        let header_len = u32::from(self.common.header_len);
         let count = mask.count_ones().min(u32::from(room.pending - room.used)) as usize;
         let first = self.next_avail.wrapping_add(room.used);
         let desc = self.desc;
@@ -70,34 +71,36 @@ impl Ring {
         };
 
         let mut targets = [ptr::null_mut::<u8>(); BURST];
+        let mut elements = [UsedElem { id: 0, len: 0 }; BURST];
         let mut ready = 0;
         let mut left = mask;
-        for (target, &head) in targets[..count].iter_mut().zip(&heads) {
-            let len = burst.frames[left.trailing_zeros() as usize % BURST].len;
+        for ((target, &head), element) in targets[..count].iter_mut().zip(&heads).zip(&mut elements) {
+            let len = header_len + burst.frames[left.trailing_zeros() as usize % BURST].len;
             // SAFETY: heads are below the size.
             let desc = unsafe { Self::read(desc, head) };
-            if desc.flags != F_WRITE || desc.len < header_len as u32 + len {
+            if desc.flags != F_WRITE || desc.len < len {
                 break;
             }
-            let Some(to) = self.common.whole(desc.addr, desc.len) else { break };
+            let to = self.common.whole(desc.addr, desc.len);
+            if to.is_null() {
+                break;
+            }
             prefetch_write(to);
             prefetch_write(to.wrapping_add(64));
             *target = to;
+            *element = UsedElem { id: u32::from(head), len };
             // The copies follow at once, and nothing is logged before they are made.
-            track.wrote(desc.addr, header_len as u32 + len);
+            track.wrote(desc.addr, len);
             left &= left - 1;
             ready += 1;
         }
 
-        let mut elements = [UsedElem { id: 0, len: 0 }; BURST];
         let mut left = mask;
-        for ((&to, &head), element) in targets[..ready].iter().zip(&heads).zip(&mut elements) {
+        for &to in &targets[..ready] {
             let index = left.trailing_zeros() as usize % BURST;
             left &= left - 1;
             // SAFETY: `whole` found room for header and frame at `to`.
             unsafe { self.common.place(burst, index, to) };
-            let len = burst.frames[index].len + header_len as u32;
-            *element = UsedElem { id: u32::from(head), len };
         }
         self.write_used_run(self.next_used.wrapping_add(room.used), &elements[..ready]);
         room.used += ready as u16;
@@ -105,6 +108,7 @@ impl Ring {
     }
 
     /// Delivers one frame into a chain of several pieces, or into several buffers if they are mergeable.
+    #[inline(never)]
     fn deliver_pieces(
         &mut self,
         burst: &Burst,
@@ -124,8 +128,17 @@ impl Ring {
             if head >= self.size {
                 return Err(RingFault::BadDescriptor);
             }
-            // SAFETY: `walk` gives mapped bytes.
-            self.walk(head, true, |ptr, gpa, len| Ok(unsafe { scatter.piece(ptr, gpa, len, track) }))?;
+            // SAFETY: heads are below the size.
+            let desc = unsafe { Self::read(self.desc, head) };
+            let to =
+                if desc.flags == F_WRITE { self.common.whole(desc.addr, desc.len) } else { ptr::null_mut() };
+            if to.is_null() {
+                // SAFETY: `walk` gives mapped bytes.
+                self.walk(head, true, |ptr, gpa, len| Ok(unsafe { scatter.piece(ptr, gpa, len, track) }))?;
+            } else {
+                // SAFETY: `whole` has found these bytes.
+                unsafe { scatter.piece(to, desc.addr, desc.len, track) };
+            }
             let written = scatter.take_written();
             if !scatter.has_header() || written == 0 {
                 return Err(RingFault::HeaderTooShort);

@@ -1,10 +1,9 @@
 //! From the guest: what it transmitted becomes a burst, and its buffers go back to it.
 
-use std::ptr;
-
 use super::{Ring, UsedElem};
 use crate::dirty::Track;
 use crate::frame::{BURST, Burst, MAX_FRAME};
+use crate::ring::common::Piece;
 use crate::ring::copy::prefetch_read;
 use crate::ring::gather::Gather;
 use crate::ring::{RingFault, Served};
@@ -24,27 +23,28 @@ impl Ring {
             return self.common.broken(RingFault::BadDescriptor);
         };
 
-        // A buffer in one piece, as nearly all small frames are; a null pointer where a chain has to be walked.
-        let mut pieces = [(ptr::null::<u8>(), 0u32); BURST];
+        // A buffer in one piece, as nearly all small frames are; none where a chain has to be walked.
         let header_len = u32::from(self.common.header_len);
         let longest = MAX_FRAME as u32;
-        for (piece, &head) in pieces[..count].iter_mut().zip(&heads) {
+        for (piece, &head) in self.pieces[..count].iter_mut().zip(&heads) {
             // SAFETY: heads are below the size.
             let desc = unsafe { Self::read(desc, head) };
             // Longer than the header, and not longer than any frame may be.
             if desc.flags == 0 && desc.len.wrapping_sub(header_len + 1) < longest {
-                let Some(at) = self.common.whole(desc.addr, desc.len) else { continue };
-                *piece = (at, desc.len);
+                let at = self.common.whole(desc.addr, desc.len);
+                *piece = Piece { at, len: desc.len };
                 prefetch_read(at);
                 prefetch_read(at.wrapping_add(64));
                 prefetch_read(at.wrapping_add(128));
+            } else {
+                *piece = Piece::NONE;
             }
         }
 
         let mut served = Served::default();
         let mut taken = 0;
         while taken < count {
-            if pieces[taken].0.is_null() {
+            if self.pieces[taken].at.is_null() {
                 if burst.segments_used + 64 > burst.segments.len() && !burst.is_empty() {
                     // Room for a whole chain may be short: the rest of the ring makes the next burst.
                     break;
@@ -58,7 +58,7 @@ impl Ring {
                 taken += 1;
             } else {
                 // SAFETY: `whole` has found these bytes, and they are more than the header.
-                taken += unsafe { self.common.push_whole(burst, &pieces[taken..count]) };
+                taken += unsafe { self.common.push_whole(burst, &self.pieces[taken..count]) };
             }
         }
         self.common.look_for_poison();

@@ -14,7 +14,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::common::Common;
+use super::common::{Common, Piece};
 use super::{RingFault, RingSetup};
 use crate::frame::BURST;
 use crate::inflight::Region;
@@ -64,6 +64,8 @@ pub(crate) struct Ring {
     /// Chains taken by `fetch` and not yet given back by `complete`.
     taken: u16,
     heads: [u16; BURST],
+    /// Where `fetch` found their buffers.
+    pieces: Box<[Piece; BURST]>,
     pub(super) common: Common,
     setup_addresses: Addresses,
     record: Option<Region>,
@@ -102,6 +104,7 @@ impl Ring {
             next_used: 0,
             taken: 0,
             heads: [0; BURST],
+            pieces: Box::new([Piece::NONE; BURST]),
             setup_addresses: Addresses { desc: setup.desc, avail: setup.avail, used: setup.used },
             common: Common::new(setup),
             record: None,
