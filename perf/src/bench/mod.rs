@@ -19,7 +19,6 @@ mod table;
 mod takeover;
 mod tap;
 mod vhost;
-mod workers;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -100,8 +99,6 @@ pub struct Results {
     pub idle: Option<Idle>,
     /// How long a port that comes and goes keeps others waiting.
     pub changes: Option<Changes>,
-    /// What two workers and several queues cost.
-    pub workers: Vec<workers::Found>,
     /// What new connections and a full table cost.
     pub connections: Option<Connections>,
     /// What thousands of rules cost to load.
@@ -148,7 +145,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         samples: Vec::new(),
         idle: None,
         changes: None,
-        workers: Vec::new(),
         connections: None,
         rules: None,
         hotplug: None,
@@ -193,8 +189,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             }
             Part::Changes if !kinds.contains(&Kind::Shunt) => Ok(()),
             Part::Changes => changes::run(&site, arguments, &mut results),
-            Part::Workers if !kinds.contains(&Kind::Shunt) => Ok(()),
-            Part::Workers => workers::run(arguments, &mut results),
             Part::Tap => tap::run(&shared, arguments, &kinds, &mut results),
             Part::Hotplug => hotplug::run(arguments, &kinds, &mut results),
             Part::Qemu => guests::run(&shared, arguments, &kinds, &mut results),

@@ -41,8 +41,6 @@ pub enum Part {
     Idle,
     /// A port that comes and goes beside two that are busy
     Changes,
-    /// Cycles a frame of one worker and of two at once, with one queue and with several
-    Workers,
     /// TCP between two TAP devices
     Tap,
     /// TCP between two Linux guests in QEMU
@@ -52,7 +50,7 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 16] = [
         Self::Vhost,
         Self::Packed,
         Self::Testpmd,
@@ -66,7 +64,6 @@ impl Part {
         Self::Table,
         Self::Idle,
         Self::Changes,
-        Self::Workers,
         Self::Tap,
         Self::Qemu,
         Self::Hotplug,
