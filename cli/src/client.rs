@@ -42,6 +42,8 @@ pub struct Client {
     stream: BufReader<UnixStream>,
     path: PathBuf,
     asked: u64,
+    /// Why the last request could not be sent.
+    unsent: Option<std::io::Error>,
     patience: Duration,
 }
 
@@ -91,7 +93,7 @@ impl Client {
             ),
             _ => unreachable(&error, "is this the path of its control socket?"),
         })?;
-        Ok(Self { stream: BufReader::new(stream), path, asked: 0, patience: PATIENCE })
+        Ok(Self { stream: BufReader::new(stream), path, asked: 0, unsent: None, patience: PATIENCE })
     }
 
     /// The same, for requests that may take longer.
@@ -119,12 +121,30 @@ impl Client {
     /// # Errors
     /// The daemon refuses, or goes away, or does not answer in time.
     pub fn ask<M: Method>(&mut self, request: &M) -> Result<M::Answer, Failure> {
+        self.send(request)?;
+        self.answer::<M>()
+    }
+
+    /// Asks. The answer is to be waited for, by [`Self::answer`], before anything else is asked.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON; what the connection says is told with the answer.
+    pub fn send<M: Method>(&mut self, request: &M) -> Result<(), Failure> {
         self.asked += 1;
         let request = Request { jsonrpc: "2.0", id: self.asked, method: M::NAME, params: request };
         let mut line = serde_json::to_vec(&request).map_err(|e| self.lost(&e))?;
         line.push(b'\n');
+        self.unsent = self.stream.get_mut().write_all(&line).err();
+        Ok(())
+    }
+
+    /// Waits for the answer to what was sent.
+    ///
+    /// # Errors
+    /// See [`Self::ask`].
+    pub fn answer<M: Method>(&mut self) -> Result<M::Answer, Failure> {
         // A daemon that does not want us has said why before it closed: what it said counts, not that it closed.
-        let sent = self.stream.get_mut().write_all(&line);
+        let sent = self.unsent.take().map_or(Ok(()), Err);
         let mut answer = Vec::new();
         let limit = LINE_MAX as u64 + 1;
         let read = self.stream.by_ref().take(limit).read_until(b'\n', &mut answer);

@@ -10,7 +10,7 @@ mod publish;
 mod rebalance;
 mod workers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -302,8 +302,9 @@ impl Switch {
     }
 
     fn free_number(&self) -> Result<u16, Refusal> {
+        let taken: HashSet<u16> = self.ports.values().map(|member| member.port.number()).collect();
         (0..MAX_PORTS as u16)
-            .find(|&number| self.ports.values().all(|member| member.port.number() != number))
+            .find(|number| !taken.contains(number))
             .ok_or_else(|| Refusal::new(format!("there are {MAX_PORTS} ports already, which is the limit")))
     }
 
@@ -336,7 +337,7 @@ impl Switch {
 
     /// Removes ports; those that are not there are none.
     pub(crate) fn remove_ports(&mut self, names: &[Name]) {
-        names.iter().for_each(|name| self.touch_port(name));
+        self.touch_ports(names);
         let members: Vec<Member> = names.iter().filter_map(|name| self.ports.remove(name)).collect();
         if members.is_empty() {
             return;
@@ -363,7 +364,7 @@ impl Switch {
     }
 
     pub(crate) fn find_port(&self, name: &str) -> Result<&Member, Refusal> {
-        self.ports.iter().find(|(port, _)| port.as_str() == name).map(|(_, member)| member).ok_or_else(|| {
+        self.ports.get(name).ok_or_else(|| {
             Refusal::new(format!("port {name:?} does not exist: 'shuntctl port list' shows those that do"))
         })
     }

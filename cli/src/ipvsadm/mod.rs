@@ -83,8 +83,17 @@ impl From<io::Error> for Stop {
 
 /// Who has the services.
 pub(crate) trait Director {
+    /// Asks; the next thing to do is to wait for the answer.
+    fn send<M: Method>(&mut self, request: &M) -> Result<(), Failure>;
+
+    /// Waits for the answer to what was sent.
+    fn answer<M: Method>(&mut self) -> Result<M::Answer, Failure>;
+
     /// Asks, and waits for the answer.
-    fn ask<M: Method>(&mut self, request: &M) -> Result<M::Answer, Failure>;
+    fn ask<M: Method>(&mut self, request: &M) -> Result<M::Answer, Failure> {
+        self.send(request)?;
+        self.answer::<M>()
+    }
 }
 
 /// A daemon that is connected to when there is something to ask.
@@ -94,12 +103,17 @@ struct Daemon {
 }
 
 impl Director for Daemon {
-    fn ask<M: Method>(&mut self, request: &M) -> Result<M::Answer, Failure> {
-        if self.client.is_none() {
-            self.client = Some(Client::connect(self.control.as_deref())?);
-        }
+    fn send<M: Method>(&mut self, request: &M) -> Result<(), Failure> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => Client::connect(self.control.as_deref())?,
+        };
+        self.client.insert(client).send(request)
+    }
+
+    fn answer<M: Method>(&mut self) -> Result<M::Answer, Failure> {
         match &mut self.client {
-            Some(client) => client.ask(request),
+            Some(client) => client.answer::<M>(),
             None => Err(Failure::Unreachable("there is no connection".into())),
         }
     }

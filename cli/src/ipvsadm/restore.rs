@@ -11,8 +11,8 @@ use crate::client::Failure;
 
 /// Longest line, in bytes.
 const LINE: usize = 65_536;
-/// Changes in a request.
-const PART: usize = 4096;
+/// Changes in a request: while the daemon reads one, the next one is made.
+const PART: usize = 1024;
 
 /// The lines of a stream, as words.
 pub(super) struct Lines<R> {
@@ -66,28 +66,39 @@ impl<D: Director> Session<'_, D> {
         let mut lines = Lines::new(input);
         // On which line each change stands, and whether it is one of a server.
         let mut places: Vec<(u32, bool)> = Vec::new();
-        let mut part: Vec<IpvsChange> = Vec::new();
+        let mut due = false;
         loop {
-            let words = lines.next().map_err(Stop::usage)?;
-            if let Some(words) = &words {
-                let change = self.restorable(words).map_err(|stop| stop.at_line(lines.number))?;
-                places.push((lines.number, is_of_server(&change)));
-                part.push(change);
+            let part = self.part(&mut lines, &mut places);
+            // What is said of earlier lines goes before what is wrong with these.
+            if due {
+                self.director.answer::<IpvsApply>().map_err(|failure| misplaced(failure, &places))?;
             }
-            if part.len() < PART && words.is_some() {
-                continue;
-            }
-            let more = words.is_some();
-            let changes = std::mem::take(&mut part);
-            let request =
-                IpvsApply { container: self.container.clone(), changes, more, replace: replace && !more };
-            if let Err(failure) = self.director.ask(&request) {
-                return Err(misplaced(failure, &places));
-            }
+            let (changes, more) = part?;
+            let container = self.container.clone();
+            let request = IpvsApply { container, changes, more, replace: replace && !more };
+            self.director.send(&request).map_err(failed)?;
             if !more {
-                return Ok(0);
+                let answer = self.director.answer::<IpvsApply>();
+                return answer.map(|_| 0).map_err(|failure| misplaced(failure, &places));
             }
+            due = true;
         }
+    }
+
+    /// The changes of the next lines, and whether more follow.
+    fn part(
+        &mut self,
+        lines: &mut Lines<&mut dyn BufRead>,
+        places: &mut Vec<(u32, bool)>,
+    ) -> Result<(Vec<IpvsChange>, bool), Stop> {
+        let mut part = Vec::with_capacity(PART);
+        while part.len() < PART {
+            let Some(words) = lines.next().map_err(Stop::usage)? else { return Ok((part, false)) };
+            let change = self.restorable(&words).map_err(|stop| stop.at_line(lines.number))?;
+            places.push((lines.number, is_of_server(&change)));
+            part.push(change);
+        }
+        Ok((part, true))
     }
 
     fn restorable(&mut self, words: &[String]) -> Result<IpvsChange, Stop> {

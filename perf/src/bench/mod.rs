@@ -5,6 +5,7 @@
 //! compared is the best and the median of the rounds. See docs/performance.md for the method.
 
 mod changes;
+mod config;
 mod connections;
 mod guests;
 mod hotplug;
@@ -27,6 +28,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 pub use changes::Changes;
+pub use config::Applied;
 pub use connections::Connections;
 pub use hotplug::Hotplug;
 pub use idle::Idle;
@@ -103,6 +105,8 @@ pub struct Results {
     pub connections: Option<Connections>,
     /// What thousands of rules cost to load.
     pub rules: Option<Rules>,
+    /// What a configuration with a thousand ports takes to be applied.
+    pub applied: Option<Applied>,
     /// How long a NIC for a running guest takes.
     pub hotplug: Option<Hotplug>,
     /// What a planned restart costs.
@@ -147,6 +151,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         changes: None,
         connections: None,
         rules: None,
+        applied: None,
         hotplug: None,
         takeover: None,
         table: None,
@@ -181,6 +186,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Part::Rules => rules::run(&site, arguments, &kinds, &mut results),
             Part::Takeover if !kinds.contains(&Kind::Shunt) => Ok(()),
             Part::Takeover => takeover::run(&site, arguments, &mut results),
+            Part::Config => config::run(&site, arguments, &kinds, &mut results),
             Part::Table => table::run(arguments, &mut results),
             Part::Idle if !kinds.contains(&Kind::Shunt) => Ok(()),
             Part::Idle => {

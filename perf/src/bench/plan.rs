@@ -35,6 +35,8 @@ pub enum Part {
     Rules,
     /// A planned restart with a hundred ports and 100,000 connections
     Takeover,
+    /// `config apply` with a thousand ports: how long it takes, packets of others meanwhile
+    Config,
     /// The table of connections alone: lookups, new connections, two workers that share it
     Table,
     /// A hundred silent ports, waking up, adaptive beside busy polling
@@ -50,7 +52,7 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Vhost,
         Self::Packed,
         Self::Testpmd,
@@ -61,6 +63,7 @@ impl Part {
         Self::Connections,
         Self::Rules,
         Self::Takeover,
+        Self::Config,
         Self::Table,
         Self::Idle,
         Self::Changes,

@@ -198,6 +198,9 @@ pub(super) fn markdown(results: &Results) -> String {
     if let Some(takeover) = &results.takeover {
         text.push_str(&super::takeover::markdown(takeover));
     }
+    if let Some(applied) = &results.applied {
+        text.push_str(&super::config::markdown(applied));
+    }
     if let Some(table) = &results.table {
         text.push_str(&super::table::markdown(table));
     }

@@ -19,7 +19,7 @@ use shunt_tests::{GuestSpec, Host as _, NetNs};
 use super::layer3::{on_its_core, traffic};
 use super::report::median;
 use super::{Arguments, Results, say};
-use crate::flows::{Delays, FlowGenerator};
+use crate::flows::{Delays, FlowGenerator, Traffic};
 use crate::peers::layer3;
 use crate::peers::{Kind, Running, Site, Task, Wiring};
 
@@ -102,7 +102,7 @@ fn iptables(services: u32) -> String {
 }
 
 /// Runs a command with a file as its input; milliseconds.
-fn time(mut command: Command, input: Option<&Path>) -> Result<f64> {
+pub(super) fn time(mut command: Command, input: Option<&Path>) -> Result<f64> {
     let words = format!("{command:?}");
     let input = match input {
         Some(path) => Stdio::from(File::open(path)?),
@@ -116,7 +116,8 @@ fn time(mut command: Command, input: Option<&Path>) -> Result<f64> {
     Ok(taken)
 }
 
-fn file(dir: &Path, name: &str, text: &str) -> Result<std::path::PathBuf> {
+/// A file with this text.
+pub(super) fn file(dir: &Path, name: &str, text: &str) -> Result<std::path::PathBuf> {
     let path = dir.join(name);
     File::create(&path)?.write_all(text.as_bytes())?;
     Ok(path)
@@ -152,7 +153,9 @@ pub(super) fn run(site: &Site, arguments: &Arguments, kinds: &[Kind], results: &
         "20,000 rules: restored {:.1} ms, replaced {:.1} ms, listed {:.1} ms",
         found.restore_ms, found.replace_ms, found.list_ms
     ));
-    (found.calm_us, found.loading_us) = delays(site, arguments, &mut running, task, |turn| {
+    let mut trickle = traffic(arguments, task, 64, vec![layer3::service(0).into()]);
+    trickle.one_way = true;
+    (found.calm_us, found.loading_us) = delays(site, arguments, &mut running, trickle, |turn| {
         time(ipvsadm(&["-R", "--replace"]), Some(&tables[turn as usize % tables.len()])).map(drop)
     })?;
     running.pause()?;
@@ -174,16 +177,14 @@ pub(super) fn run(site: &Site, arguments: &Arguments, kinds: &[Kind], results: &
 }
 
 /// How long packets take while nothing changes, and while `load` runs again and again.
-fn delays(
+pub(super) fn delays(
     site: &Site,
     arguments: &Arguments,
     running: &mut Running,
-    task: Task,
+    traffic: Traffic,
     load: impl Fn(u32) -> Result<()> + Sync,
 ) -> Result<([f64; 3], [f64; 3])> {
     let [inner, outer] = running.sockets() else { bail!("a router has two ports") };
-    let mut traffic = traffic(arguments, task, 64, vec![layer3::service(0).into()]);
-    traffic.one_way = true;
     let mut generator = FlowGenerator::connect([inner, outer], &traffic)?;
     let length = Duration::from_secs(if arguments.is_quick() { 1 } else { 4 });
     let figures = |delays: Delays| [delays.percentile(0.5), delays.percentile(0.999), delays.longest()];
@@ -273,11 +274,15 @@ fn chains(dir: &Path, found: &mut Rules) -> Result<()> {
     Ok(())
 }
 
+/// Three delays for people.
+pub(super) fn microseconds([median, most, longest]: [f64; 3]) -> String {
+    format!("{median:.0} / {most:.0} / {longest:.0} us")
+}
+
 /// As Markdown.
 pub(super) fn markdown(found: &Rules) -> String {
     let mut text =
         "\n### 20,000 rules: 5,000 services with 3 servers\n\n| figure | value |\n|---|---|\n".to_owned();
-    let us = |us: [f64; 3]| format!("{:.0} / {:.0} / {:.0} us", us[0], us[1], us[2]);
     let mut row = |name: &str, value: String| {
         let _ = writeln!(text, "| {name} | {value} |");
     };
@@ -285,8 +290,11 @@ pub(super) fn markdown(found: &Rules) -> String {
     row("shunt: replaced by as many others", format!("{:.0} ms", found.replace_ms));
     row("shunt: listed", format!("{:.0} ms", found.list_ms));
     row("shunt: one server more", format!("{:.1} ms", found.add_ms));
-    row("a packet's way through a service, nothing changing: median / 99.9 % / longest", us(found.calm_us));
-    row("the same while they are replaced over and over", us(found.loading_us));
+    row(
+        "a packet's way through a service, nothing changing: median / 99.9 % / longest",
+        microseconds(found.calm_us),
+    );
+    row("the same while they are replaced over and over", microseconds(found.loading_us));
     if let Some([restore, list]) = found.kernel_ipvs_ms {
         row("the kernel's IPVS: restored by ipvsadm", format!("{restore:.0} ms"));
         row("the kernel's IPVS: listed by ipvsadm", format!("{list:.0} ms"));

@@ -7,7 +7,7 @@
 pub(crate) mod agent;
 pub(crate) mod control;
 #[cfg(test)]
-mod fake_qmp;
+pub(crate) mod fake_qmp;
 mod hotplug;
 pub(crate) mod job;
 mod qmp;

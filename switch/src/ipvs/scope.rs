@@ -316,6 +316,16 @@ impl Scope {
         Ok(replaced)
     }
 
+    /// What was asked for of a service: itself, and its servers in the order in which they were added.
+    pub fn asked(&self, key: &ServiceKey) -> Option<(ServiceSpec, Vec<DestinationSpec>)> {
+        self.table.get(key).map(|service| asked(&service))
+    }
+
+    /// The same of all services, in no order that means anything.
+    pub fn all_asked(&self) -> impl Iterator<Item = (ServiceSpec, Vec<DestinationSpec>)> {
+        self.table.all().into_iter().map(|service| asked(&service))
+    }
+
     /// A service, for a listing.
     pub fn service(&self, key: &ServiceKey, live: &Live) -> Option<ServiceListing> {
         self.table.get(key).map(|service| listing(&service, live))
@@ -380,6 +390,11 @@ fn prepare(services: Vec<Arc<Service>>) {
     if let Err(error) = std::thread::Builder::new().name("ipvs-tables".into()).spawn(work) {
         tracing::warn!(%error, "no thread for the tables of virtual services");
     }
+}
+
+fn asked(service: &Service) -> (ServiceSpec, Vec<DestinationSpec>) {
+    let view = service.view();
+    (view.spec.clone(), view.destinations.iter().rev().map(|server| server.spec()).collect())
 }
 
 fn listing(service: &Service, live: &Live) -> ServiceListing {

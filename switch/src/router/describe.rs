@@ -6,14 +6,13 @@ use std::net::IpAddr;
 
 use super::Router;
 use super::interface::own_mac;
-use crate::config::document::{Document, Entry, Forward, Key, describe};
-use crate::config::spec::{service_key, service_name};
-use crate::config::{Config, Mac, Name};
+use crate::config::document::{Document, Entry, Forward, Key, Service, describe};
+use crate::config::{Config, Mac, Name, Rebalancing};
 use crate::control::api;
-use crate::ipvs::health::Health;
-use crate::ipvs::scope::{Live, Scope};
+use crate::ipvs::health::{Health, ServerHealth};
+use crate::ipvs::scope::Scope;
 use crate::ipvs::settings::{Setting, Timeouts};
-use crate::ipvs::spec::ServiceKey;
+use crate::ipvs::spec::{DestinationSpec, ServiceKey, ServiceSpec};
 use crate::l2::fdb::Key as Address;
 use crate::l3::route::rib::{Protocol, Which};
 use crate::policy::Verdict;
@@ -21,7 +20,8 @@ use crate::refusal::Refusal;
 use crate::switch::Switch;
 
 /// Weights that failed servers get back, by service.
-type Taken = HashMap<ServiceKey, HashMap<(IpAddr, u16), i32>>;
+type Taken = HashMap<ServiceKey, Weights>;
+type Weights = HashMap<(IpAddr, u16), i32>;
 
 impl Router {
     fn interface_entry(&self, name: &str) -> Option<Entry> {
@@ -78,7 +78,7 @@ impl Router {
     }
 
     /// A thing of layer 3, if it is there. Bridges, ports, checks and daemons are the switch's.
-    pub(crate) fn describe(&self, key: &Key, taken: &Taken) -> Option<Entry> {
+    pub(crate) fn describe(&self, key: &Key, taken: Option<&Weights>) -> Option<Entry> {
         match key {
             Key::Conntrack => self.tracking.entry().map(Entry::Conntrack),
             Key::Interface(name) => self.interface_entry(name),
@@ -95,14 +95,12 @@ impl Router {
             Key::Dhcp(name) => self.dhcp.get(name).map(|server| Entry::Dhcp(describe::dhcp(server))),
             Key::IpvsTimeouts(of) => timeouts(&*self.scope_of(of.as_deref())?),
             Key::IpvsSettings(of) => settings(&*self.scope_of(of.as_deref())?),
-            Key::Service(of, name) => {
-                let key = service_key(name).ok()?;
-                let listing = self.scope_of(of.as_deref())?.service(&key, &Live::new())?;
-                let none = HashMap::new();
-                let taken = if of.is_none() { taken.get(&key) } else { None };
-                Some(Entry::Service(describe::service(&listing, taken.unwrap_or(&none))))
+            Key::Service(of, key) => {
+                let (spec, servers) = self.scope_of(of.as_deref())?.asked(key)?;
+                Some(service(spec, servers, taken))
             }
-            Key::Bridge(_)
+            Key::Rebalance
+            | Key::Bridge(_)
             | Key::Port(_)
             | Key::Fdb(..)
             | Key::Container(_)
@@ -121,7 +119,7 @@ impl Router {
         let keys = keys.chain(self.policy.iter().map(|(id, ..)| Key::Policy(id)));
         let keys = keys.chain(self.dhcp.keys().copied().map(Key::Dhcp));
         for key in keys {
-            let entry = self.describe(&key, taken);
+            let entry = self.describe(&key, None);
             document.set(key, entry);
         }
         document.entries.append(&mut self.route_entries(&Which::default()));
@@ -136,13 +134,20 @@ impl Router {
     fn scope_entries(&self, of: Option<String>, scope: &Scope, taken: &Taken, document: &mut Document) {
         document.set(Key::IpvsTimeouts(of.clone()), timeouts(scope));
         document.set(Key::IpvsSettings(of.clone()), settings(scope));
-        let none = HashMap::new();
-        for listing in scope.services(&Live::new()) {
-            let key = listing.spec.key;
-            let service = describe::service(&listing, taken.get(&key).unwrap_or(&none));
-            document.set(Key::Service(of.clone(), service_name(&key)), Some(Entry::Service(service)));
+        for (spec, servers) in scope.all_asked() {
+            let key = spec.key;
+            document.set(Key::Service(of.clone(), key), Some(service(spec, servers, taken.get(&key))));
         }
     }
+}
+
+/// A service; `taken`: the weights that failed servers get back.
+fn service(spec: ServiceSpec, mut servers: Vec<DestinationSpec>, taken: Option<&Weights>) -> Entry {
+    for server in servers.iter_mut().filter(|server| server.weight == 0) {
+        let weight = taken.and_then(|taken| taken.get(&(server.address, server.port)));
+        server.weight = weight.copied().unwrap_or(0);
+    }
+    Entry::Service(Service { spec, servers })
 }
 
 fn timeouts(scope: &Scope) -> Option<Entry> {
@@ -160,17 +165,19 @@ fn settings(scope: &Scope) -> Option<Entry> {
     (!settings.is_empty()).then_some(Entry::IpvsSettings(settings))
 }
 
+fn weights(servers: &[ServerHealth]) -> Weights {
+    servers.iter().filter_map(|server| Some(((server.address, server.port), server.taken?))).collect()
+}
+
 fn taken(health: &Health) -> Taken {
-    let of = |servers: Vec<crate::ipvs::health::ServerHealth>| {
-        servers.iter().filter_map(|server| Some(((server.address, server.port), server.taken?))).collect()
-    };
-    health.list().map(|(check, servers)| (check.service, of(servers))).collect()
+    health.list().map(|(check, servers)| (check.service, weights(&servers))).collect()
 }
 
 impl Switch {
     /// A thing, if it is there.
     pub(crate) fn describe(&self, key: &Key) -> Option<Entry> {
         match key {
+            Key::Rebalance => describe::rebalance(&self.rebalancer.settings).map(Entry::Rebalance),
             Key::Bridge(name) => {
                 self.bridges.get(name).map(|bridge| Entry::Bridge(describe::bridge(&bridge.spec)))
             }
@@ -189,9 +196,8 @@ impl Switch {
                 let own = port.mac == Some(*mac) && *vlan == 0;
                 (!own).then(|| Entry::Fdb(describe::fdb(bridge, *vlan, *mac, &port.name)))
             }
-            Key::Check(name) => {
-                let key = service_key(name).ok()?;
-                let (spec, _) = self.directors.checks().find(|(spec, _)| spec.service == key)?;
+            Key::Check(key) => {
+                let (spec, _) = self.directors.checks().find(|(spec, _)| spec.service == *key)?;
                 Some(Entry::Check(describe::check(spec)))
             }
             Key::Daemon(role) => {
@@ -203,20 +209,24 @@ impl Switch {
                 let nics = container.present();
                 Some(Entry::Container(describe::container(&container.spec, nics)))
             }
-            Key::Service(None, _) => self.router.describe(key, &taken(self.directors.health())),
-            _ => self.router.describe(key, &Taken::new()),
+            Key::Service(None, service) => {
+                let check = self.directors.checks().find(|(check, _)| check.service == *service);
+                self.router.describe(key, check.map(|(_, servers)| weights(&servers)).as_ref())
+            }
+            _ => self.router.describe(key, None),
         }
     }
 
     /// All that is configured.
     pub fn document(&self) -> Document {
         let mut document = Document::default();
-        let keys = self.bridges.keys().copied().map(Key::Bridge);
+        let keys = std::iter::once(Key::Rebalance);
+        let keys = keys.chain(self.bridges.keys().copied().map(Key::Bridge));
         let keys = keys.chain(self.ports.keys().copied().map(Key::Port));
-        let checks = self.directors.checks().map(|(spec, _)| Key::Check(service_name(&spec.service)));
+        let checks = self.directors.checks().map(|(spec, _)| Key::Check(spec.service));
         let keys = keys.chain(checks);
         let keys = keys.chain(self.directors.asked().map(|spec| Key::Daemon(spec.role.to_string())));
-        let keys = keys.chain(self.fixed_addresses(None));
+        let keys = keys.chain(self.fixed_addresses(|_| true));
         let containers = self.containers.all().map(|container| container.spec.id.to_string());
         let keys = keys.chain(containers.map(Key::Container));
         for key in keys {
@@ -227,16 +237,14 @@ impl Switch {
         document
     }
 
-    /// The static entries of forwarding databases that somebody asked for: all, or those at one port.
-    pub(crate) fn fixed_addresses(&self, port: Option<u16>) -> impl Iterator<Item = Key> {
+    /// The static entries of forwarding databases that somebody asked for, at ports of these numbers.
+    pub(crate) fn fixed_addresses(&self, of: impl Fn(u16) -> bool) -> impl Iterator<Item = Key> {
         let entries = self.bridges.iter().flat_map(|(name, bridge)| {
             bridge.fdb.entries(self.now()).into_iter().map(|entry| (*name, entry))
         });
         let is_port = |number: u16| crate::members::interface_index(number).is_none();
         entries
-            .filter(move |(_, entry)| {
-                entry.fixed && is_port(entry.port) && port.is_none_or(|port| entry.port == port)
-            })
+            .filter(move |(_, entry)| entry.fixed && is_port(entry.port) && of(entry.port))
             .map(|(bridge, entry)| Key::Fdb(bridge, entry.key.vlan(), Mac(entry.key.mac())))
     }
 }
@@ -248,6 +256,9 @@ impl Config {
     /// Never, since the file was tried before; what is refused is told nevertheless.
     pub fn document(&self) -> Result<Document, Refusal> {
         let mut document = Document::default();
+        let mut rebalancing = Rebalancing::default();
+        rebalancing.change(self.rebalance);
+        document.set(Key::Rebalance, describe::rebalance(&rebalancing).map(Entry::Rebalance));
         for (_, bridge) in &self.bridges {
             document.set(Key::Bridge(bridge.name), Some(Entry::Bridge(describe::bridge(bridge))));
         }
@@ -269,7 +280,7 @@ impl Config {
             document.set(Key::Container(container.id.to_string()), Some(entry));
         }
         for (_, check) in &self.layer3.checks {
-            let key = Key::Check(service_name(&check.service));
+            let key = Key::Check(check.service);
             document.set(key, Some(Entry::Check(describe::check(check))));
         }
         for (_, daemon) in self.layer3.ipvs.daemons() {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use super::live::Live;
 use crate::config::document::Key;
-use crate::config::spec::service_name;
 use crate::ipvs::Ipvs;
 use crate::ipvs::health::{CheckSpec, Health, ServerHealth};
 use crate::ipvs::spec::ServiceKey;
@@ -134,7 +133,7 @@ impl Switch {
 
     /// The same; whether the service exists does not matter.
     pub(crate) fn start_check(&mut self, spec: CheckSpec) -> Result<(), Refusal> {
-        self.touch(Key::Check(service_name(&spec.service)));
+        self.touch(Key::Check(spec.service));
         let scope = self.router.ipvs.global();
         let started = self.directors.health.set(spec, scope);
         started.map_err(|error| Refusal::new(format!("cannot start the thread of health checks: {error}")))
@@ -142,7 +141,7 @@ impl Switch {
 
     /// Checks the servers of a service no more; weights that were taken come back. Whether they were checked.
     pub fn del_check(&mut self, service: &ServiceKey) -> bool {
-        self.touch(Key::Check(service_name(service)));
+        self.touch(Key::Check(*service));
         self.directors.health.remove(service, self.router.ipvs.global())
     }
 

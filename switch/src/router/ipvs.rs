@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::document::Key;
-use crate::config::spec::{ContainerId, Invalid, container_id, server_view, service_name, service_view};
+use crate::config::spec::{ContainerId, Invalid, container_id, server_view, service_view};
 use crate::conntrack::record::Filter;
 use crate::control::api;
 use crate::ipvs::connection::Listed;
@@ -143,25 +143,27 @@ impl Switch {
     /// Takes note of what changes of a table are about, before they are made.
     pub(crate) fn touch_services(&mut self, scope: &Scope, changes: &[Change]) {
         let of = scope.name().map(str::to_owned);
-        let mut keys = std::collections::BTreeSet::new();
+        // Changes of one service mostly follow each other.
+        let mut last = None;
         for change in changes {
             match change {
-                Change::AddService(spec) | Change::EditService(spec) => keys.insert(spec.key),
-                Change::DeleteService(key)
+                Change::AddService(ServiceSpec { key, .. })
+                | Change::EditService(ServiceSpec { key, .. })
+                | Change::DeleteService(key)
                 | Change::AddDestination(key, _)
                 | Change::EditDestination(key, _)
-                | Change::DeleteDestination(key, ..) => keys.insert(*key),
+                | Change::DeleteDestination(key, ..) => {
+                    if last.replace(*key) != Some(*key) {
+                        self.touch(Key::Service(of.clone(), *key));
+                    }
+                }
                 Change::Flush => {
-                    keys.extend(scope.table.all().iter().map(|service| service.key()));
-                    true
+                    let all = scope.table.all();
+                    self.touch_all(all.iter().map(|service| Key::Service(of.clone(), service.key())));
                 }
-                Change::SetTimeouts(_) => {
-                    self.touch(Key::IpvsTimeouts(of.clone()));
-                    true
-                }
-            };
+                Change::SetTimeouts(_) => self.touch(Key::IpvsTimeouts(of.clone())),
+            }
         }
-        self.touch_all(keys.iter().map(|key| Key::Service(of.clone(), service_name(key))));
     }
 
     /// All tables, the global one first.

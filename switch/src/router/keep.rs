@@ -88,15 +88,15 @@ impl Switch {
         }
     }
 
-    /// The same of a port, and of what goes with it.
-    pub(crate) fn touch_port(&mut self, name: &str) {
-        let Some(member) = self.ports.get(name) else { return };
-        let (name, number) = (member.spec.name, member.port.number());
-        let keys: Vec<Key> = match self.keeper.starting {
-            true => Vec::new(),
-            false => self.fixed_addresses(Some(number)).collect(),
-        };
-        keys.into_iter().chain([Key::Port(name)]).for_each(|key| self.touch(key));
+    /// The same of ports, and of what goes with them.
+    pub(crate) fn touch_ports(&mut self, names: &[Name]) {
+        if self.keeper.starting {
+            return;
+        }
+        let numbers: HashSet<u16> =
+            names.iter().filter_map(|name| Some(self.ports.get(name)?.port.number())).collect();
+        let keys: Vec<Key> = self.fixed_addresses(|number| numbers.contains(&number)).collect();
+        keys.into_iter().chain(names.iter().copied().map(Key::Port)).for_each(|key| self.touch(key));
     }
 
     /// The same of an interface.
@@ -311,41 +311,52 @@ impl Switch {
     /// # Errors
     /// It does not: what has changed is undone.
     pub fn commit(&mut self) -> Result<(), Refusal> {
+        let Err(refusal) = self.save() else { return Ok(()) };
+        let before = self.keeper.clear();
+        let left = self.undo(before);
+        if self.keeper.store.as_ref().is_some_and(Store::is_broken) {
+            let _ = self.write_anew();
+        }
+        Err(match left.first() {
+            None => Refusal::new(format!("{refusal}; it is undone")),
+            Some((_, why)) => Refusal::new(format!("{refusal}; not all could be undone: {why}")),
+        })
+    }
+
+    /// The same for who undoes it in a way of its own, with [`Self::commit`] at the end.
+    ///
+    /// # Errors
+    /// The disk does not keep it: everything is as it was before this was called.
+    pub(crate) fn save(&mut self) -> Result<(), Refusal> {
         if self.keeper.touched.is_empty() {
             return Ok(());
         }
-        let made: Vec<Key> =
-            self.keeper.unmade.keys().filter(|key| self.describe(key).is_some()).cloned().collect();
-        made.iter().for_each(|key| {
-            self.keeper.unmade.remove(key);
-        });
-        let before = self.keeper.clear();
-        let changes: Vec<Change> = before
+        let changes: Vec<Change> = self
+            .keeper
+            .touched
             .iter()
             .filter_map(|(key, before)| {
                 let now = self.kept(key);
                 (now != *before).then(|| (key.clone(), now))
             })
             .collect();
-        let Some(store) = self.keeper.store.as_mut().filter(|_| !changes.is_empty()) else { return Ok(()) };
-        let Err(error) = store.commit(changes) else {
-            self.keeper.failing = None;
-            return Ok(());
-        };
-        let refusal = not_saved(store, &error);
-        let left = self.undo(before);
-        if let Some(store) = self.keeper.store.take() {
-            self.note_failing(&store, &error);
-            let broken = store.is_broken();
-            self.keeper.store = Some(store);
-            if broken {
-                let _ = self.write_anew();
+        if let Some(mut store) = self.keeper.store.take_if(|_| !changes.is_empty()) {
+            let written = store.commit(changes);
+            match &written {
+                Ok(()) => self.keeper.failing = None,
+                Err(error) => self.note_failing(&store, error),
             }
+            let written = written.map_err(|error| not_saved(&store, &error));
+            self.keeper.store = Some(store);
+            written?;
         }
-        Err(match left.first() {
-            None => Refusal::new(format!("{refusal}; it is undone")),
-            Some((_, why)) => Refusal::new(format!("{refusal}; not all could be undone: {why}")),
-        })
+        self.keeper.clear();
+        let made: Vec<Key> =
+            self.keeper.unmade.keys().filter(|key| self.describe(key).is_some()).cloned().collect();
+        made.iter().for_each(|key| {
+            self.keeper.unmade.remove(key);
+        });
+        Ok(())
     }
 
     /// Has things be as they were.

@@ -5,7 +5,7 @@
 //! that packets meet the one state or the other and a server that stays keeps its leases, a rule its connections.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Tracking;
@@ -13,15 +13,15 @@ use super::interface::own_mac;
 use crate::config::document::{Document, Entry, Key, Nat, Service};
 use crate::config::spec::{
     BridgeSpec, ContainerSpec, DhcpChange, FdbSpec, InterfaceChange, InterfaceSpec, NeighbourSpec, Place,
-    PolicyChange, PolicySpec, RouteMatch, RouteSpec, container_id, ipvs_setting, service_key, sync_role,
+    PolicyChange, PolicySpec, RouteMatch, RouteSpec, container_id, ipvs_setting, sync_role,
 };
-use crate::config::{Config, Name, PortSpec};
+use crate::config::{Config, Name, PortSpec, RebalanceChange};
 use crate::control::api;
 use crate::ipvs::draft::Change;
 use crate::ipvs::health::CheckSpec;
 use crate::ipvs::scope::Scope;
 use crate::ipvs::settings::{Setting, Timeouts};
-use crate::ipvs::spec::{DestinationSpec, ServiceSpec};
+use crate::ipvs::spec::DestinationSpec;
 use crate::ipvs::sync::DaemonSpec;
 use crate::l2::fdb::{Fdb, Key as Address};
 use crate::members::MEMBERS;
@@ -89,9 +89,6 @@ impl Switch {
                 gone.push(*name);
             }
         }
-        for name in &gone {
-            self.touch_port(name);
-        }
         self.remove_ports(&gone);
         self.hold(true);
         for key in differing.iter().rev() {
@@ -104,7 +101,7 @@ impl Switch {
         }
         self.narrow(differing, wanted);
         let things = differing.iter().filter_map(|key| Some((key, entry(key)?)));
-        self.make_all(things, &mut failed);
+        self.make_all(things, strict, &mut failed);
         self.hold(false);
         self.publish_all();
         failed
@@ -120,7 +117,15 @@ impl Switch {
                         && i64::from(interface.vlan) == to.vlan.unwrap_or_default()
                 })
             }
-            (Key::Port(_) | Key::Bridge(_) | Key::Service(..) | Key::Conntrack | Key::Forward, _)
+            (
+                Key::Rebalance
+                | Key::Port(_)
+                | Key::Bridge(_)
+                | Key::Service(..)
+                | Key::Conntrack
+                | Key::Forward,
+                _,
+            )
             | (Key::IpvsTimeouts(_) | Key::IpvsSettings(_) | Key::Fdb(..) | Key::Neighbour(..), _) => true,
             _ => false,
         }
@@ -172,6 +177,7 @@ impl Switch {
     fn unmake(&mut self, key: &Key) -> Result<(), Refusal> {
         self.touch(key.clone());
         match key {
+            Key::Rebalance => self.set_rebalancing(RebalanceChange::usual()),
             Key::Conntrack => self.set_tracking(None)?,
             Key::Bridge(name) => self.del_bridge(name)?,
             Key::Port(name) => self.remove_ports(&[*name]),
@@ -196,12 +202,12 @@ impl Switch {
                 let scope = self.scope(of)?;
                 Setting::ALL.iter().for_each(|one| scope.settings().set(*one, one.default_value()));
             }
-            Key::Service(of, name) => {
-                let change = Change::DeleteService(service_key(name)?);
+            Key::Service(of, service) => {
+                let change = Change::DeleteService(*service);
                 self.scope(of)?.apply([change]).map_err(|failed| Refusal::new(failed.to_string()))?;
             }
-            Key::Check(name) => {
-                self.del_check(&service_key(name)?);
+            Key::Check(service) => {
+                self.del_check(service);
             }
             Key::Daemon(role) => {
                 self.stop_daemon(sync_role(role)?).map_err(|error| Refusal::new(error.to_string()))?;
@@ -215,7 +221,12 @@ impl Switch {
     }
 
     /// Makes things, in the order of their keys; what fails is noted, and the others are made.
-    fn make_all<'a>(&mut self, things: impl Iterator<Item = (&'a Key, &'a Entry)>, failed: &mut Vec<Failed>) {
+    fn make_all<'a>(
+        &mut self,
+        things: impl Iterator<Item = (&'a Key, &'a Entry)>,
+        strict: bool,
+        failed: &mut Vec<Failed>,
+    ) {
         let mut services: BTreeMap<&Option<String>, Vec<(&Key, &Service)>> = BTreeMap::new();
         let mut routes: Vec<(&Key, RouteSpec)> = Vec::new();
         let mut later: Vec<(&Key, &Entry)> = Vec::new();
@@ -238,7 +249,7 @@ impl Switch {
                 _ => failed.extend(self.make(key, entry).err().map(|refusal| named(key, refusal))),
             }
         }
-        self.make_routes(&routes, failed);
+        self.make_routes(&routes, strict, failed);
         let is_last = |key: &Key| matches!(key, Key::Check(_) | Key::Daemon(_));
         for (key, entry) in later.iter().filter(|(key, _)| !is_last(key)) {
             failed.extend(self.make(key, entry).err().map(|refusal| named(key, refusal)));
@@ -251,14 +262,19 @@ impl Switch {
         }
     }
 
-    /// Many at once cost far less than one by one; where one is refused, they are tried one by one.
-    fn make_routes(&mut self, routes: &[(&Key, RouteSpec)], failed: &mut Vec<Failed>) {
+    /// Many at once cost far less than one by one; where one is refused, they are tried one by one. Unless `strict`, one
+    /// whose gateway has lost its network since waits for it, as it did.
+    fn make_routes(&mut self, routes: &[(&Key, RouteSpec)], strict: bool, failed: &mut Vec<Failed>) {
         if routes.is_empty() || self.router.load_routes(routes.iter().map(|(_, route)| *route), false).is_ok()
         {
             return;
         }
         for (key, route) in routes {
-            failed.extend(self.router.add_route(route).err().map(|refusal| named(key, refusal)));
+            let made = match strict {
+                true => self.router.add_route(route),
+                false => self.router.add_route_again(route),
+            };
+            failed.extend(made.err().map(|refusal| named(key, refusal)));
         }
     }
 
@@ -277,13 +293,9 @@ impl Switch {
                 Some(Entry::Service(now)) => Some(now),
                 _ => None,
             };
-            match service_changes(now.as_ref(), service) {
-                Ok(changes) => {
-                    all.extend(changes.iter().cloned());
-                    each.push((*key, changes));
-                }
-                Err(refusal) => failed.push(named(key, refusal)),
-            }
+            let changes = service_changes(now.as_ref(), service);
+            all.extend(changes.iter().cloned());
+            each.push((*key, changes));
         }
         if scope.apply(all).is_ok() {
             return;
@@ -296,6 +308,10 @@ impl Switch {
     fn make(&mut self, key: &Key, entry: &Entry) -> Result<(), Refusal> {
         self.touch(key.clone());
         match entry {
+            Entry::Rebalance(asked) => {
+                self.set_rebalancing(RebalanceChange::usual());
+                self.set_rebalancing(RebalanceChange::try_from(asked)?);
+            }
             Entry::Conntrack(_) => self.set_tracking(Some(entry))?,
             Entry::Bridge(asked) => {
                 let spec = BridgeSpec::try_from(asked)?;
@@ -426,40 +442,32 @@ impl Switch {
 }
 
 /// The changes that make a service what is wanted; its servers are in the order that is wanted then.
-fn service_changes(now: Option<&Service>, wanted: &Service) -> Result<Vec<Change>, Refusal> {
-    let spec = ServiceSpec::try_from(&wanted.service)?;
-    let key = spec.key;
-    let server = |asked: &api::IpvsServer| DestinationSpec::try_from(asked).map_err(Refusal::from);
-    let add = |asked: &api::IpvsServer| Ok::<_, Refusal>(Change::AddDestination(key, server(asked)?));
+fn service_changes(now: Option<&Service>, wanted: &Service) -> Vec<Change> {
+    let key = wanted.spec.key;
+    let add = |server: &DestinationSpec| Change::AddDestination(key, server.clone());
     let Some(now) = now else {
         let servers = wanted.servers.iter().map(add);
-        return std::iter::once(Ok(Change::AddService(spec))).chain(servers).collect();
+        return std::iter::once(Change::AddService(wanted.spec.clone())).chain(servers).collect();
     };
     let mut changes = Vec::new();
-    if now.service != wanted.service {
-        changes.push(Change::EditService(spec));
+    if now.spec != wanted.spec {
+        changes.push(Change::EditService(wanted.spec.clone()));
     }
-    let wanted_by: HashMap<&str, &api::IpvsServer> =
-        wanted.servers.iter().map(|server| (server.address.as_str(), server)).collect();
-    let kept: Vec<&api::IpvsServer> =
-        now.servers.iter().filter(|server| wanted_by.contains_key(server.address.as_str())).collect();
+    let socket = |server: &DestinationSpec| (server.address, server.port);
+    let wanted_by: HashMap<_, _> = wanted.servers.iter().map(|server| (socket(server), server)).collect();
+    let kept: Vec<_> =
+        now.servers.iter().map(socket).filter(|server| wanted_by.contains_key(server)).collect();
     // Those that stay must be the first ones that are wanted, in their order; otherwise all come anew, and find their
     // connections again.
-    let ordered = kept.iter().zip(&wanted.servers).all(|(a, b)| a.address == b.address);
-    let staying: BTreeSet<&str> = match ordered {
-        true => kept.iter().map(|server| server.address.as_str()).collect(),
-        false => BTreeSet::new(),
-    };
+    let ordered = kept.iter().zip(&wanted.servers).all(|(a, b)| *a == socket(b));
+    let staying: HashSet<_> = if ordered { kept.into_iter().collect() } else { HashSet::new() };
     for old in &now.servers {
-        let spec = server(old)?;
-        if !staying.contains(old.address.as_str()) {
-            changes.push(Change::DeleteDestination(key, spec.address, spec.port));
-        } else if let Some(new) = wanted_by.get(old.address.as_str()).filter(|new| **new != old) {
-            changes.push(Change::EditDestination(key, server(new)?));
+        if !staying.contains(&socket(old)) {
+            changes.push(Change::DeleteDestination(key, old.address, old.port));
+        } else if let Some(new) = wanted_by.get(&socket(old)).filter(|new| **new != old) {
+            changes.push(Change::EditDestination(key, (*new).clone()));
         }
     }
-    for new in wanted.servers.iter().filter(|new| !staying.contains(new.address.as_str())) {
-        changes.push(add(new)?);
-    }
-    Ok(changes)
+    changes.extend(wanted.servers.iter().filter(|new| !staying.contains(&socket(new))).map(add));
+    changes
 }

@@ -26,6 +26,12 @@ impl Router {
         self.rib.add(route).map(drop)
     }
 
+    /// As [`Self::add_route`] for a route that was there before: its gateway may have lost its network meanwhile.
+    pub(crate) fn add_route_again(&mut self, spec: &RouteSpec) -> Result<(), Refusal> {
+        let route = completed(&self.interfaces, spec)?;
+        self.rib.add_again(route).map(drop)
+    }
+
     /// Adds many routes, in the place of the static ones that are there if `replace`. All are added, or none.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use super::Change;
 use crate::config::document::{Entry, Key};
 
 /// The format that is written and read here.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 /// What [`fnv`] begins with.
 pub(super) const SEED: u64 = 0xcbf2_9ce4_8422_2325;
 

@@ -3,6 +3,7 @@
 
 use super::Switch;
 use crate::clock;
+use crate::config::document::Key;
 use crate::config::{RebalanceChange, Rebalancing};
 use crate::spread::load::Loads;
 use crate::spread::{Placed, Plan, plan};
@@ -87,6 +88,7 @@ impl Switch {
 
     /// Changes when queues are spread anew by themselves. The time until the next look begins anew.
     pub(crate) fn set_rebalancing(&mut self, change: RebalanceChange) {
+        self.touch(Key::Rebalance);
         self.rebalancer.settings.change(change);
         self.rebalancer.looked = self.now();
     }

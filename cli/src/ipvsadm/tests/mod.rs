@@ -59,7 +59,10 @@ impl Hosts for Fixed {
 }
 
 /// Asks a dispatcher of this process.
-struct InProcess(Rc<Dispatcher>);
+struct InProcess {
+    dispatcher: Rc<Dispatcher>,
+    answer: Option<Vec<u8>>,
+}
 
 #[derive(Deserialize)]
 struct Answer<T> {
@@ -69,14 +72,19 @@ struct Answer<T> {
 }
 
 impl Director for InProcess {
-    fn ask<M: Method>(&mut self, request: &M) -> Result<M::Answer, Failure> {
+    fn send<M: Method>(&mut self, request: &M) -> Result<(), Failure> {
         let params = serde_json::to_string(request).unwrap();
         let line = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{}","params":{params}}}"#, M::NAME);
-        let answer = std::pin::pin!(self.0.answer(1, line.as_bytes()));
+        let answer = std::pin::pin!(self.dispatcher.answer(1, line.as_bytes()));
         // Nothing of virtual services waits for others.
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         let std::task::Poll::Ready(answer) = answer.poll(&mut context) else { panic!("{line} waits") };
-        let answer = answer.unwrap();
+        self.answer = answer;
+        Ok(())
+    }
+
+    fn answer<M: Method>(&mut self) -> Result<M::Answer, Failure> {
+        let answer = self.answer.take().unwrap();
         let answer: Answer<M::Answer> = serde_json::from_slice(&answer).unwrap();
         match answer.error {
             None => Ok(answer.result.unwrap()),
@@ -105,7 +113,7 @@ impl Bench {
     fn run(&self, words: &[String], input: &str) -> String {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let mut session = Session {
-            director: InProcess(self.0.clone()),
+            director: InProcess { dispatcher: self.0.clone(), answer: None },
             names: Names::of(Box::new(Fixed::new()), SERVICES),
             program: "ipvsadm".into(),
             json: false,

@@ -3,18 +3,18 @@
 //! What these functions give is read back into an equal value by [`crate::config::spec`].
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::{Nat, Service};
+use super::Nat;
 use crate::config::spec::{
     AGEING_DEFAULT, Attachment, CONTAINER_BRIDGE, ContainerRoute, ContainerSpec, FDB_LIMIT_DEFAULT, Limits,
-    MTU_DEFAULT, NicSpec, Rate, TapOpen, check_view, nat_view, policy_view, server_view, service_view,
+    MTU_DEFAULT, NicSpec, Rate, TapOpen, check_view, nat_view, policy_view, server_entry, service_entry,
+    service_name,
 };
-use crate::config::{BridgeSpec, Mac, PortSpec, Role};
+use crate::config::{BridgeSpec, Mac, PortSpec, Rebalancing, Role};
 use crate::control::api::{self, NatKind};
 use crate::ipvs::health::CheckSpec;
-use crate::ipvs::scope::ServiceListing;
+use crate::ipvs::spec::{DestinationSpec, ServiceKey, ServiceSpec};
 use crate::ipvs::sync::DaemonSpec;
 use crate::nat::rule::Rule;
 use crate::policy::rule::Rule as PolicyRule;
@@ -24,6 +24,19 @@ use crate::services::dhcp::{LEASE_DEFAULT, PER_PORT};
 /// A value unless it is the default.
 fn unless<T: PartialEq + Into<i64>>(value: T, default: T) -> Option<i64> {
     (value != default).then(|| value.into())
+}
+
+/// When queues are spread anew; `None` if that is as usual.
+pub fn rebalance(settings: &Rebalancing) -> Option<api::WorkerSet> {
+    let Rebalancing { auto, interval, load_threshold, improvement_threshold } = *settings;
+    let usual = Rebalancing::default();
+    let table = api::WorkerSet {
+        auto: (auto != usual.auto).then_some(auto),
+        interval: unless(interval, usual.interval),
+        load_threshold: unless(load_threshold, usual.load_threshold),
+        improvement_threshold: unless(improvement_threshold, usual.improvement_threshold),
+    };
+    (table != api::WorkerSet::default()).then_some(table)
 }
 
 /// A bridge.
@@ -207,10 +220,10 @@ pub fn dhcp(server: &DhcpServer) -> api::DhcpSet {
     }
 }
 
-/// A virtual service with its servers; `taken`: the weights that failed servers get back.
-pub fn service(listing: &ServiceListing, taken: &HashMap<(IpAddr, u16), i32>) -> Service {
-    let view = service_view(listing);
-    let service = api::IpvsService {
+/// A virtual service.
+pub fn service(spec: &ServiceSpec) -> api::IpvsService {
+    let view = service_entry(spec);
+    api::IpvsService {
         service: view.service,
         scheduler: Some(view.scheduler),
         flags: view.flags,
@@ -218,27 +231,24 @@ pub fn service(listing: &ServiceListing, taken: &HashMap<(IpAddr, u16), i32>) ->
         netmask: view.netmask,
         pe: view.pe,
         one_packet: view.one_packet,
-    };
-    let server = |listed: &crate::ipvs::scope::DestinationListing| {
-        let view = server_view(listed);
-        let own = listed.spec.weight;
-        let weight = taken.get(&(listed.spec.address, listed.spec.port)).filter(|_| own == 0);
-        api::IpvsServer {
-            service: service.service.clone(),
-            address: view.address,
-            forward: (view.forward != "route").then_some(view.forward),
-            weight: unless(*weight.unwrap_or(&own), 1),
-            upper: unless(view.upper, 0),
-            lower: unless(view.lower, 0),
-            tunnel: view.tunnel.filter(|kind| kind != "ipip"),
-            tunnel_port: view.tunnel_port.map(i64::from),
-            tunnel_checksum: view.tunnel_checksum.filter(|kind| kind != "none"),
-            pool: view.pool,
-        }
-    };
-    // The last added one is listed first.
-    let servers = listing.destinations.iter().rev().map(server).collect();
-    Service { service, servers }
+    }
+}
+
+/// A server of a virtual service.
+pub fn server(key: &ServiceKey, spec: &DestinationSpec) -> api::IpvsServer {
+    let view = server_entry(spec);
+    api::IpvsServer {
+        service: service_name(key),
+        address: view.address,
+        forward: (view.forward != "route").then_some(view.forward),
+        weight: unless(view.weight, 1),
+        upper: unless(view.upper, 0),
+        lower: unless(view.lower, 0),
+        tunnel: view.tunnel.filter(|kind| kind != "ipip"),
+        tunnel_port: view.tunnel_port.map(i64::from),
+        tunnel_checksum: view.tunnel_checksum.filter(|kind| kind != "none"),
+        pool: view.pool,
+    }
 }
 
 /// A container with these NICs.

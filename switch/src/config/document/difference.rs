@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Document, Entry, Key};
+use super::{Document, Entry, Key, Service, describe};
 
 /// What is to happen to a thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,21 +83,22 @@ fn fields(entry: &Entry) -> Map<String, Value> {
     let text = |map: &Map<String, Value>, key: &str| {
         map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
     };
-    // An enumeration's value is in an object under its variant.
-    let Ok(Value::Object(variant)) = serde_json::to_value(entry) else { return Map::new() };
-    let inner = variant.into_iter().next().map(|(_, value)| value);
+    let inner = match entry {
+        Entry::Service(service) => serde_json::to_value(describe::service(&service.spec)).ok(),
+        // An enumeration's value is in an object under its variant.
+        _ => match serde_json::to_value(entry) {
+            Ok(Value::Object(variant)) => variant.into_iter().next().map(|(_, value)| value),
+            _ => None,
+        },
+    };
     let mut map = match (entry, inner) {
-        (Entry::Service(_), Some(Value::Object(mut parts))) => {
-            let servers = match parts.remove("servers") {
-                Some(Value::Array(servers)) => {
-                    list(&servers, &|server| format!("server {}", text(server, "address")))
-                }
-                _ => Map::new(),
-            };
-            match parts.remove("service") {
-                Some(Value::Object(service)) => service.into_iter().chain(servers).collect(),
-                _ => servers,
-            }
+        (Entry::Service(Service { spec, servers }), Some(Value::Object(fields))) => {
+            let servers = servers.iter().map(|server| describe::server(&spec.key, server));
+            let servers: Vec<Value> = servers.filter_map(|one| serde_json::to_value(one).ok()).collect();
+            fields
+                .into_iter()
+                .chain(list(&servers, &|one| format!("server {}", text(one, "address"))))
+                .collect()
         }
         (Entry::Route(_), Some(Value::Array(ways))) => list(&ways, &|way| {
             let (via, dev) = (text(way, "via"), text(way, "dev"));

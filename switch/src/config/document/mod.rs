@@ -8,6 +8,7 @@
 pub mod describe;
 pub mod difference;
 mod read;
+mod service;
 pub mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,18 +18,22 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Mac, Name};
+use super::{Mac, Name, spec::service_name};
 use crate::control::api;
+use crate::ipvs::spec::ServiceKey;
 
 pub use difference::{Difference, Mark};
+pub use service::{NoService, Service};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// What a thing is known by. Things sort in the order in which they can be made: what another one needs comes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Key {
+    /// When queues are spread anew over workers by themselves.
+    Rebalance,
     /// What holds for connections.
     Conntrack,
     /// A bridge.
@@ -57,10 +62,10 @@ pub enum Key {
     IpvsTimeouts(Option<String>),
     /// Settings of a table of services.
     IpvsSettings(Option<String>),
-    /// A virtual service with its servers: the table, and its name as requests spell it.
-    Service(Option<String>, String),
+    /// A virtual service with its servers: the table, and what it is known by.
+    Service(Option<String>, #[serde(with = "service::key")] ServiceKey),
     /// The health check of a service.
-    Check(String),
+    Check(#[serde(with = "service::key")] ServiceKey),
     /// A sync daemon: `master` or `backup`.
     Daemon(String),
 }
@@ -69,6 +74,7 @@ impl Key {
     /// The word for this kind of thing.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Rebalance => "rebalance",
             Self::Conntrack => "conntrack",
             Self::Bridge(_) => "bridge",
             Self::Port(_) => "port",
@@ -96,7 +102,7 @@ impl Key {
             None => String::new(),
         };
         match self {
-            Self::Conntrack | Self::Forward => String::new(),
+            Self::Rebalance | Self::Conntrack | Self::Forward => String::new(),
             Self::Bridge(name) | Self::Port(name) | Self::Interface(name) | Self::Dhcp(name) => {
                 name.to_string()
             }
@@ -107,8 +113,9 @@ impl Key {
             Self::Route(prefix, metric) => format!("{prefix} metric {metric}"),
             Self::Nat(id) | Self::Policy(id) => id.to_string(),
             Self::IpvsTimeouts(container) | Self::IpvsSettings(container) => of(container).trim().to_owned(),
-            Self::Service(container, name) => format!("{name}{}", of(container)),
-            Self::Container(name) | Self::Check(name) | Self::Daemon(name) => name.clone(),
+            Self::Service(container, key) => format!("{}{}", service_name(key), of(container)),
+            Self::Check(key) => service_name(key),
+            Self::Container(name) | Self::Daemon(name) => name.clone(),
         }
     }
 }
@@ -125,6 +132,8 @@ impl fmt::Display for Key {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Entry {
+    /// When queues are spread anew over workers by themselves.
+    Rebalance(api::WorkerSet),
     /// Bounds and timeouts of connections.
     Conntrack(Conntrack),
     /// A bridge.
@@ -219,16 +228,6 @@ pub struct Conntrack {
     /// Seconds for which connections are remembered, by state.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub timeouts: BTreeMap<String, i64>,
-}
-
-/// A virtual service and its servers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
-    /// The service.
-    pub service: api::IpvsService,
-    /// Its servers, in the order in which they were added.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub servers: Vec<api::IpvsServer>,
 }
 
 /// What is configured, by key.

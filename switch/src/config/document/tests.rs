@@ -2,7 +2,12 @@ use super::*;
 use crate::config::Config;
 
 /// A file with everything that a file can have.
-const WHOLE: &str = r#"
+pub(crate) const WHOLE: &str = r#"
+[rebalance]
+auto = true
+interval = 90
+load_threshold = 80
+improvement_threshold = 0
 [[bridge]]
 name = "br0"
 ageing = 60
@@ -207,7 +212,7 @@ fn what_is_written_is_read_as_the_same() {
     assert_eq!(again.to_toml().unwrap(), text);
     let mut kinds: Vec<&str> = document.entries.keys().map(Key::kind).collect();
     kinds.dedup();
-    assert_eq!(kinds.len(), 17, "a kind of thing is missing: {kinds:?}");
+    assert_eq!(kinds.len(), 18, "a kind of thing is missing: {kinds:?}");
     assert_eq!(parse("").entries.len(), 0);
 }
 

@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Conntrack, Document, Entry, Forward, Key, Nat};
+use super::{Conntrack, Document, Entry, Forward, Key, Nat, describe};
 use crate::control::api;
 use crate::refusal::Refusal;
 
 /// The tables of a file, in the order in which people read them.
 #[derive(Default, Serialize)]
 struct File<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rebalance: Option<&'a api::WorkerSet>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     bridge: Vec<&'a api::BridgeAdd>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -88,9 +90,9 @@ struct Table<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     settings: Option<&'a api::IpvsSettingsList>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    service: Vec<&'a api::IpvsService>,
+    service: Vec<api::IpvsService>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    server: Vec<&'a api::IpvsServer>,
+    server: Vec<api::IpvsServer>,
 }
 
 impl Table<'_> {
@@ -120,6 +122,7 @@ impl Document {
         let mut file = File::default();
         for (key, entry) in &self.entries {
             match entry {
+                Entry::Rebalance(table) => file.rebalance = Some(table),
                 Entry::Conntrack(table) => file.conntrack = Some(table),
                 Entry::Bridge(bridge) => file.bridge.push(bridge),
                 Entry::Port(port) => file.port.push(port),
@@ -147,8 +150,9 @@ impl Document {
                         Entry::IpvsTimeouts(timeouts) => table.timeouts = Some(timeouts),
                         Entry::IpvsSettings(settings) => table.settings = Some(settings),
                         Entry::Service(service) => {
-                            table.service.push(&service.service);
-                            table.server.extend(&service.servers);
+                            table.service.push(describe::service(&service.spec));
+                            let server = |server| describe::server(&service.spec.key, server);
+                            table.server.extend(service.servers.iter().map(server));
                         }
                         _ => {}
                     }

@@ -22,7 +22,8 @@ pub const SCHEDULER: &str = "scheduler";
 /// The field of an unknown persistence engine.
 pub const ENGINE: &str = "pe";
 
-const SCHEDULERS: &[(&str, Scheduler)] = &[
+/// Schedulers by name.
+pub(crate) const SCHEDULERS: &[(&str, Scheduler)] = &[
     ("rr", Scheduler::Rr),
     ("wrr", Scheduler::Wrr),
     ("lc", Scheduler::Lc),
@@ -382,7 +383,12 @@ fn stats_view(totals: &Totals) -> api::IpvsStats {
 
 /// A service as it is listed.
 pub fn service_view(listed: &ServiceListing) -> api::IpvsServiceEntry {
-    let ServiceSpec { key, scheduler, flags, persistence, one_packet } = &listed.spec;
+    api::IpvsServiceEntry { stats: stats_view(&listed.totals), ..service_entry(&listed.spec) }
+}
+
+/// A service that has counted nothing, as it is listed.
+pub(crate) fn service_entry(spec: &ServiceSpec) -> api::IpvsServiceEntry {
+    let ServiceSpec { key, scheduler, flags, persistence, one_packet } = spec;
     let names = flag_names(*scheduler);
     let flags = names.iter().enumerate().filter(|(bit, _)| flags.0 >> bit & 1 == 1);
     let netmask = persistence.and_then(|persistence| match persistence.mask {
@@ -398,7 +404,7 @@ pub fn service_view(listed: &ServiceListing) -> api::IpvsServiceEntry {
         netmask,
         pe: persistence.filter(|persistence| persistence.sip).map(|_| "sip".to_owned()),
         one_packet: *one_packet,
-        stats: stats_view(&listed.totals),
+        stats: api::IpvsStats::default(),
     }
 }
 
@@ -413,7 +419,18 @@ fn checksum_view(checksum: TunnelChecksum) -> Option<String> {
 
 /// A server as it is listed.
 pub fn server_view(listed: &DestinationListing) -> api::IpvsServerEntry {
-    let spec = &listed.spec;
+    api::IpvsServerEntry {
+        active: listed.active,
+        inactive: listed.inactive,
+        templates: listed.templates,
+        overloaded: listed.overloaded,
+        stats: stats_view(&listed.totals),
+        ..server_entry(&listed.spec)
+    }
+}
+
+/// A server that nobody uses, as it is listed.
+pub(crate) fn server_entry(spec: &DestinationSpec) -> api::IpvsServerEntry {
     let mut entry = api::IpvsServerEntry {
         address: SocketAddr::new(spec.address, spec.port).to_string(),
         forward: String::new(),
@@ -424,11 +441,11 @@ pub fn server_view(listed: &DestinationListing) -> api::IpvsServerEntry {
         tunnel_port: None,
         tunnel_checksum: None,
         pool: None,
-        active: listed.active,
-        inactive: listed.inactive,
-        templates: listed.templates,
-        overloaded: listed.overloaded,
-        stats: stats_view(&listed.totals),
+        active: 0,
+        inactive: 0,
+        templates: 0,
+        overloaded: false,
+        stats: api::IpvsStats::default(),
     };
     let forward = match &spec.forward {
         Forward::Masquerade => "masquerade",

@@ -46,6 +46,7 @@ pub use ipvs::{
     ENGINE, SCHEDULER, daemon_view, ipvs_setting, server_view, service_key, service_name, service_view,
     sync_role,
 };
+pub(crate) use ipvs::{SCHEDULERS, server_entry, service_entry};
 pub use nat::{nat_id, nat_kind, nat_view};
 pub use neighbour::NeighbourSpec;
 pub use policy::{POLICY_ID_MAX, Place, PolicyChange, PolicySpec, policy_id, policy_view};

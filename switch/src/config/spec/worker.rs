@@ -62,6 +62,19 @@ pub struct RebalanceChange {
     pub improvement_threshold: Option<u32>,
 }
 
+impl RebalanceChange {
+    /// Has everything be as it is where nobody says anything.
+    pub fn usual() -> Self {
+        let Rebalancing { auto, interval, load_threshold, improvement_threshold } = Rebalancing::default();
+        Self {
+            auto: Some(auto),
+            interval: Some(interval),
+            load_threshold: Some(load_threshold),
+            improvement_threshold: Some(improvement_threshold),
+        }
+    }
+}
+
 impl TryFrom<&api::WorkerSet> for RebalanceChange {
     type Error = Invalid;
 

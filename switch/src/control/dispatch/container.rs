@@ -14,6 +14,7 @@ use super::{At, Dispatcher, Handle, is_question};
 use crate::config::spec::{ContainerId, ContainerRoute, ContainerRouteMatch, ContainerSpec, NicSpec};
 use crate::container::agent::Agent;
 use crate::container::job;
+use crate::refusal::Refusal;
 
 /// Whose turn it is, by container.
 #[derive(Default)]
@@ -123,7 +124,17 @@ impl Operate for api::KataAddInterface {
         let (id, _turn) = at.turn(&self.container).await?;
         let work = at.switch.borrow_mut().begin_nic(id.as_str(), nic)?;
         let plugged = job::run(move |called_off| work.run(called_off)).await;
-        Ok(at.switch.borrow_mut().end_nic(&id, name, plugged)?)
+        let answer = at.switch.borrow_mut().end_nic(&id, name, plugged)?;
+        let saved = at.switch.borrow_mut().save();
+        let Err(refusal) = saved else { return Ok(answer) };
+        // A NIC that the next start would know nothing of does not stay in the guest.
+        let (work, _) = at.switch.borrow().begin_unplug(id.as_str(), &name)?;
+        let undone = job::run(move |called_off| work.run(called_off)).await;
+        at.switch.borrow_mut().drop_nic(&id, name);
+        Err(match undone {
+            Ok(_) => Refusal::new(format!("{refusal}; it is undone")),
+            Err(left) => Refusal::new(format!("{refusal}; not all could be undone: {left}")),
+        })?
     }
 }
 

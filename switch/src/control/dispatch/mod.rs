@@ -169,3 +169,48 @@ fn run<M: Handle>(mut at: At<'_>, head: &Head, line: &[u8]) -> Result<Vec<u8>, E
         None => Ok(Vec::new()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::document::{Document, tests::WHOLE};
+
+    /// Whoever adds a method says here what it makes: what outlives the daemon has a place in the configuration.
+    #[test]
+    fn what_every_method_makes_is_part_of_the_configuration() {
+        // What is gone with the connections that it is about, or with the daemon.
+        const PASSING: &[&str] = &["worker.rebalance", "config.apply", "daemon.upgrade"];
+        const MAKES: &[(&str, &[&str])] = &[
+            ("bridge", &["bridge"]),
+            ("port", &["port"]),
+            ("fdb", &["fdb"]),
+            ("worker", &["rebalance"]),
+            ("interface", &["interface"]),
+            ("route", &["route"]),
+            ("neighbour", &["neighbour"]),
+            ("nat", &["nat"]),
+            ("policy", &["policy", "forward"]),
+            ("conntrack", &["conntrack"]),
+            ("dhcp", &["dhcp"]),
+            ("ipvs", &["ipvs service", "ipvs settings", "ipvs timeouts", "sync daemon"]),
+            ("check", &["check"]),
+            ("container", &["container"]),
+            ("kata", &["container"]),
+        ];
+        let document = Document::parse(WHOLE, None).unwrap();
+        let kinds: BTreeSet<&str> = document.entries.keys().map(|key| key.kind()).collect();
+        let mut made = BTreeSet::new();
+        for method in [api::METHODS, api::OPERATIONS].concat() {
+            if is_question(method) || PASSING.contains(&method) || method.contains(".list-") {
+                continue;
+            }
+            let family = method.split_once('.').unwrap().0;
+            let makes = MAKES.iter().find(|(of, _)| *of == family);
+            let (_, makes) = makes.unwrap_or_else(|| panic!("{method}: what does it make?"));
+            made.extend(makes.iter().copied());
+        }
+        assert_eq!(made, kinds);
+    }
+}

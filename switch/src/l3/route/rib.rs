@@ -307,6 +307,20 @@ impl Rib {
     /// of the same metric, or no room. Nothing is changed then.
     pub fn add(&mut self, route: Route) -> Result<Route, Refusal> {
         let route = self.check(route, None)?;
+        self.enter_checked(route)
+    }
+
+    /// The same for a route that was there before: its gateway may have lost its network meanwhile, and it waits then.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn add_again(&mut self, route: Route) -> Result<Route, Refusal> {
+        let waits = route.gateway.is_some() && route.interface.is_some();
+        let checked = self.check(Route { onlink: route.onlink || waits, ..route }, None)?;
+        self.enter_checked(Route { onlink: route.onlink, ..checked })
+    }
+
+    fn enter_checked(&mut self, route: Route) -> Result<Route, Refusal> {
         self.refuse_conflict(&route)?;
         self.insert(&route);
         self.enter(&[route], &[])?;

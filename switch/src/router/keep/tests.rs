@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::*;
 use crate::config::document::Mark;
 use crate::config::{Poll, Workers};
+use crate::container::fake_qmp::Qmp;
 use crate::control::dispatch::Dispatcher;
 use crate::saved::simulated::{Dice, Fault, Simulated};
 use crate::switch::Options;
@@ -200,6 +201,8 @@ fn command(dice: &mut Dice, dir: &Path) -> (String, String) {
         ("check.set", format!(r#"{{"service":"{service}","kind":"tcp","port":80,"interval":86400}}"#)),
         ("check.del", format!(r#"{{"service":"{service}"}}"#)),
         ("container.add", format!(r#"{{"id":"c0ffee","bridge":"b{n}"}}"#)),
+        ("worker.set", format!(r#"{{"auto":{on},"interval":{m}0}}"#)),
+        ("worker.set", r#"{"auto":false,"interval":60}"#.to_owned()),
         ("ipvs.start-daemon", r#"{"role":"master","interface":"lo"}"#.to_owned()),
         ("ipvs.stop-daemon", r#"{"role":"master"}"#.to_owned()),
     ];
@@ -282,6 +285,64 @@ fn what_cannot_be_saved_is_undone() {
         }
         assert!(undone > 5, "only {undone} commands were undone");
     }
+}
+
+#[test]
+fn a_route_whose_gateway_has_lost_its_network_comes_back_as_it_was() {
+    let disk = Simulated::default();
+    let daemon = Daemon::on(&disk, Some(""));
+    daemon.says("bridge.add", r#"{"name":"b"}"#);
+    daemon.says("interface.add", r#"{"name":"i","bridge":"b","address":["10.0.0.1/24"]}"#);
+    daemon.says("route.add", r#"{"prefix":"default","via":"10.0.0.9"}"#);
+    daemon.says("route.add", r#"{"prefix":"172.16.0.0/16","via":"10.0.0.8"}"#);
+    daemon
+        .says("interface.set", r#"{"name":"i","add_address":["10.1.0.1/24"],"del_address":["10.0.0.1/24"]}"#);
+    let (before, routes) = (daemon.configuration(), daemon.says("route.list", "{}"));
+    drop(daemon);
+    let daemon = Daemon::on(&disk, Some(""));
+    assert_eq!(daemon.problems(), [""; 0]);
+    assert_eq!(before.difference(&daemon.configuration()), []);
+    assert_eq!(daemon.says("route.list", "{}"), routes);
+}
+
+#[test]
+fn a_nic_that_cannot_be_saved_is_taken_out_of_its_guest_again() {
+    let (_dir, path) = scratch();
+    let disk = Simulated::default();
+    let daemon = Daemon::on(&disk, Some("[[bridge]]\nname = \"shunt0\"\n"));
+    let qmp = Qmp::start(&path.join("qmp.sock"));
+    let monitor = qmp.path.display();
+    daemon.says("container.add", &format!(r#"{{"id":"c0ffee","qmp":"{monitor}","bridge":"shunt0"}}"#));
+    let empty = qmp.parts();
+    let nic = format!(
+        r#"{{"container":"c0ffee","interface":{{"device":"tap0","name":"eth0","IPAddresses":[{{"address":"172.16.0.3","mask":"16"}}],"hwAddr":"02:42:20:6f:a3:69","mtu":1500,"vhostUserSocket":"{}/nic.sock"}}}}"#,
+        path.display()
+    );
+    let before = daemon.configuration();
+    let mut refused = 0;
+    for from in 0..6 {
+        disk.fail(Some(Fault { from: disk.tried() + from, count: 1000, full: false }));
+        let answer = daemon.ask("kata.add-iface", &nic);
+        disk.fail(None);
+        match answer {
+            Err(why) => {
+                refused += usize::from(why.ends_with("; it is undone"));
+                assert!(why.contains("cannot be saved") && !why.contains("not all"), "{why}");
+                assert_eq!(qmp.parts(), empty, "{why}");
+                assert_eq!(before.difference(&daemon.configuration()), []);
+                daemon.says("bridge.set", r#"{"name":"shunt0","filter":true}"#);
+                daemon.says("bridge.set", r#"{"name":"shunt0","filter":false}"#);
+                daemon.assert_saved("what came after a refusal");
+            }
+            Ok(_) => {
+                assert_ne!(qmp.parts(), empty);
+                daemon.assert_saved("a NIC");
+                daemon.says("kata.del-iface", r#"{"container":"c0ffee","interface":{"name":"eth0"}}"#);
+                assert_eq!(qmp.parts(), empty);
+            }
+        }
+    }
+    assert!(refused > 0, "nothing was refused after it was done");
 }
 
 #[test]
