@@ -82,13 +82,16 @@ impl Dice {
 /// Things by name, each with a value.
 type Things = BTreeMap<String, u64>;
 
+/// The request that brings something of this name from one value to another; none: it is not there.
+type Request = fn(&str, Option<u64>, Option<u64>) -> (&'static str, Value);
+
 /// A kind of thing that commands make, change and delete.
 struct Kind {
     name: &'static str,
     /// Whether a thing can get another value while it is there.
     changes: bool,
     /// The request that makes a thing with a value, in the place of another one or anew, or deletes it.
-    request: fn(&str, Option<u64>, Option<u64>) -> (&'static str, Value),
+    request: Request,
     list: fn(&mut Control) -> Things,
 }
 
