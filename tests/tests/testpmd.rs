@@ -13,7 +13,14 @@ const BURST: u64 = 32;
 fn passes(shuntd: &Shuntd, shape: Shape) -> String {
     let what = format!("{} queues of {} entries, {}", shape.queues, shape.queue_size, shape.options);
     progress!("{what}");
-    let sockets = ["x", "y"].map(|name| shuntd.vhost_port(name, &format!("--queues {}", shape.queues)));
+    // A bridge of their own: the gateway's announcements would be received, too.
+    shuntd.ctl("bridge add wire");
+    let sockets = ["x", "y"].map(|name| {
+        let path = shuntd.path(&format!("{name}.sock"));
+        let options = format!("--vhost-user {} --queues {}", path.display(), shape.queues);
+        shuntd.ctl(&format!("port add {name} --bridge wire {options}"));
+        path
+    });
     let mut testpmd = Testpmd::start([&sockets[0], &sockets[1]], shape);
     testpmd.burst();
     // Everything arrives that one ring can hold.
@@ -32,6 +39,7 @@ fn passes(shuntd: &Shuntd, shape: Shape) -> String {
         assert_eq!(shown["rx"]["errors"], 0, "{what}: {shown}");
         shuntd.ctl(&format!("port del {port}"));
     }
+    shuntd.ctl("bridge del wire");
     path
 }
 
