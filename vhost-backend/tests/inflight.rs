@@ -350,9 +350,12 @@ impl Drive for Packed {
     }
 }
 
-/// Two guests, the first sending to the second all the time, and a switch that is killed again and again.
-fn survives(packed: bool, records: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
-    let dir = tempfile::tempdir().unwrap();
+/// A guest that sends and one that receives, each with its driver.
+fn sender_and_receiver(
+    packed: bool,
+    records: bool,
+    drive: impl Fn(&Guest, bool) -> Box<dyn Drive>,
+) -> [(Side, Box<dyn Drive>); 2] {
     let parts = if packed {
         let queue = PackedQueue::at(0x1000, SIZE);
         [queue.desc, queue.driver, queue.device]
@@ -360,12 +363,17 @@ fn survives(packed: bool, records: bool, drive: impl Fn(&Guest, bool) -> Box<dyn
         let queue = Queue::at(0x1000, SIZE);
         [queue.desc, queue.avail, queue.used]
     };
-    let side = |ring, write| {
+    [(1, false), (0, true)].map(|(ring, write)| {
         let guest = Guest::new(&[MEMORY]);
         let drive = drive(&guest, write);
         (Side::new(guest, ring, parts, SIZE, packed, records), drive)
-    };
-    let ((mut a, mut sends), (mut b, mut receives)) = (side(1, false), side(0, true));
+    })
+}
+
+/// Two guests, the first sending to the second all the time, and a switch that is killed again and again.
+fn survives(packed: bool, records: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
+    let dir = tempfile::tempdir().unwrap();
+    let [(mut a, mut sends), (mut b, mut receives)] = sender_and_receiver(packed, records, drive);
     let (mut sent, mut received) = (0, 0);
     for round in 0..25u64 {
         let switch = Killed::start(dir.path());
@@ -414,19 +422,7 @@ fn packed_rings_are_found_where_they_stand_without_a_record() {
 
 /// The same two guests, and ports that another process goes on with again and again.
 fn goes_on(packed: bool, drive: impl Fn(&Guest, bool) -> Box<dyn Drive>) {
-    let parts = if packed {
-        let queue = PackedQueue::at(0x1000, SIZE);
-        [queue.desc, queue.driver, queue.device]
-    } else {
-        let queue = Queue::at(0x1000, SIZE);
-        [queue.desc, queue.avail, queue.used]
-    };
-    let side = |ring, write| {
-        let guest = Guest::new(&[MEMORY]);
-        let drive = drive(&guest, write);
-        (Side::new(guest, ring, parts, SIZE, packed, true), drive)
-    };
-    let ((mut a, mut sends), (mut b, mut receives)) = (side(1, false), side(0, true));
+    let [(mut a, mut sends), (mut b, mut receives)] = sender_and_receiver(packed, true, drive);
     let (mut sender, mut receiver) = (Port::server(1), Port::server(1));
     a.connect(&sender.path);
     b.connect(&receiver.path);

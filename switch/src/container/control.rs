@@ -18,7 +18,7 @@ use crate::config::spec::{
 use crate::config::{Name, PortSpec};
 use crate::control::api;
 use crate::ipvs::draft::Change;
-use crate::port::guest_tap::GuestTap;
+use crate::port::guest_tap;
 use crate::port::link::mtu_of;
 use crate::refusal::Refusal;
 use crate::services::dhcp::{Reservation, Told};
@@ -312,10 +312,10 @@ impl Switch {
             (None, how) => {
                 let settable = Some(mtu).filter(|&mtu| mtu >= HOST_MTU_MIN);
                 let keep = how == TapOpen::Name;
-                let tap = GuestTap::open(&nic.device, pairs, settable, keep).map_err(refuse)?;
+                let queues = guest_tap::open(&nic.device, pairs, settable, keep).map_err(refuse)?;
                 match keep {
                     true => Backend::Named(nic.device.to_string()),
-                    false => Backend::Descriptors(tap.into_queues()),
+                    false => Backend::Descriptors(queues),
                 }
             }
         };
@@ -395,7 +395,7 @@ impl Switch {
         }
         let _ = self.remove_port(&spec.device);
         if spec.socket.is_none() {
-            GuestTap::forget(&spec.device);
+            guest_tap::forget(&spec.device);
         }
         tracing::info!("container {id}: NIC {name} removed");
     }

@@ -85,24 +85,22 @@ struct Plugging<'a> {
 /// QEMU is not there, refuses something, or has no place for it. All that was done is undone, unless the message says
 /// what was not.
 pub(super) fn plug(plug: &Plug, called_off: &Arc<AtomicBool>) -> Result<String, Refusal> {
-    let attempt = || -> Result<Result<String, (QmpError, Refusal)>, Refusal> {
-        let qmp = Qmp::connect(&plug.qmp, called_off).map_err(|e| Refusal::new(e.to_string()))?;
-        let mut plugging = Plugging { qmp, plug, done: Vec::new() };
-        Ok(plugging.run().map_err(|error| {
-            let refusal = plugging.undo(&error);
-            (error, refusal)
-        }))
-    };
-    match attempt()? {
-        Ok(path) => Ok(path),
+    match attempt(plug, called_off) {
         // The identifiers are nobody else's: a daemon that was killed half-way left it there.
-        Err((error, _)) if error.refusal().is_some_and(is_duplicate) => {
-            tracing::warn!("NIC {} is in QEMU already ({error}): taken out first", plug.name);
+        Err((true, refusal)) => {
+            tracing::warn!("NIC {} is in QEMU already ({refusal}): taken out first", plug.name);
             unplug(&plug.qmp, &plug.name, called_off, RELEASE)?;
-            attempt()?.map_err(|(_, refusal)| refusal)
+            attempt(plug, called_off).map_err(|(_, refusal)| refusal)
         }
-        Err((_, refusal)) => Err(refusal),
+        done => done.map_err(|(_, refusal)| refusal),
     }
+}
+
+/// One try. Says with the refusal whether a part of that identifier was there.
+fn attempt(plug: &Plug, called_off: &Arc<AtomicBool>) -> Result<String, (bool, Refusal)> {
+    let qmp = Qmp::connect(&plug.qmp, called_off).map_err(|e| (false, Refusal::new(e.to_string())))?;
+    let mut plugging = Plugging { qmp, plug, done: Vec::new() };
+    plugging.run().map_err(|error| (error.refusal().is_some_and(is_duplicate), plugging.undo(&error)))
 }
 
 impl Plugging<'_> {
