@@ -15,7 +15,7 @@ use super::copy::copy_upto_128;
 use super::{More, RingFault, RingSetup};
 use crate::dirty::Logging;
 use crate::eventfd;
-use crate::frame::{Burst, Frame, SNAPSHOT, Segment};
+use crate::frame::{Burst, Frame, MAX_FRAME, SNAPSHOT, Segment};
 use crate::memory::GuestMap;
 use crate::net_header::{LEGACY_NET_HEADER_LEN, NET_HEADER_LEN, NetHeader};
 
@@ -53,7 +53,7 @@ pub(super) enum Table {
 
 /// A region of guest memory at hand: its first guest address, its bytes, and where it is here.
 #[derive(Clone, Copy)]
-struct Region {
+pub(super) struct Region {
     gpa: u64,
     size: u64,
     host: *mut u8,
@@ -63,8 +63,9 @@ impl Region {
     /// A region of no bytes.
     const NONE: Self = Self { gpa: 0, size: 0, host: ptr::null_mut() };
 
+    /// Where `len` bytes at `addr` lie, if they lie within this region.
     #[inline(always)]
-    fn whole(&self, addr: u64, len: u32) -> Option<*mut u8> {
+    pub(super) fn whole(&self, addr: u64, len: u32) -> Option<*mut u8> {
         let offset = addr.wrapping_sub(self.gpa);
         (offset < self.size && u64::from(len) <= self.size - offset)
             .then(|| self.host.wrapping_add(offset as usize))
@@ -95,6 +96,12 @@ pub(crate) struct Common {
 
 // SAFETY: the pointers lead into guest memory, which belongs to no thread; `map` keeps it mapped wherever the ring goes.
 unsafe impl Send for Common {}
+
+/// Whether a buffer of `len` bytes is longer than the header and not longer than any frame may be.
+#[inline(always)]
+pub(super) fn fits(len: u32, header_len: u8) -> bool {
+    len.wrapping_sub(u32::from(header_len) + 1) < MAX_FRAME as u32
+}
 
 fn has(features: u64, bit: u32) -> bool {
     features >> bit & 1 == 1
@@ -131,6 +138,12 @@ impl Common {
         self.map = map;
         self.hint = 0;
         self.regions = [Region::NONE; 2];
+    }
+
+    /// The region that was last used.
+    #[inline(always)]
+    pub(super) fn latest(&self) -> Region {
+        self.regions[0]
     }
 
     /// Where `len` bytes at `addr` lie; null if they do not lie within one region.

@@ -55,6 +55,14 @@ pub(crate) fn prefetch_read<T>(ptr: *const T) {
     let _ = ptr;
 }
 
+/// Asks for the first bytes of a frame with its header: as much of it as is copied and looked at.
+#[inline(always)]
+pub(crate) fn prefetch_frame(at: *const u8) {
+    prefetch_read(at);
+    prefetch_read(at.wrapping_add(64));
+    prefetch_read(at.wrapping_add(128));
+}
+
 /// Asks for the cache line of `ptr`, to write. Any address is allowed.
 #[inline(always)]
 pub(crate) fn prefetch_write<T>(ptr: *const T) {

@@ -4,7 +4,7 @@ use std::ptr;
 use std::sync::atomic::Ordering;
 
 use super::Ring;
-use super::descriptor::{Chain, Descriptor, ID, Used, WRITTEN, offered, used};
+use super::descriptor::{Chain, Descriptor, ID, Used, WRITTEN, offered, slots, used};
 use super::position::Position;
 use crate::dirty::Track;
 use crate::frame::{BURST, Burst};
@@ -80,9 +80,12 @@ impl Ring {
         let mut words = [0u64; BURST];
         let mut ready = 0;
         let mut left = mask;
-        for (target, word) in targets[..count].iter_mut().zip(&mut words) {
+        // SAFETY: `set_map` has found memory and alignment for so many.
+        let slots = unsafe { slots(self.desc, self.size) };
+        let slots = &slots[usize::from(start.index)..][..count];
+        for ((target, slot), word) in targets.iter_mut().zip(slots).zip(&mut words) {
             let len = header_len + burst.frames[left.trailing_zeros() as usize % BURST].len;
-            let (addr, rest) = self.halves(start.index + ready);
+            let (addr, rest) = slot.read();
             let desc = Descriptor::new(addr, rest);
             if desc.flags != usual || desc.len < len {
                 break;

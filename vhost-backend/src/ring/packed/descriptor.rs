@@ -1,5 +1,6 @@
 //! Descriptors and chains of a packed ring (virtio 1.3, sections 2.8.2 to 2.8.8): each is read once, each address checked.
 
+use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Ring;
@@ -37,6 +38,23 @@ impl Descriptor {
     #[inline(always)]
     pub(super) fn new(addr: u64, rest: u64) -> Self {
         Self { addr, len: rest as u32, id: (rest >> ID_SHIFT) as u16, flags: (rest >> FLAGS_SHIFT) as u16 }
+    }
+}
+
+/// A descriptor in the ring, which the driver may change under us: its address, and length to flags as one word.
+#[repr(C, align(16))]
+pub(super) struct Slot {
+    addr: AtomicU64,
+    rest: AtomicU64,
+}
+
+impl Slot {
+    /// Reads both halves, whoever owns the descriptor. Flags come first, together with length and number in one read.
+    #[inline(always)]
+    pub(super) fn read(&self) -> (u64, u64) {
+        // Acquire: what the driver wrote before the flags is visible.
+        let rest = self.rest.load(Ordering::Acquire);
+        (self.addr.load(Ordering::Relaxed), rest)
     }
 }
 
@@ -131,44 +149,43 @@ pub(super) struct Chain {
     pub(super) descriptors: u16,
 }
 
+/// All descriptors of a ring.
+///
+/// # Safety
+/// The ring has `size` of them at `desc`, mapped and aligned, for as long as they are looked at.
+#[inline(always)]
+pub(super) unsafe fn slots<'a>(desc: *const Slot, size: u16) -> &'a [Slot] {
+    // SAFETY: per contract; atomics may change under us.
+    unsafe { slice::from_raw_parts(desc, usize::from(size)) }
+}
+
 impl Ring {
+    /// The descriptor at `index`.
+    #[inline(always)]
+    fn slot(&self, index: u16) -> &Slot {
+        debug_assert!(index < self.size);
+        // SAFETY: every caller's index is below the size, for which `set_map` has found memory and alignment; atomics may
+        // change under us.
+        unsafe { &*self.desc.add(usize::from(index)) }
+    }
+
     /// The address of the descriptor at `index`.
     #[inline(always)]
     pub(super) fn address(&self, index: u16) -> &AtomicU64 {
-        debug_assert!(index < self.size);
-        // SAFETY: as in `rest`.
-        unsafe { AtomicU64::from_ptr(self.desc.add(usize::from(index)).cast()) }
-    }
-
-    /// The second half of the descriptor at `index`, length to flags, as one word.
-    #[inline(always)]
-    fn rest(&self, index: u16) -> &AtomicU64 {
-        debug_assert!(index < self.size);
-        // SAFETY: every caller's index is below the size, for which `set_map` has found memory and alignment; an atomic
-        // may change under us.
-        unsafe { AtomicU64::from_ptr(self.desc.add(usize::from(index)).cast::<u64>().add(1)) }
-    }
-
-    /// Reads both halves of the descriptor at `index`, whoever owns it. Flags come first, together with length and number
-    /// in one read.
-    #[inline(always)]
-    pub(super) fn halves(&self, index: u16) -> (u64, u64) {
-        // Acquire: what the driver wrote before the flags is visible.
-        let rest = self.rest(index).load(Ordering::Acquire);
-        (self.address(index).load(Ordering::Relaxed), rest)
+        &self.slot(index).addr
     }
 
     /// Reads the descriptor at `at`, whoever owns it.
     #[inline(always)]
     pub(super) fn read(&self, at: Position) -> Descriptor {
-        let (addr, rest) = self.halves(at.index);
+        let (addr, rest) = self.slot(at.index).read();
         Descriptor::new(addr, rest)
     }
 
     /// The flags of the descriptor at `index`.
     #[inline(always)]
     pub(super) fn flags(&self, index: u16) -> u16 {
-        (self.rest(index).load(Ordering::Acquire) >> FLAGS_SHIFT) as u16
+        (self.slot(index).rest.load(Ordering::Acquire) >> FLAGS_SHIFT) as u16
     }
 
     /// The descriptor at `at`, if the driver has made it available.
@@ -193,14 +210,16 @@ impl Ring {
     #[inline(always)]
     pub(super) fn write_used(&self, used: Used, order: Ordering) {
         // Length, number and flags go in one word, so that no driver sees half of them.
-        self.rest(used.at).store(used.word, order);
+        self.slot(used.at).rest.store(used.word, order);
     }
 
     /// Gives back buffers of one descriptor each, from `index` on, which do not go beyond the ring's end.
     #[inline(always)]
     pub(super) fn write_run(&self, index: u16, words: impl Iterator<Item = u64>) {
-        for (at, word) in (index..).zip(words) {
-            self.rest(at).store(word, Ordering::Relaxed);
+        // SAFETY: `set_map` has found memory and alignment for so many.
+        let slots = unsafe { slots(self.desc, self.size) };
+        for (slot, word) in slots[usize::from(index)..].iter().zip(words) {
+            slot.rest.store(word, Ordering::Relaxed);
         }
     }
 

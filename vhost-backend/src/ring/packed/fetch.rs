@@ -1,14 +1,15 @@
 //! From the guest: what it transmitted becomes a burst, and its buffers go back to it.
 
+use std::ptr;
 use std::sync::atomic::Ordering;
 
 use super::Ring;
-use super::descriptor::{Chain, Descriptor, Lent, MARKS, Used, offered, used};
+use super::descriptor::{Chain, Descriptor, Lent, MARKS, Used, offered, slots, used};
 use super::position::Position;
 use crate::dirty::Track;
-use crate::frame::{BURST, Burst, MAX_FRAME};
-use crate::ring::common::{F_INDIRECT, F_NEXT, Piece};
-use crate::ring::copy::prefetch_read;
+use crate::frame::{BURST, Burst};
+use crate::ring::common::{F_INDIRECT, F_NEXT, Piece, fits};
+use crate::ring::copy::{prefetch_frame, prefetch_read};
 use crate::ring::gather::Gather;
 use crate::ring::{RingFault, Served};
 
@@ -92,43 +93,73 @@ impl Ring {
     /// this burst, and asks for what is in them: how many there are, and what follows.
     #[inline(always)]
     fn look(&mut self, at: Position, room: u16, taken: usize) -> (usize, Then) {
-        let header_len = u32::from(self.common.header_len);
         let most = (BURST - taken).min(usize::from(room.min(self.size - at.index)));
-        // The marks are the same up to the ring's end.
-        let (usual, back) = (offered(at), used(at));
-        for i in 0..most {
-            let slot = (taken + i) % BURST;
-            let (addr, rest) = self.halves(at.index + i as u16);
+        let mut seen = 0;
+        while seen < most {
+            let (plain, other) = self.look_plain(at, taken, seen, most);
+            seen += plain;
+            let Some((addr, rest)) = other else { break };
             let desc = Descriptor::new(addr, rest);
-            // One buffer to read, longer than the header and not longer than any frame may be.
-            if desc.flags == usual && desc.len.wrapping_sub(header_len + 1) < MAX_FRAME as u32 {
-                let data = self.common.whole(addr, desc.len);
-                if !data.is_null() {
-                    self.lent[slot] = Lent::single(rest, back);
-                    self.pieces[slot] = Piece { at: data, len: desc.len };
-                    prefetch_read(data);
-                    prefetch_read(data.wrapping_add(64));
-                    prefetch_read(data.wrapping_add(128));
-                    continue;
-                }
-            }
-            if desc.flags & MARKS != usual {
-                return (i, Then::Nothing);
+            if desc.flags & MARKS != offered(at) {
+                return (seen, Then::Nothing);
             }
             if desc.flags & F_NEXT != 0 {
-                return (i, Then::Chain(desc));
+                return (seen, Then::Chain(desc));
             }
-            self.lent[slot] = Lent::single(rest, back);
-            self.put_aside(slot, desc);
+            self.look_again(taken + seen, at, addr, rest);
+            seen += 1;
         }
         (most, Then::End)
     }
 
-    /// Keeps a descriptor that is to be walked, and asks for its table if it names one.
+    /// Of the descriptors that [`Ring::look`] is to read, those from number `seen` on up to the first that is not the
+    /// usual kind: offered, one buffer to read, in the region that was last used. How many, and that first one, which has
+    /// been read.
+    #[inline(always)]
+    fn look_plain(
+        &mut self,
+        at: Position,
+        taken: usize,
+        seen: usize,
+        most: usize,
+    ) -> (usize, Option<(u64, u64)>) {
+        let header_len = self.common.header_len;
+        // The marks are the same up to the ring's end.
+        let (usual, back) = (offered(at), used(at));
+        let region = self.common.latest();
+        // SAFETY: `set_map` has found memory and alignment for so many.
+        let slots = unsafe { slots(self.desc, self.size) };
+        let slots = &slots[usize::from(at.index) + seen..][..most - seen];
+        let range = taken + seen..taken + most;
+        let room = self.lent[range.clone()].iter_mut().zip(&mut self.pieces[range]);
+        for (i, (slot, (lent, piece))) in slots.iter().zip(room).enumerate() {
+            let (addr, rest) = slot.read();
+            let desc = Descriptor::new(addr, rest);
+            if desc.flags != usual || !fits(desc.len, header_len) {
+                return (i, Some((addr, rest)));
+            }
+            let Some(data) = region.whole(addr, desc.len) else { return (i, Some((addr, rest))) };
+            *lent = Lent::single(rest, back);
+            *piece = Piece { at: data, len: desc.len };
+            prefetch_frame(data);
+        }
+        (most - seen, None)
+    }
+
+    /// Looks once more at a buffer of one descriptor, number `number` of the burst, which lies in the ring in the lap of
+    /// `at`: in another region, or one that is to be walked; then asks for its table if it names one.
     #[inline(never)]
-    fn put_aside(&mut self, slot: usize, desc: Descriptor) {
-        self.pieces[slot] = Piece::NONE;
-        self.odd[slot] = desc;
+    fn look_again(&mut self, number: usize, at: Position, addr: u64, rest: u64) {
+        let desc = Descriptor::new(addr, rest);
+        let usual = desc.flags == offered(at) && fits(desc.len, self.common.header_len);
+        let data = if usual { self.common.whole(addr, desc.len) } else { ptr::null_mut() };
+        self.lent[number] = Lent::single(rest, used(at));
+        self.pieces[number] = Piece { at: data, len: desc.len };
+        if !data.is_null() {
+            prefetch_frame(data);
+            return;
+        }
+        self.odd[number] = desc;
         if desc.flags & F_INDIRECT != 0 {
             prefetch_read(self.common.whole(desc.addr, desc.len));
         }

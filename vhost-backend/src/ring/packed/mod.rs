@@ -23,7 +23,7 @@ use super::{RingFault, RingSetup};
 use crate::frame::BURST;
 use crate::inflight::Region;
 use crate::memory::GuestMap;
-use descriptor::{Descriptor, Lent, Used};
+use descriptor::{Descriptor, Lent, Slot, Used};
 use position::Position;
 
 /// Largest packed ring of the specification. Unlike a split ring's, its size is any number up to there.
@@ -31,7 +31,7 @@ const MAX_SIZE: u16 = 32768;
 
 /// A running packed ring. Pointers go into guest memory, which the common part's map keeps mapped.
 pub(crate) struct Ring {
-    desc: *mut Descriptor,
+    desc: *const Slot,
     /// The driver's area: which used descriptors it wants to be interrupted for.
     driver: *const u32,
     /// The device's area: which descriptors we want to be kicked for.
@@ -90,7 +90,7 @@ impl Ring {
         }
         let map = setup.map.clone();
         let mut ring = Self {
-            desc: ptr::null_mut(),
+            desc: ptr::null(),
             driver: ptr::null(),
             device: ptr::null_mut(),
             size: setup.size,
@@ -151,7 +151,7 @@ impl Ring {
             (Some(desc), Some(driver), Some(device)) => {
                 // A frontend may place a region at an odd offset: what counts is where it is mapped here.
                 if desc.align_offset(16) == 0 && driver.align_offset(4) == 0 && device.align_offset(4) == 0 {
-                    self.desc = desc.cast();
+                    self.desc = desc.cast::<Slot>().cast_const();
                     self.driver = driver.cast::<u32>().cast_const();
                     self.device = device.cast();
                     self.common.use_map(map);

@@ -2,9 +2,9 @@
 
 use super::{Ring, UsedElem};
 use crate::dirty::Track;
-use crate::frame::{BURST, Burst, MAX_FRAME};
-use crate::ring::common::Piece;
-use crate::ring::copy::prefetch_read;
+use crate::frame::{BURST, Burst};
+use crate::ring::common::{Piece, fits};
+use crate::ring::copy::prefetch_frame;
 use crate::ring::gather::Gather;
 use crate::ring::{RingFault, Served};
 
@@ -24,18 +24,14 @@ impl Ring {
         };
 
         // A buffer in one piece, as nearly all small frames are; none where a chain has to be walked.
-        let header_len = u32::from(self.common.header_len);
-        let longest = MAX_FRAME as u32;
+        let header_len = self.common.header_len;
         for (piece, &head) in self.pieces[..count].iter_mut().zip(&heads) {
             // SAFETY: heads are below the size.
             let desc = unsafe { Self::read(desc, head) };
-            // Longer than the header, and not longer than any frame may be.
-            if desc.flags == 0 && desc.len.wrapping_sub(header_len + 1) < longest {
+            if desc.flags == 0 && fits(desc.len, header_len) {
                 let at = self.common.whole(desc.addr, desc.len);
                 *piece = Piece { at, len: desc.len };
-                prefetch_read(at);
-                prefetch_read(at.wrapping_add(64));
-                prefetch_read(at.wrapping_add(128));
+                prefetch_frame(at);
             } else {
                 *piece = Piece::NONE;
             }
