@@ -129,6 +129,12 @@ fn load_shifts_and_queues_follow_by_themselves() {
         || conversations.iter().map(|talk| talk.arrived.load(Ordering::Relaxed)).collect::<Vec<_>>();
     wait_for("all to talk", SOON, || arrived().iter().all(|&n| n > 1000).then_some(()));
     assert_eq!(places(), [0; 4], "nothing moves unasked");
+    // What was flooded while the ports' guests came may have met one that was half up.
+    let drops = || {
+        let ports = (0..PAIRS).map(|n| shuntd.port(&format!("to{n}"))["tx"]["drops"].clone());
+        ports.collect::<Vec<_>>()
+    };
+    let before = drops();
 
     shuntd.ctl("worker set --auto on --interval 5 --load-threshold 1 --improvement-threshold 25");
     let spread = wait_for("the four to be spread", SOON, || {
@@ -151,13 +157,9 @@ fn load_shifts_and_queues_follow_by_themselves() {
     wait_for("both to go on", SOON, || {
         busy.iter().all(|&n| arrived()[n] > meanwhile[n] + 1000).then_some(())
     });
+    assert_eq!(drops(), before);
     let frames: Vec<u64> = conversations.into_iter().map(Conversation::end).collect();
     progress!("now {apart:?}; {frames:?} frames came, each in its turn");
-    for n in 0..PAIRS {
-        let port = shuntd.port(&format!("to{n}"));
-        let none = port["tx"]["drops"].as_object().is_none_or(|drops| drops.values().all(|n| n == 0));
-        assert!(none, "{port}");
-    }
     let settings = shuntd.ctl("worker settings");
     assert!(settings["rebalanced"].as_u64().is_some_and(|times| times >= 2), "{settings}");
 }
