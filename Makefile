@@ -9,6 +9,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 SOAK_MINUTES ?= 30
 FUZZ_SECONDS ?= 600
+NIGHTLY ?= nightly
 BENCH ?=
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -101,6 +102,26 @@ fuzz: linker ## libFuzzer on every target, FUZZ_SECONDS each (ONLY="session fram
 	  $(TARGET)/fuzz/$(FUZZ_HOST)/test-release/fuzz-$${name//_/-} -max_total_time=$(FUZZ_SECONDS) -timeout=20 -print_final_stats=1 \
 	    -artifact_prefix=$(TARGET)/fuzz/$$name- $(TARGET)/fuzz/corpus/$$name tests/fuzz/corpus/$$name; \
 	done
+
+# Tools that only unstable compilers have. Both say nothing about what another process may do to guest memory meanwhile.
+.PHONY: nightly
+nightly: linker
+	rustup toolchain install $(NIGHTLY) --profile minimal --component miri --component rust-src
+
+# Left out: signals, sockets, mappings of one file in two places, guests on another thread (whose races with us are meant),
+# and what takes hours there.
+MIRI_SKIP := $(addprefix --skip ,sigbus session memory:: eventfd rewrites_its_rings memory_taken garbage noise)
+.PHONY: miri
+miri: nightly ## Rings and records of what is in flight, under the interpreter miri (20 minutes)
+	MIRIFLAGS=-Zmiri-disable-isolation $(CARGO) +$(NIGHTLY) miri test --target-dir $(TARGET)/miri -p vhost-backend --no-fail-fast \
+	  --lib --test ring_hostile --test ring_packed_hostile -- $(MIRI_SKIP)
+
+# Left out: tables so large that their shadow does not fit, and loom's, which changes stacks by itself.
+TSAN_SKIP := $(addprefix --skip ,million scale cost modelled)
+.PHONY: tsan
+tsan: nightly ## Workers, tables and services under ThreadSanitizer (15 minutes, 12 GB)
+	RUSTFLAGS=-Zsanitizer=thread $(CARGO) +$(NIGHTLY) test -Zbuild-std --target $(FUZZ_HOST) --target-dir $(TARGET)/tsan \
+	  -p shunt-switch --lib -- --test-threads=1 $(TSAN_SKIP) $(TSAN_ONLY)
 
 .PHONY: bench
 bench: setup ## shunt beside its peers in one run (BENCH="--help" for what can be chosen)

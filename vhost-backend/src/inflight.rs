@@ -11,14 +11,16 @@
 
 use std::{
     fs::File,
-    os::fd::{FromRawFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering},
     },
 };
 
-use crate::{mapping::Mapping, ring::RingFault};
+use crate::{
+    mapping::{self, Mapping},
+    ring::RingFault,
+};
 
 /// The layout that the specification describes.
 const VERSION: u16 = 1;
@@ -109,13 +111,7 @@ impl Inflight {
     /// A sentence for the operator.
     pub(crate) fn create(shape: Shape) -> Result<File, String> {
         shape.check()?;
-        // SAFETY: a name that lives for the call.
-        let fd = unsafe { libc::memfd_create(c"shunt-inflight".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(format!("memfd_create: {}", std::io::Error::last_os_error()));
-        }
-        // SAFETY: just made, and nobody else's.
-        let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        let file = mapping::memory_file(c"shunt-inflight").map_err(|e| format!("memfd_create: {e}"))?;
         file.set_len(shape.bytes()).map_err(|e| format!("record of what is in flight: {e}"))?;
         Ok(file)
     }

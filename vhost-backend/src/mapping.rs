@@ -1,9 +1,14 @@
 //! Pieces of files that a frontend shares, in our address space and guarded: guest memory, the dirty log, the record of
 //! what is in flight.
 
-use std::{fs::File, io, mem::ManuallyDrop, os::fd::AsRawFd, ptr};
+use std::{fs::File, io, mem::ManuallyDrop};
 
-use crate::sigbus::Guarded;
+pub(crate) use kernel::memory_file;
+use kernel::{Guarded, map, page_size, unmap};
+
+// Under the interpreter miri another module stands for the kernel.
+#[cfg_attr(miri, path = "mapping/heap.rs")]
+mod kernel;
 
 /// Pages are at least this long.
 const PAGE: u64 = 4096;
@@ -62,28 +67,13 @@ impl Mapping {
             .checked_next_multiple_of(page)
             .and_then(|len| usize::try_from(len).ok())
             .ok_or(MapError::Overflow)?;
-        // SAFETY: a new mapping at an address of the kernel's choice; nothing of ours is replaced.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                start as libc::off_t,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(kernel("mmap", io::Error::last_os_error()));
-        }
-        // SAFETY: advice on the mapping just made. A failure costs only larger core files.
-        unsafe { libc::madvise(base, len, libc::MADV_DONTDUMP) };
+        let base = map(file, start, len).map_err(|e| kernel("mmap", e))?;
         // SAFETY: the mapping is ours, all its users have raw pointers, and `drop` takes the guard away first.
         let guard = match unsafe { Guarded::new(base as usize, len, page as usize) } {
             Ok(guard) => guard,
             Err(e) => {
                 // SAFETY: nobody has seen the mapping yet.
-                unsafe { libc::munmap(base, len) };
+                unsafe { unmap(base, len) };
                 return Err(kernel("sigaction", e));
             }
         };
@@ -107,40 +97,6 @@ impl Drop for Mapping {
         // SAFETY: taken once, here; from now on no fault in the range is answered, and none can happen.
         unsafe { ManuallyDrop::drop(&mut self.guard) };
         // SAFETY: our mapping, and the last that referred to it is gone.
-        unsafe { libc::munmap(self.base, self.len) };
+        unsafe { unmap(self.base, self.len) };
     }
-}
-
-/// The size of the pages that `file` is mapped in.
-///
-/// File systems that ask another process or machine for a page (FUSE, NFS) are refused: whoever is behind it could
-/// stop a worker for good by not answering. The list is of what cannot.
-fn page_size(file: &File) -> Result<u64, MapError> {
-    const HUGETLBFS: i64 = 0x958458f6;
-    const LOCAL: [(i64, &str); 6] = [
-        (0x01021994, "tmpfs, memfd"),
-        (0x858458f6, "ramfs"),
-        (0xef53, "ext4"),
-        (0x58465342, "xfs"),
-        (0x9123683e, "btrfs"),
-        (0xf2f52010, "f2fs"),
-    ];
-    // SAFETY: an all-zero statfs is a valid value.
-    let mut stat = unsafe { std::mem::zeroed::<libc::statfs>() };
-    // SAFETY: an open descriptor and a buffer of ours.
-    if unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) } != 0 {
-        return Err(MapError::Kernel { call: "fstatfs", source: io::Error::last_os_error() });
-    }
-    // The width of these fields differs between C libraries.
-    #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
-    let (kind, block) = (stat.f_type as i64 & 0xffff_ffff, stat.f_bsize as u64);
-    if kind == HUGETLBFS {
-        return Ok(block.max(PAGE));
-    }
-    if LOCAL.iter().any(|(local, _)| *local == kind) {
-        // SAFETY: no memory involved.
-        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        return Ok(u64::try_from(page).unwrap_or(PAGE).max(PAGE));
-    }
-    Err(MapError::UnsuitableFile(format!("a file system of type {kind:#x}")))
 }

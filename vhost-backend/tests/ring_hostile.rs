@@ -119,7 +119,7 @@ fn check_garbage(plan: &Garbage) -> Option<RingFault> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 300 }, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn garbage_breaks_at_most_the_ring(plan in garbage()) {

@@ -482,7 +482,7 @@ fn check_receive(plan: &Receive) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 96 }, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn frames_from_the_guest_are_those_that_the_reference_sees(plan in transmit()) {

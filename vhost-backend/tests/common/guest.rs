@@ -70,6 +70,12 @@ impl Random {
 
 /// A memfd that goes away with the file.
 pub(crate) fn memfd(len: u64) -> File {
+    if cfg!(miri) {
+        // Only its length matters there: see `Mapped::of`.
+        let file = tempfile::tempfile().expect("tempfile");
+        file.set_len(len).expect("set_len");
+        return file;
+    }
     // SAFETY: a name that lives for the call; the descriptor is new and ours.
     let file = unsafe {
         let fd = libc::memfd_create(c"shunt-test-guest".as_ptr(), libc::MFD_CLOEXEC);
@@ -90,8 +96,34 @@ unsafe impl Send for Mapped {}
 // SAFETY: as above.
 unsafe impl Sync for Mapped {}
 
+impl Mapped {
+    /// The guest's own mapping of its file. Under miri there are no shared mappings: it looks into the one under test,
+    /// which lies one page into the file; what is around it is watched by miri.
+    fn of(file: &File, len: usize, under_test: *mut u8) -> Self {
+        if cfg!(miri) {
+            return Self { at: under_test.wrapping_sub(PAGE), len };
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
+        Self { at: at.cast(), len }
+    }
+}
+
 impl Drop for Mapped {
     fn drop(&mut self) {
+        if cfg!(miri) {
+            return;
+        }
         // SAFETY: a mapping of ours, unmapped once.
         unsafe { libc::munmap(self.at.cast(), self.len) };
     }
@@ -140,29 +172,19 @@ impl Guest {
         for (i, &(gpa, size)) in regions.iter().enumerate() {
             let len = PAGE + (size as usize).next_multiple_of(PAGE) + PAGE;
             let file = memfd(len as u64);
-            // SAFETY: a new mapping at an address of the kernel's choice.
-            let own = unsafe {
-                let at = libc::mmap(
-                    std::ptr::null_mut(),
-                    len,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_SHARED,
-                    file.as_raw_fd(),
-                    0,
-                );
-                assert_ne!(at, libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
-                Mapped { at: at.cast(), len }
-            };
-            // SAFETY: all within the mapping just made.
-            unsafe {
-                own.at.write_bytes(CANARY, PAGE);
-                own.at.add(PAGE + size as usize).write_bytes(CANARY, len - PAGE - size as usize);
-            }
             let user = user(i as u64, gpa);
             map = map.with_region(gpa, size, user, PAGE as u64, &file).expect("with_region");
-            let at = map.user_range(user, size).expect("user_range") as usize;
-            guards.extend(guard(at - GUARD));
-            guards.extend(guard(at + (size as usize).next_multiple_of(PAGE)));
+            let theirs = map.user_range(user, size).expect("user_range");
+            let own = Mapped::of(&file, len, theirs);
+            if !cfg!(miri) {
+                // SAFETY: all within the mapping just made.
+                unsafe {
+                    own.at.write_bytes(CANARY, PAGE);
+                    own.at.add(PAGE + size as usize).write_bytes(CANARY, len - PAGE - size as usize);
+                }
+                guards.extend(guard(theirs as usize - GUARD));
+                guards.extend(guard(theirs as usize + (size as usize).next_multiple_of(PAGE)));
+            }
             made.push(Region { gpa, size, user, file, own });
         }
         Self { regions: made, map: Arc::new(map), guards }
@@ -246,6 +268,9 @@ impl Guest {
 
     /// Panics if anything outside of the regions was written.
     pub(crate) fn check_canaries(&self) {
+        if cfg!(miri) {
+            return;
+        }
         for region in &self.regions {
             let end = PAGE + region.size as usize;
             for i in (0..PAGE).chain(end..region.own.len) {
