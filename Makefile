@@ -87,20 +87,27 @@ soak: build-test setup ## The end-to-end scenarios again and again, for SOAK_MIN
 	@$(IN_SCRATCH) SOAK_MINUTES=$(SOAK_MINUTES) $(TARGET)/debug/soak
 
 # Instrumented as cargo-fuzz does it, with the compiler that builds everything else. New inputs and findings stay below
-# the target directory; what is worth keeping is copied to tests/fuzz/corpus by hand.
+# the target directory; `make fuzz-keep` copies what is worth keeping to tests/fuzz/corpus.
 FUZZ_FLAGS := -Zsanitizer=address -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,\
   level=4 inline-8bit-counters pc-table trace-compares)
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_TARGETS = $(or $(ONLY),session split_ring packed_ring frame request)
 
 .PHONY: fuzz
 fuzz: linker ## libFuzzer on every target, FUZZ_SECONDS each (ONLY="session frame" to run some)
 	@command -v c++ >/dev/null || scripts/apt-install.sh g++
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --profile test-release -p shunt-fuzz --features libfuzzer \
 	  --target $(FUZZ_HOST) --target-dir $(TARGET)/fuzz
-	for name in $(or $(ONLY),session split_ring packed_ring frame request); do \
+	for name in $(FUZZ_TARGETS); do \
 	  mkdir -p $(TARGET)/fuzz/corpus/$$name; \
 	  $(TARGET)/fuzz/$(FUZZ_HOST)/test-release/fuzz-$${name//_/-} -max_total_time=$(FUZZ_SECONDS) -timeout=20 -print_final_stats=1 \
 	    -artifact_prefix=$(TARGET)/fuzz/$$name- $(TARGET)/fuzz/corpus/$$name tests/fuzz/corpus/$$name; \
+	done
+
+.PHONY: fuzz-keep
+fuzz-keep: ## Add to tests/fuzz/corpus the fewest inputs that `make fuzz` has found and that reach more than those there
+	for name in $(FUZZ_TARGETS); do \
+	  $(TARGET)/fuzz/$(FUZZ_HOST)/test-release/fuzz-$${name//_/-} -set_cover_merge=1 tests/fuzz/corpus/$$name $(TARGET)/fuzz/corpus/$$name; \
 	done
 
 # Tools that only unstable compilers have. Both say nothing about what another process may do to guest memory meanwhile.
@@ -108,15 +115,18 @@ fuzz: linker ## libFuzzer on every target, FUZZ_SECONDS each (ONLY="session fram
 nightly: linker
 	rustup toolchain install $(NIGHTLY) --profile minimal --component miri --component rust-src
 
-# Left out: signals, sockets, mappings of one file in two places, guests on another thread (whose races with us are meant),
-# and what takes hours there.
+# Left out: signals, sockets, eventfds in other states, mappings of one file in two places, guests on another thread (whose
+# races with us are meant), and thousands of random cases.
 MIRI_SKIP := $(addprefix --skip ,sigbus session memory:: eventfd rewrites_its_rings memory_taken garbage noise)
 .PHONY: miri
-miri: nightly ## Rings and records of what is in flight, under the interpreter miri (20 minutes)
+miri: nightly ## Rings and records of what is in flight, under the interpreter miri (some minutes)
 	MIRIFLAGS=-Zmiri-disable-isolation $(CARGO) +$(NIGHTLY) miri test --target-dir $(TARGET)/miri -p vhost-backend --no-fail-fast \
 	  --lib --test ring_hostile --test ring_packed_hostile -- $(MIRI_SKIP)
 
-# Left out: tables so large that their shadow does not fit, and loom's, which changes stacks by itself.
+# What threads share; without tables so large that their shadow does not fit, and loom's models, which change stacks by
+# themselves.
+TSAN_ONLY := worker:: conntrack:: l2::fdb l3::neighbour l3::route::trie stats members view services:: ipvs::sync ipvs::scope \
+  ipvs::health port:: switch:: control:: pipeline container:: handover
 TSAN_SKIP := $(addprefix --skip ,million scale cost modelled)
 .PHONY: tsan
 tsan: nightly ## Workers, tables and services under ThreadSanitizer (15 minutes, 12 GB)
