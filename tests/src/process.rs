@@ -18,8 +18,32 @@ pub struct Process {
     name: String,
     child: Child,
     /// Who goes on in its place.
-    heir: Option<Pid>,
+    heir: Option<(Pid, Guard)>,
     log: PathBuf,
+}
+
+/// Kills a process when the test is killed that is no child of its own: what the kernel sees to for children.
+struct Guard(Child);
+
+impl Guard {
+    fn of(pid: Pid) -> Self {
+        // Its standard input ends when the test does.
+        let script = "trap '' INT TERM HUP; read -r _; kill -KILL \"$0\"";
+        let guard = Command::new("sh")
+            .args(["-c", script, &pid.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(guard.unwrap_or_else(|e| panic!("cannot guard process {pid}: {e}")))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Process {
@@ -50,7 +74,7 @@ impl Process {
 
     /// Process id; `setpriv` and `ip netns exec` replace themselves, so it is the program's own.
     pub fn pid(&self) -> u32 {
-        self.heir.map_or(self.child.id(), |pid| pid.as_raw().cast_unsigned())
+        self.heir.as_ref().map_or(self.child.id(), |(pid, _)| pid.as_raw().cast_unsigned())
     }
 
     /// The program starts others that go on in its place: they are to be ours when it has ended.
@@ -70,12 +94,13 @@ impl Process {
             self.name,
             self.tail(40)
         );
-        self.heir = Some(Pid::from_raw(pid.cast_signed()));
+        let pid = Pid::from_raw(pid.cast_signed());
+        self.heir = Some((pid, Guard::of(pid)));
     }
 
     fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
-        let Some(pid) = self.heir else { return self.child.try_wait() };
-        match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+        let Some((pid, _)) = &self.heir else { return self.child.try_wait() };
+        match waitpid(*pid, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(_, code)) => Ok(Some(ExitStatus::from_raw(code << 8))),
             Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Some(ExitStatus::from_raw(signal as i32))),
             Ok(_) => Ok(None),
@@ -99,7 +124,8 @@ impl Process {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(pid) = self.heir.take() {
+        if let Some((pid, guard)) = self.heir.take() {
+            drop(guard);
             let _ = kill(pid, Signal::SIGKILL);
             let _ = waitpid(pid, None);
         }
@@ -180,5 +206,28 @@ pub fn run(argv: &[&str]) -> Result<String, String> {
         Ok(text)
     } else {
         Err(format!("`{}`: {}{}", argv.join(" "), text, String::from_utf8_lossy(&output.stderr)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_test_leaves_is_killed() {
+        let sleeper = || Command::new("sleep").arg("600").spawn().unwrap();
+        let (mut followed, mut other) = (sleeper(), sleeper());
+        let mut guard = Guard::of(Pid::from_raw(followed.id().cast_signed()));
+        drop(Guard::of(Pid::from_raw(other.id().cast_signed())));
+        // As the kernel does when the test is killed.
+        drop(guard.0.stdin.take());
+        let ended = poll_for(Duration::from_secs(10), || followed.try_wait().unwrap());
+        let alive = other.try_wait().unwrap().is_none();
+        for process in [&mut followed, &mut other] {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        assert_eq!(ended.and_then(|status| status.signal()), Some(Signal::SIGKILL as i32));
+        assert!(alive, "a guard that is dismissed kills nobody");
     }
 }
