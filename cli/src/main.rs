@@ -12,6 +12,7 @@ mod ipvs;
 mod ipvsadm;
 mod kata;
 mod l3;
+mod manual;
 mod routes;
 mod rules;
 mod sandbox;
@@ -95,14 +96,9 @@ fn answer(arguments: &Arguments) -> Result<String, Failure> {
             return Ok(String::from_utf8_lossy(&script).into_owned());
         }
         Noun::Man { directory } => {
-            let daemon = shunt_switch::config::arguments::Arguments::command();
-            return [Arguments::command(), daemon]
-                .into_iter()
-                .try_for_each(|command| clap_mangen::generate_to(command, directory))
-                .map(|()| String::new())
-                .map_err(|e| {
-                    Failure::Refused(format!("cannot write to {}: {e}", directory.display()), None)
-                });
+            return manual::write(directory).map(|()| String::new()).map_err(|e| {
+                Failure::Refused(format!("cannot write to {}: {e}", directory.display()), None)
+            });
         }
         Noun::Config(Config::Check { file }) => return config::check(file, arguments.json),
         Noun::Dan(command) => {

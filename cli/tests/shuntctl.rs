@@ -344,7 +344,7 @@ fn help_completions_and_manual_need_no_daemon() {
     }
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(says(&["man", dir.path().to_str().unwrap()]), "");
-    for page in ["shuntctl.1", "shuntctl-port-add.1", "shuntctl-fdb-flush.1", "shuntd.1"] {
+    for page in ["shuntctl.1", "shuntctl-port-add.1", "shuntctl-fdb-flush.1", "shuntd.1", "shunt-cni.1"] {
         assert!(std::fs::read_to_string(dir.path().join(page)).unwrap().contains(".TH"), "{page}");
     }
     assert_eq!(shuntctl().args(["man", "/nonexistent"]).output().unwrap().status.code(), Some(1));
