@@ -3,15 +3,20 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::json;
-use shunt_switch::config::file::FILE_MAX;
+use shunt_switch::config::file::{FILE_MAX, TOO_LONG};
 use shunt_switch::control::api;
 
 use crate::Asker;
 use crate::arguments::Config;
 use crate::client::Failure;
 
+/// Bytes of a file that one request carries: as JSON they are six times as many at most.
+const PART: usize = 2 << 20;
+/// How long the daemon may take for a file of many parts.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// The name that standard input has in messages.
 const STDIN: &str = "standard input";
 
@@ -24,9 +29,10 @@ pub(crate) fn check(file: &Path, as_json: bool) -> Result<String, Failure> {
     if let Some((at, log)) = &config.log {
         shunt_switch::config::arguments::log(log).map_err(|refusal| refused(at.refuse(refusal)))?;
     }
+    let notes = config.layer3.waiting;
     Ok(match as_json {
-        true => format!("{:#}\n", json!({ "things": document.entries.len() })),
-        false => String::new(),
+        true => format!("{:#}\n", json!({ "things": document.entries.len(), "notes": notes })),
+        false => notes.iter().map(|note| format!("# {note}\n")).collect(),
     })
 }
 
@@ -41,7 +47,7 @@ fn read(file: &Path) -> Result<(String, String), Failure> {
     let mut bytes = Vec::new();
     from.by_ref().take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(|error| refuse(&error))?;
     if bytes.len() as u64 > FILE_MAX {
-        return Err(refuse(&format_args!("longer than {FILE_MAX} bytes, which no configuration may be")));
+        return Err(refuse(&TOO_LONG));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();
@@ -89,12 +95,12 @@ impl Asker {
             // Answered without the daemon.
             Config::Check { .. } => Ok(String::new()),
             Config::Diff { file } => {
-                let (file, text) = read(file)?;
+                let (file, text) = self.send(file)?;
                 let difference = self.client.ask(&api::ConfigDiff { file: Some(file), text })?;
                 self.render(&difference, differences)
             }
             Config::Apply { file } => {
-                let (file, text) = read(file)?;
+                let (file, text) = self.send(file)?;
                 let difference = self.client.ask(&api::ConfigApply { file: Some(file), text })?;
                 self.render(&difference, differences)
             }
@@ -105,6 +111,22 @@ impl Asker {
                 Ok(String::new())
             }
         }
+    }
+
+    /// Sends the beginning of a file, where it is too long for one request; its name, and what is left of it.
+    fn send(&mut self, file: &Path) -> Result<(String, String), Failure> {
+        let (file, text) = read(file)?;
+        let mut rest = text.as_str();
+        if rest.len() > PART {
+            self.client.be_patient(PATIENCE)?;
+        }
+        while rest.len() > PART {
+            let (part, after) = rest.split_at(rest.floor_char_boundary(PART));
+            self.client.ask(&api::ConfigPart { text: part.to_owned() })?;
+            rest = after;
+        }
+        let rest = rest.to_owned();
+        Ok((file, rest))
     }
 
     fn configuration(&mut self) -> Result<String, Failure> {
@@ -126,5 +148,7 @@ impl Asker {
 
 fn differences(difference: &api::ConfigDifference) -> String {
     let notes = difference.notes.iter().map(|note| format!("# {note}\n"));
-    notes.chain(difference.changes.iter().map(|change| change.line() + "\n")).collect()
+    let changes = difference.changes.iter().map(|change| change.line() + "\n");
+    let further = (difference.further > 0).then(|| format!("# and {} more\n", difference.further));
+    notes.chain(changes).chain(further).collect()
 }

@@ -14,7 +14,7 @@ use shunt_switch::l2::fdb::{Fdb, Key};
 use shunt_switch::l3::interface::{Address, Interface, Parts};
 use shunt_switch::l3::neighbour::Neighbours;
 use shunt_switch::l3::own::Own;
-use shunt_switch::l3::route::rib::{Rib, Route};
+use shunt_switch::l3::route::rib::{Rib, Route, Terms};
 use shunt_switch::l3::table::RouterTable;
 use shunt_switch::l3::{Arrival, Stage};
 use shunt_switch::members::{Verdict, interface_index, interface_number};
@@ -111,7 +111,7 @@ impl Router {
             rib.add_address(number, address)?;
             let IpAddr::V4(v4) = guest else { anyhow::bail!("{guest} is not IPv4") };
             neighbours.fix(number, Address::v4(v4.to_bits()), Mac(guests()[n]), NOW)?;
-            rib.add(Route { gateway: Some(guest), ..Route::to(parse(NETWORKS[n])?) })?;
+            rib.add(Route { gateway: Some(guest), ..Route::to(parse(NETWORKS[n])?) }, Terms::New)?;
             let addresses = vec![address];
             named.push(nat::Interface { index: number, name, addresses: addresses.clone() });
             let mac = Mac(GATEWAYS[n]);
@@ -138,7 +138,7 @@ impl Router {
                     Ok(Route { gateway: Some(gateway), ..Route::to(prefix.into()) })
                 });
                 let all: Vec<Route> = all.collect::<Result<_>>()?;
-                rib.load(all.into_iter().map(Ok), false)
+                rib.load(all.into_iter().map(Ok), Terms::New, false)
                     .map_err(|(at, refusal)| anyhow::anyhow!("route {at}: {refusal}"))?;
             }
             Kind::Snat => {

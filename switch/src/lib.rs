@@ -10,6 +10,7 @@ pub mod conntrack;
 pub mod container;
 pub mod control;
 pub mod drops;
+mod durable;
 pub mod handover;
 pub mod ipvs;
 pub mod l2;

@@ -206,13 +206,19 @@ impl Switch {
     /// Removes a bridge that has no ports.
     ///
     /// # Errors
-    /// No such bridge, or it still has ports.
+    /// No such bridge, or it still has ports, interfaces or containers.
     pub fn del_bridge(&mut self, name: &str) -> Result<(), Refusal> {
         self.find_bridge(name)?;
         let ports = self.ports_of(name);
         if !ports.is_empty() {
             let list = ports.iter().map(|port| port.spec.name.as_str()).collect::<Vec<_>>().join(", ");
             return Err(Refusal::new(format!("bridge {name:?} still has ports: delete them first ({list})")));
+        }
+        if let Some(container) = self.containers.all().find(|container| container.spec.bridge == *name) {
+            let id = &container.spec.id;
+            return Err(Refusal::new(format!(
+                "bridge {name:?} is that of container {id}: 'container del' it first"
+            )));
         }
         self.refuse_routed(name)?;
         self.touch(Key::Bridge(self.find_bridge(name)?.spec.name));
@@ -394,6 +400,7 @@ impl Switch {
         }
         let key = member.spec.name;
         self.touch(Key::Port(key));
+        self.touch(Key::Nic(key));
         if let Some(member) = self.ports.get_mut(&key) {
             member.spec.mtu = change.mtu.or(member.spec.mtu);
             for queue in &change.unpin {
@@ -414,6 +421,7 @@ impl Switch {
                 }
             }
         }
+        self.note_nic_port(&key);
         let guarded = change.guard.is_some() || !change.allow.is_empty() || !change.revoke.is_empty();
         if guarded || !change.pins.is_empty() || !change.unpin.is_empty() {
             self.publish();

@@ -378,6 +378,162 @@ fn a_port_that_stays_loses_no_packet_when_a_configuration_is_applied() {
     }
 }
 
+/// The differences between what a daemon has and a file describes.
+#[track_caller]
+fn differences(shuntd: &Shuntd, file: &str) -> Value {
+    shuntd.ctl(&format!("config diff {file}"))["changes"].take()
+}
+
+#[test]
+fn what_is_set_at_the_port_of_a_nic_outlives_sigkill() {
+    let mut shuntd = Shuntd::new();
+    shuntd.launch();
+    let control = shuntd.path("control.sock");
+    let connect = || Control::connect(&control).unwrap_or_else(|| panic!("nobody listens"));
+    let nic = |device: &str, mac: &str| {
+        let socket = shuntd.path(&format!("{device}.sock")).display().to_string();
+        json!({ "device": device, "name": "eth0", "hwAddr": mac, "mtu": 1500, "queues": 2, "vhostUserSocket": socket })
+    };
+    let nics = [nic("vnic0", "02:42:20:6f:a3:69"), nic("vnic1", "02:42:20:6f:a3:70")];
+    let mut client = connect();
+    for (id, nic) in ["aaaa", "bbbb"].iter().zip(nics) {
+        client.says("container.add", &json!({ "id": id, "bridge": "shunt0", "nic": [nic] }));
+    }
+    shuntd.ctl("port set vnic0 --egress-rate 1000000 --ingress-rate 2000000 --mtu 1400 --guard on --allow-address 10.9.0.0/16");
+    shuntd.ctl("fdb add shunt0 52:54:00:00:00:77 vnic0");
+    shuntd.ctl("port set vnic1 --egress-rate 3000000");
+    let settings = |shuntd: &Shuntd| {
+        ["vnic0", "vnic1"].map(|name| {
+            let port = shuntd.port(name);
+            ["mtu", "guard", "allow_address", "ingress_rate", "egress_rate", "egress_burst"]
+                .map(|field| port[field].clone())
+        })
+    };
+    let before = settings(&shuntd);
+    assert_eq!(before[0][..2], [json!(1400), json!(true)]);
+    assert_eq!([&before[0][4], &before[1][4]], [1_000_000, 3_000_000]);
+    let saved = shuntd.path("saved.toml").display().to_string();
+    shuntd.ctl(&format!("config save {saved}"));
+    assert_eq!(differences(&shuntd, &saved), json!([]));
+    shuntd.kill();
+    shuntd.launch();
+    assert_eq!(settings(&shuntd), before);
+    assert_eq!(differences(&shuntd, &saved), json!([]));
+    // A file says so, too, and nothing else is touched; what is gone from it is as the NIC says again.
+    let text = std::fs::read_to_string(&saved).unwrap_or_else(|e| panic!("{saved}: {e}"));
+    let changed = shuntd.path("changed.toml").display().to_string();
+    let other = text.replace("egress_rate = 1000000", "egress_rate = 5000000");
+    assert_ne!(other, text);
+    std::fs::write(&changed, other).unwrap_or_else(|e| panic!("{changed}: {e}"));
+    let told = shuntd
+        .ctl_text(&["config", "apply", &changed])
+        .unwrap_or_else(|refusal| panic!("{}", refusal.message));
+    assert_eq!(told, "~ nic vnic0: egress_rate 1000000 -> 5000000\n");
+    assert_eq!(shuntd.port("vnic0")["egress_rate"], 5_000_000);
+    let (without, _) = text.split_once("[[nic]]").unwrap_or_else(|| panic!("{text}"));
+    std::fs::write(&changed, without).unwrap_or_else(|e| panic!("{changed}: {e}"));
+    shuntd.ctl(&format!("config apply {changed}"));
+    let now = shuntd.port("vnic0");
+    assert_eq!((&now["egress_rate"], &now["guard"], &now["mtu"]), (&Value::Null, &Value::Null, &json!(1500)));
+    shuntd.ctl(&format!("config apply {saved}"));
+    // It goes with its NIC.
+    shuntd.ctl("container del bbbb");
+    shuntd.kill();
+    shuntd.launch();
+    assert_eq!(shuntd.ctl("status")["problems"], json!([]));
+    shuntd.ctl(&format!("config save {saved}"));
+    let left = std::fs::read_to_string(&saved).unwrap_or_else(|e| panic!("{saved}: {e}"));
+    assert!(left.contains("vnic0") && !left.contains("vnic1"), "{left}");
+}
+
+#[test]
+fn a_route_that_waits_for_its_gateway_is_saved_checked_and_applied_as_it_is() {
+    let mut shuntd = Shuntd::new();
+    shuntd.launch();
+    shuntd.ctl("bridge add b");
+    shuntd.ctl("interface add wan --bridge b --address 192.0.2.2/24");
+    shuntd.ctl("route add 10.9.0.0/16 --via 192.0.2.1");
+    shuntd.ctl("interface set wan --del-address 192.0.2.2/24");
+    let route = |shuntd: &Shuntd| {
+        let routes = shuntd.ctl("route list");
+        let found = routes.as_array().into_iter().flatten().find(|route| route["prefix"] == "10.9.0.0/16");
+        found.unwrap_or_else(|| panic!("{routes}"))["active"].clone()
+    };
+    assert_eq!(route(&shuntd), false);
+    let saved = shuntd.path("saved.toml").display().to_string();
+    shuntd.ctl(&format!("config save {saved}"));
+    let note = "# route 10.9.0.0/16 waits: gateway 192.0.2.1 is on no network of interface \"wan\"";
+    for command in ["check", "diff", "apply"] {
+        let told = shuntd.ctl_text(&["config", command, &saved]);
+        let told = told.unwrap_or_else(|refusal| panic!("config {command}: {}", refusal.message));
+        assert!(told.starts_with(note) && told.lines().count() == 1, "config {command}: {told}");
+    }
+    shuntd.kill();
+    shuntd.launch();
+    assert_eq!((route(&shuntd), differences(&shuntd, &saved)), (json!(false), json!([])));
+    // A switch that has never seen the network takes it, too, from the start and by command; it is used once it can be.
+    let text = std::fs::read_to_string(&saved).unwrap_or_else(|e| panic!("{saved}: {e}"));
+    let mut fresh = Shuntd::new().config(&text);
+    fresh.launch();
+    assert_eq!((route(&fresh), differences(&fresh, &saved)), (json!(false), json!([])));
+    let mut empty = Shuntd::new().config("");
+    empty.launch();
+    empty.ctl(&format!("config apply {saved}"));
+    assert_eq!((route(&empty), differences(&empty, &saved)), (json!(false), json!([])));
+    // As a command it is a mistake.
+    let refusal = shuntd.try_ctl(&["route", "add", "10.8.0.0/16", "--via", "192.0.2.1", "--dev", "wan"]);
+    assert!(refusal.is_err_and(|refusal| refusal.message.contains("is on no network of interface")));
+}
+
+#[test]
+fn a_long_file_is_applied_shown_and_restored() {
+    const LONG: u32 = 260_000;
+    let server = |n: u32| {
+        format!(
+            "[[ipvs.server]]\nservice = \"tcp:10.98.0.{}:80\"\naddress = \"10.{}.{}.{}:80\"\nweight = 5\n",
+            n % 200 + 1,
+            n >> 16,
+            n >> 8 & 0xff,
+            n & 0xff
+        )
+    };
+    let services: String =
+        (1..201).map(|n| format!("[[ipvs.service]]\nservice = \"tcp:10.98.0.{n}:80\"\n")).collect();
+    let text = format!("[[bridge]]\nname = \"b\"\n{services}{}", (0..LONG).map(server).collect::<String>());
+    assert!(text.len() > 17 << 20, "{}", text.len());
+    let mut shuntd = Shuntd::new();
+    shuntd.launch();
+    let long = shuntd.path("long.toml").display().to_string();
+    let write = |text: &str| std::fs::write(&long, text).unwrap_or_else(|e| panic!("{long}: {e}"));
+    // What is wrong at its end is named with its line, and nothing is changed.
+    write(&format!(
+        "{text}[[ipvs.server]]\nservice = \"tcp:10.98.0.1:80\"\naddress = \"10.99.0.1:80\"\nweight = -1\n"
+    ));
+    let place = format!("long.toml:{}:10: server 10.99.0.1:80", text.lines().count() + 4);
+    for command in ["check", "diff", "apply"] {
+        let refusal = shuntd.try_ctl(&["config", command, &long]);
+        let Err(refusal) = refusal else { panic!("config {command} is not refused") };
+        assert!(refusal.message.contains(&place), "{command}: {}", refusal.message);
+    }
+    assert!(shuntd.ctl("bridge show shunt0").is_object());
+    write(&text);
+    let begun = Instant::now();
+    let applied = shuntd.ctl(&format!("config apply {long}"));
+    progress!("{} MiB applied after {:.1?}", text.len() >> 20, begun.elapsed());
+    assert!(applied["changes"].as_array().is_some_and(|changes| changes.len() > 100), "no changes are named");
+    assert_eq!(differences(&shuntd, &long), json!([]));
+    shuntd.ctl(&format!("config save {long}"));
+    assert_eq!(differences(&shuntd, &long), json!([]));
+    shuntd.kill();
+    let begun = Instant::now();
+    shuntd.launch();
+    progress!("restored after {:.1?}", begun.elapsed());
+    assert_eq!(differences(&shuntd, &long), json!([]));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", shuntd.pid().unwrap_or_default()));
+    let peak = status.unwrap_or_default().lines().find(|line| line.starts_with("VmHWM")).map(str::to_owned);
+    progress!("{}", peak.unwrap_or_default());
+}
+
 /// Calls something when it goes out of scope.
 fn scopeguard(call: impl Fn()) -> impl Drop {
     struct Guard<F: Fn()>(F);
@@ -413,7 +569,7 @@ fn a_file_that_is_wrong_is_refused_with_its_line_and_changes_nothing() {
         ),
         ("bytes.toml", b"[[bridge]]\nname = \"new\"\n# \xff\n", "bytes.toml:3:"),
         ("zero.toml", b"[[bridge]]\nname = \"new\"\n\0\n", "zero.toml:3:"),
-        ("long.toml", long.as_bytes(), "long.toml: longer than"),
+        ("long.toml", long.as_bytes(), "long.toml:1:1: the file is too long: "),
     ];
     let refused = |file: &Path, place: &str| {
         for command in ["check", "diff", "apply"] {
@@ -435,7 +591,11 @@ fn a_file_that_is_wrong_is_refused_with_its_line_and_changes_nothing() {
     let file = shuntd.path("huge.toml");
     let made = std::fs::File::create(&file).and_then(|file| file.set_len(100 << 20));
     made.unwrap_or_else(|e| panic!("huge.toml: {e}"));
-    refused(&file, "huge.toml: longer than");
+    refused(&file, "huge.toml:1:1: the file is too long: ");
+    let file = shuntd.path("longest.toml");
+    let made = std::fs::File::create(&file).and_then(|file| file.set_len((256 << 20) + 1));
+    made.unwrap_or_else(|e| panic!("longest.toml: {e}"));
+    refused(&file, "longest.toml: longer than 256 MiB");
     refused(shuntd.dir(), "directory");
     refused(&shuntd.path("none.toml"), "none.toml: ");
     assert_eq!(show(), before);

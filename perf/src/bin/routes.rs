@@ -15,7 +15,7 @@ use nix::sys::time::TimeValLike;
 use shunt_switch::clock;
 use shunt_switch::l3::interface::Address;
 use shunt_switch::l3::neighbour::{Neighbours, Timing};
-use shunt_switch::l3::route::rib::{Rib, Route, Which};
+use shunt_switch::l3::route::rib::{Rib, Route, Terms, Which};
 use shunt_switch::l3::route::{Fib, NextHopSetId};
 use shunt_switch::packet::ethernet::Mac;
 use shunt_switch::worker::epoch::Epochs;
@@ -100,7 +100,7 @@ fn rib() -> Rib {
     for (prefix, gateway) in [("0.0.0.0/0", "10.0.0.2"), ("::/0", "fd00::2")] {
         let prefix: IpNet = prefix.parse().expect("a prefix");
         let route = Route { gateway: gateway.parse().ok(), ..Route::to(prefix) };
-        rib.add(route).expect("a route");
+        rib.add(route, Terms::New).expect("a route");
     }
     rib
 }
@@ -235,7 +235,8 @@ fn main() {
     for v6 in [false, true] {
         let (list, before) = (routes(v6), rib.bytes());
         let copy = list.clone();
-        let (count, took) = timed(|| rib.load(copy.into_iter().map(Ok), false).expect("routes").added);
+        let (count, took) =
+            timed(|| rib.load(copy.into_iter().map(Ok), Terms::New, false).expect("routes").added);
         rib.reclaim();
         let mib = (rib.bytes() - before) as f64 / f64::from(1 << 20);
         println!("{count} routes of IPv{}: loaded in {took:.2?}, {mib:.0} MiB", if v6 { 6 } else { 4 });
@@ -246,7 +247,7 @@ fn main() {
             rib.reclaim();
         });
         let added = each(2000, |n| {
-            rib.add(list[n * 7]).expect("a route");
+            rib.add(list[n * 7], Terms::New).expect("a route");
             rib.reclaim();
         });
         println!("one change:            {deleted:.1} us to delete {added:.1} us to add");
@@ -254,7 +255,7 @@ fn main() {
     let default = Which { prefix: "0.0.0.0/0".parse().ok(), ..Which::default() };
     let (gone, took) = timed(|| rib.del(&default).expect("a route"));
     println!("default route deleted  {took:.1?}");
-    rib.add(gone[0]).expect("a route");
+    rib.add(gone[0], Terms::New).expect("a route");
     for up in [false, true] {
         let (_, took) = timed(|| rib.interface_state(0, up).expect("an interface"));
         println!("interface {:<4}         {took:.1?}", if up { "up" } else { "down" });

@@ -9,30 +9,35 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::Read;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeTable, DeValue, Deserializer};
 
 use super::layer3::{Layer3, Tables};
-use super::spec::{ContainerSpec, FdbSpec};
-use super::{BridgeSpec, Poll, PortSpec, RebalanceChange, Workers};
-use crate::control::api::{BridgeAdd, ContainerAdd, FdbAdd, PortAdd, WorkerSet};
+use super::pieces::{self, Pieces, RUN, WHOLE};
+use super::spec::{ContainerSpec, FdbSpec, NicPort, NicSpec};
+use super::{BridgeSpec, Name, Poll, PortSpec, RebalanceChange, Workers};
+use crate::control::api::{BridgeAdd, ContainerAdd, FdbAdd, NicPort as NicTable, PortAdd, WorkerSet};
 use crate::refusal::Refusal;
 
 /// What the daemon starts with when no file is given.
 pub const DEFAULT: &str = include_str!("default.toml");
 /// What comes on top when the host is to be set up as the way out.
 pub const UPLINK: &str = include_str!("uplink.toml");
-/// Longest file, in bytes.
-pub const FILE_MAX: u64 = 16 << 20;
+/// Longest file, in bytes: a full global table of virtual services twice over, or two million routes.
+pub const FILE_MAX: u64 = 256 << 20;
+
+/// What is said of a longer one.
+pub const TOO_LONG: &str = "longer than 256 MiB, which no configuration may be";
 
 /// Where something stands in a file; lines and columns count from 1, columns in characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The file; `None` for the embedded default.
-    pub file: Option<PathBuf>,
+    pub file: Option<Arc<Path>>,
     /// Line.
     pub line: usize,
     /// Column.
@@ -72,6 +77,8 @@ pub struct Config {
     pub fdb: Vec<(Position, FdbSpec)>,
     /// Containers, each on one of the bridges.
     pub containers: Vec<(Position, ContainerSpec)>,
+    /// What differs at ports of their NICs, each of one of the containers.
+    pub nics: Vec<(Position, NicPort)>,
     /// When queues are spread anew by themselves.
     pub rebalance: RebalanceChange,
     /// Interfaces, routes, rules, services.
@@ -90,6 +97,8 @@ struct File {
     fdb: Vec<Spanned<FdbAdd>>,
     #[serde(default)]
     container: Vec<Spanned<ContainerAdd>>,
+    #[serde(default)]
+    nic: Vec<Spanned<NicTable>>,
     rebalance: Option<Spanned<WorkerSet>>,
 }
 
@@ -100,6 +109,7 @@ const KEYS: &[&str] = &[
     "port",
     "fdb",
     "container",
+    "nic",
     "interface",
     "neighbour",
     "route",
@@ -112,6 +122,10 @@ const KEYS: &[&str] = &[
     "conntrack",
     "rebalance",
 ];
+
+/// Those of layer 3.
+const LAYER3: &[&str] =
+    &["interface", "neighbour", "route", "nat", "policy", "forward", "dhcp", "check", "ipvs", "conntrack"];
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,7 +148,7 @@ impl Config {
         let file = std::fs::File::open(path).map_err(|e| refuse(&e))?;
         file.take(FILE_MAX + 1).read_to_end(&mut text).map_err(|e| refuse(&e))?;
         if text.len() as u64 > FILE_MAX {
-            return Err(refuse(&format_args!("longer than {FILE_MAX} bytes, which no configuration may be")));
+            return Err(refuse(&TOO_LONG));
         }
         let text = String::from_utf8(text).map_err(|e| {
             let line =
@@ -160,17 +174,26 @@ impl Config {
     /// # Errors
     /// No TOML, or something in it breaks a rule.
     pub fn parse(text: &str, path: Option<&Path>) -> Result<Self, Refusal> {
-        let document = DeTable::parse(text).map_err(|e| Source { text, path, document: None }.explain(&e))?;
-        let source = Source { text, path, document: Some(document.get_ref()) };
-        if let Some(key) = document.get_ref().keys().find(|key| !KEYS.contains(&key.get_ref().as_ref())) {
-            let known = KEYS.join(", ");
-            let at = source.position(key.span().start);
-            return Err(at.refuse(format_args!("unknown field {:?}, expected one of {known}", key.get_ref())));
-        }
-        let file: File = toml::from_str(text).map_err(|e| source.explain(&e))?;
-        // Read on its own: errors within flattened tables have no position.
-        let tables: Tables = toml::from_str(text).map_err(|e| source.explain(&e))?;
+        Self::parse_cut(text, path, WHOLE, RUN)
+    }
 
+    /// The same with bounds of the pieces of a long one.
+    fn parse_cut(text: &str, path: Option<&Path>, whole: usize, run: usize) -> Result<Self, Refusal> {
+        let Pieces { runs, rest, left } = pieces::cut(text, whole, run);
+        let rest = rest.as_deref().unwrap_or(text);
+        if left > WHOLE {
+            let start = Position { file: path.map(Arc::from), line: 1, column: 1 };
+            let rule = "beside routes, neighbours, rules, services and static addresses it may have 16 MiB";
+            return Err(start.refuse(format_args!("the file is too long: {rule}, and has {left} bytes")));
+        }
+        let mut source = Source::new(text, path);
+        source.document = DeTable::parse(rest).map_err(|e| source.explain(&e, rest, 0))?.into_inner();
+        let (mut file, mut tables) = source.read(rest, 0)?;
+        for run in runs {
+            let (more, others) = source.read(&text[run.clone()], run.start)?;
+            file.fdb.extend(more.fdb.into_iter().map(|table| moved(table, run.start)));
+            tables.append(others, run.start);
+        }
         let mut config = Self {
             workers: None,
             poll: None,
@@ -179,6 +202,7 @@ impl Config {
             ports: Vec::new(),
             fdb: Vec::new(),
             containers: Vec::new(),
+            nics: Vec::new(),
             rebalance: RebalanceChange::default(),
             layer3: Layer3::default(),
         };
@@ -225,13 +249,62 @@ impl Config {
             }
             config.ports.push((at, spec));
         }
+        let mut nics: HashMap<Name, (Name, NicSpec)> = HashMap::new();
+        let mut ids = HashSet::new();
+        for (index, container) in file.container.into_iter().enumerate() {
+            let at = |field| source.field(&["container"], index, field, container.span());
+            let id = &container.get_ref().id;
+            let spec = ContainerSpec::try_from(container.get_ref())
+                .map_err(|invalid| at(invalid.field).refuse(format_args!("container {id:?}: {invalid}")))?;
+            if !bridges.contains_key(&spec.bridge) {
+                return Err(at("bridge").refuse(format_args!(
+                    "container {id:?}: bridge {:?} does not exist: describe it in a [[bridge]] table of this file",
+                    spec.bridge
+                )));
+            }
+            if !ids.insert(spec.id.clone()) {
+                return Err(
+                    at("id").refuse(format_args!("container {id:?} is there already: once is enough"))
+                );
+            }
+            for nic in &spec.nics {
+                let taken = nics.insert(nic.device, (spec.bridge, nic.clone())).is_some();
+                if taken || ports.contains_key(&nic.device) {
+                    return Err(at("nic").refuse(format_args!(
+                        "container {id:?}: device {:?} is another port already: a name belongs to one port",
+                        nic.device
+                    )));
+                }
+            }
+            config.containers.push((at("id"), spec));
+        }
+        let mut changed = HashSet::new();
+        for (index, table) in file.nic.into_iter().enumerate() {
+            let at = |field| source.field(&["nic"], index, field, table.span());
+            let device = &table.get_ref().device;
+            let refuse =
+                |field, why: &dyn fmt::Display| at(field).refuse(format_args!("nic {device:?}: {why}"));
+            let port =
+                NicPort::try_from(table.get_ref()).map_err(|invalid| refuse(invalid.field, &invalid))?;
+            let Some((_, nic)) = nics.get(&port.device) else {
+                let why = "it is no NIC of any container: describe it in a [[container]] table of this file";
+                return Err(refuse("device", &why));
+            };
+            port.check(nic).map_err(|invalid| refuse(invalid.field, &invalid))?;
+            if !changed.insert(port.device) {
+                return Err(refuse("device", &"it is there already: once is enough"));
+            }
+            config.nics.push((at("device"), port));
+        }
+        let of_ports = config.ports.iter().map(|(_, port)| (port.name, port.bridge));
+        let of_nics = nics.iter().map(|(device, (bridge, _))| (*device, *bridge));
+        let on: HashMap<Name, Name> = of_ports.chain(of_nics).collect();
         let mut fixed = HashSet::new();
         for (index, fdb) in file.fdb.into_iter().enumerate() {
             let at = |field| source.field(&["fdb"], index, field, fdb.span());
             let spec = FdbSpec::try_from(fdb.get_ref())
                 .map_err(|invalid| at(invalid.field).refuse(format_args!("fdb: {invalid}")))?;
-            let port = config.ports.iter().find(|(_, port)| port.name == spec.port);
-            if port.is_none_or(|(_, port)| port.bridge != spec.bridge) {
+            if on.get(&spec.port) != Some(&spec.bridge) {
                 let (port, bridge) = (spec.port.as_str(), spec.bridge.as_str());
                 return Err(at("port").refuse(format_args!(
                     "fdb {}: port {port:?} is not on bridge {bridge:?}: describe it in a [[port]] table of this file",
@@ -244,35 +317,6 @@ impl Config {
                 );
             }
             config.fdb.push((source.position(fdb.span().start), spec));
-        }
-        for (index, container) in file.container.into_iter().enumerate() {
-            let at = |field| source.field(&["container"], index, field, container.span());
-            let id = &container.get_ref().id;
-            let spec = ContainerSpec::try_from(container.get_ref())
-                .map_err(|invalid| at(invalid.field).refuse(format_args!("container {id:?}: {invalid}")))?;
-            if !bridges.contains_key(&spec.bridge) {
-                return Err(at("bridge").refuse(format_args!(
-                    "container {id:?}: bridge {:?} does not exist: describe it in a [[bridge]] table of this file",
-                    spec.bridge
-                )));
-            }
-            if config.containers.iter().any(|(_, other)| other.id == spec.id) {
-                return Err(
-                    at("id").refuse(format_args!("container {id:?} is there already: once is enough"))
-                );
-            }
-            for nic in &spec.nics {
-                let others = config.containers.iter().flat_map(|(_, other)| &other.nics);
-                if ports.contains_key(&nic.device)
-                    || others.into_iter().any(|other| other.device == nic.device)
-                {
-                    return Err(at("nic").refuse(format_args!(
-                        "container {id:?}: device {:?} is another port already: a name belongs to one port",
-                        nic.device
-                    )));
-                }
-            }
-            config.containers.push((at("id"), spec));
         }
         config.layer3 = Layer3::new(&tables, &config.bridges, &config.ports, &source)?;
         Ok(config)
@@ -297,56 +341,98 @@ impl Config {
     }
 }
 
+/// Bytes that are looked through for a position.
+const STRIDE: usize = 4096;
+
 /// A text that positions refer to.
 pub(super) struct Source<'a> {
     text: &'a str,
-    path: Option<&'a Path>,
-    document: Option<&'a DeTable<'a>>,
+    path: Option<Arc<Path>>,
+    /// Lines that have ended before each [`STRIDE`] bytes.
+    lines: Vec<usize>,
+    /// All tables but those that were cut out.
+    document: DeTable<'a>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn new(text: &'a str, path: Option<&Path>) -> Self {
+        let mut before = 0;
+        let lines = text.as_bytes().chunks(STRIDE).map(|chunk| {
+            before += chunk.iter().filter(|byte| **byte == b'\n').count();
+            before
+        });
+        let lines = std::iter::once(0).chain(lines).collect();
+        Self { text, path: path.map(Arc::from), lines, document: DeTable::default() }
+    }
+
+    /// Reads what a piece says that begins `at` bytes from the beginning.
+    fn read(&self, piece: &str, at: usize) -> Result<(File, Tables), Refusal> {
+        let document = DeTable::parse(piece).map_err(|e| self.explain(&e, piece, at))?;
+        let (all, document) = (document.span(), document.into_inner());
+        if let Some(key) = document.keys().find(|key| !KEYS.contains(&key.get_ref().as_ref())) {
+            let known = KEYS.join(", ");
+            let at = self.position(at + key.span().start);
+            return Err(at.refuse(format_args!("unknown field {:?}, expected one of {known}", key.get_ref())));
+        }
+        // Read one after the other: errors within flattened tables have no position.
+        let (tables, rest): (Vec<_>, Vec<_>) =
+            document.into_iter().partition(|(key, _)| LAYER3.contains(&key.get_ref().as_ref()));
+        let [tables, rest] = [tables, rest].map(|part| {
+            let part: DeTable<'_> = part.into_iter().collect();
+            Deserializer::from(Spanned::new(all.clone(), part))
+        });
+        let file = File::deserialize(rest).map_err(|e| self.explain(&e, piece, at))?;
+        let tables = Tables::deserialize(tables).map_err(|e| self.explain(&e, piece, at))?;
+        Ok((file, tables))
+    }
+
     pub(super) fn position(&self, offset: usize) -> Position {
         let mut offset = offset.min(self.text.len());
         while !self.text.is_char_boundary(offset) {
             offset -= 1;
         }
-        let before = &self.text[..offset];
-        let start = before.rfind('\n').map_or(0, |n| n + 1);
-        Position {
-            file: self.path.map(Path::to_path_buf),
-            line: before.matches('\n').count() + 1,
-            column: before[start..].chars().count() + 1,
-        }
+        let before = &self.text.as_bytes()[offset - offset % STRIDE..offset];
+        let line = self.lines[offset / STRIDE] + before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let start = self.text[..offset].rfind('\n').map_or(0, |end| end + 1);
+        Position { file: self.path.clone(), line, column: self.text[start..offset].chars().count() + 1 }
     }
 
     /// Where the value is to which these keys lead, or else where the table is.
     pub(super) fn value(&self, keys: &[&str], table: Range<usize>) -> Position {
-        let value = self.document.and_then(|document| lookup(document, keys));
+        let value = lookup(&self.document, keys);
         self.position(value.map_or(table, Spanned::span).start)
     }
 
     /// Where `field` of the table number `index` in the array at `path` has its value, or else where the table is.
     pub(super) fn field(&self, path: &[&str], index: usize, field: &str, table: Range<usize>) -> Position {
-        let tables = self.document.and_then(|document| lookup(document, path));
-        let value = tables.and_then(|tables| tables.get_ref().get(index));
-        let value = value.and_then(|table| table.get_ref().get(field));
-        self.position(value.map_or(table, Spanned::span).start)
+        let there = |document: &DeTable<'_>, index| {
+            let value = lookup(document, path)?.get_ref().get(index)?.get_ref().get(field)?;
+            Some(value.span().start)
+        };
+        let cut_out = || {
+            // It ends before another header, or with the text.
+            let text = self.text.get(table.start..)?;
+            let end = text.match_indices("\n[").map(|(at, _)| at).find(|at| *at > 0);
+            let document = DeTable::parse(&text[..end.unwrap_or(text.len())]).ok()?;
+            Some(table.start + there(document.get_ref(), 0)?)
+        };
+        self.position(there(&self.document, index).or_else(cut_out).unwrap_or(table.start))
     }
 
-    /// One line for what the parser or the types found wrong, with the field's name where it can be told.
-    fn explain(&self, error: &toml::de::Error) -> Refusal {
+    /// One line for what the parser or the types found wrong in a piece, with the field's name where it can be told.
+    fn explain(&self, error: &toml::de::Error, piece: &str, at: usize) -> Refusal {
         let span = error.span().unwrap_or(0..0);
         let message =
             error.message().trim().replace('\n', ", ").replace('`', "\"").replace("i64", "an integer");
         let mut path = Vec::new();
-        if let Some(document) = self.document {
-            for (key, value) in document.iter() {
+        if let Ok(document) = DeTable::parse(piece) {
+            for (key, value) in document.get_ref().iter() {
                 if find(key.get_ref(), value, &span, &mut path) {
                     break;
                 }
             }
         }
-        let at = self.position(span.start);
+        let at = self.position(at + span.start);
         if path.is_empty() {
             at.refuse(message)
         } else {
@@ -355,8 +441,14 @@ impl Source<'_> {
     }
 }
 
+/// A table that stands so many bytes further on than its piece says.
+pub(super) fn moved<T>(table: Spanned<T>, by: usize) -> Spanned<T> {
+    let Range { start, end } = table.span();
+    Spanned::new(start + by..end + by, table.into_inner())
+}
+
 /// The value to which these keys lead, one within the other.
-fn lookup<'a>(document: &'a DeTable<'a>, keys: &[&str]) -> Option<&'a Spanned<DeValue<'a>>> {
+fn lookup<'t, 'a>(document: &'t DeTable<'a>, keys: &[&str]) -> Option<&'t Spanned<DeValue<'a>>> {
     let (first, rest) = keys.split_first()?;
     rest.iter().try_fold(document.get(*first)?, |value, key| value.get_ref().get(*key))
 }
@@ -450,8 +542,49 @@ mod tests {
     }
 
     #[test]
+    fn a_long_file_says_the_same_in_pieces() {
+        let whole = crate::config::document::tests::WHOLE;
+        let parsed = Config::parse(whole, None).unwrap();
+        let written = parsed.document().unwrap().to_toml().unwrap();
+        for (text, run) in [(whole, 1), (whole, 300), (whole, 100_000), (&written, 200)] {
+            let cut = Config::parse_cut(text, None, 0, run).unwrap();
+            assert_eq!(cut.document().unwrap().entries, parsed.document().unwrap().entries, "{run}");
+            assert_eq!(cut, Config::parse(text, None).unwrap(), "{run}");
+        }
+        for (from, to) in [
+            ("weight = 3", "weight = -1"),
+            ("weight = 3", "weight = \"3\""),
+            ("weight = 3", "weigth = 3"),
+            ("weight = 3", "weight = "),
+            ("metric = 5", "metric = -5"),
+            ("to = \"10.0.3.16:80\"", "to = \"10.0.3.16\""),
+            ("proto = \"tcp\"\ndport", "proto = \"tpc\"\ndport"),
+            ("ageing = 60", "ageing = -60"),
+            ("one_packet = true", "one_packet = 7"),
+            ("[[check]]", "[[czech]]"),
+            ("vlan = 7", "vlan = 4095"),
+        ] {
+            let wrong = whole.replacen(from, to, 1);
+            assert_ne!(wrong, whole);
+            let as_a_whole = Config::parse(&wrong, None).unwrap_err().to_string();
+            for run in [150, 400, 100_000] {
+                let in_pieces = Config::parse_cut(&wrong, None, 0, run).unwrap_err().to_string();
+                assert_eq!(in_pieces, as_a_whole, "{from} {to} {run}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_of_few_tables_is_not_long() {
+        let many = "# a comment\n".repeat((17 << 20) / 12);
+        let refusal = refusal(&format!("[[bridge]]\nname = \"b\"\n{many}"));
+        assert!(refusal.starts_with("/etc/s.toml:1:1: the file is too long: beside routes"), "{refusal}");
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_line() {
         let port = "[[bridge]]\nname = \"b\"\n[[port]]\nname = \"p\"\nbridge = \"b\"\n";
+        let container = "[[bridge]]\nname = \"b\"\n[[container]]\nid = \"c\"\nbridge = \"b\"\nnic = [{ device = \"tap9\", name = \"eth0\", hwAddr = \"02:42:20:6f:a3:69\", mtu = 1500, queues = 2 }]\n";
         for (text, expected) in [
             ("[daemon]\nworkers = 0\n", "2:11: workers 0 is out of range: it must be 1 to 128"),
             (
@@ -490,6 +623,32 @@ mod tests {
                 "7:9: port \"p\": netns goes with tap and netdev only: leave it out",
             ),
             (port, "4:8: port \"p\": port \"p\" is attached to nothing"),
+            (
+                &format!("{container}[[nic]]\ndevice = \"other\"\n"),
+                "8:10: nic \"other\": it is no NIC of any container: ",
+            ),
+            (
+                &format!("{container}[[nic]]\ndevice = \"tap9\"\nmtu = 1400\n"),
+                "9:7: nic \"tap9\": mtu goes with vhostUserSocket only",
+            ),
+            (
+                &format!("{container}[[nic]]\ndevice = \"tap9\"\npins = [{{ queue = 2, core = 0 }}]\n"),
+                "9:8: nic \"tap9\": pins: queue 2 does not exist: NIC \"tap9\" has 2",
+            ),
+            (
+                &format!("{container}[[nic]]\ndevice = \"tap9\"\negress_rate = 7\n"),
+                "9:15: nic \"tap9\": egress_rate 7 is out of range",
+            ),
+            (
+                &format!("{container}[[nic]]\ndevice = \"tap9\"\n[[nic]]\ndevice = \"tap9\"\n"),
+                "10:10: nic \"tap9\": it is there already",
+            ),
+            (
+                &format!(
+                    "{container}[[fdb]]\nbridge = \"b\"\nmac = \"52:54:00:00:00:01\"\nport = \"tap8\"\n"
+                ),
+                "10:8: fdb 52:54:00:00:00:01: port \"tap8\" is not on bridge \"b\"",
+            ),
             (
                 "[[port]]\nname = \"p\"\nbridge = \"x\"\ntap = \"t\"\n",
                 "3:10: port \"p\": bridge \"x\" does not exist: ",

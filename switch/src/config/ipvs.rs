@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::file::{Position, Source};
+use super::file::{Position, Source, moved};
 use super::layer3::checked;
 use super::spec::{Invalid, container_id, ipvs_setting, service_key};
 use crate::control::api;
@@ -28,6 +28,23 @@ pub(super) struct Tables {
     settings: BTreeMap<String, Spanned<i64>>,
     daemon: Vec<Spanned<api::IpvsDaemonStart>>,
     container: BTreeMap<String, Spanned<Container>>,
+}
+
+impl Tables {
+    /// Takes in what stands in a piece of the file so many bytes further on.
+    pub(super) fn append(&mut self, other: Self, by: usize) {
+        self.service.extend(other.service.into_iter().map(|table| moved(table, by)));
+        self.server.extend(other.server.into_iter().map(|table| moved(table, by)));
+        for (name, table) in other.container {
+            let table = moved(table, by);
+            let span = table.span();
+            let Container { service, server, .. } = table.into_inner();
+            let all = self.container.entry(name).or_insert_with(|| Spanned::new(span, Container::default()));
+            let all = all.get_mut();
+            all.service.extend(service.into_iter().map(|table| moved(table, by)));
+            all.server.extend(server.into_iter().map(|table| moved(table, by)));
+        }
+    }
 }
 
 /// The table of a container.

@@ -2,7 +2,7 @@
 //! `[[policy]]`, `[forward]`, `[[dhcp]]`, `[[check]]`, `[conntrack]`, and those of
 //! [`super::ipvs`].
 //!
-//! What contradicts itself (networks that overlap, gateways that nobody reaches) is found before anything is made of
+//! What contradicts itself (networks that overlap, rules for interfaces that are not there) is found before anything is made of
 //! the file: the tables are first tried on a router of their own.
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::document::{Conntrack, Forward};
-use super::file::{Position, Source};
+use super::file::{Position, Source, moved};
 use super::ipvs::IpvsConfig;
 use super::spec::{
     DhcpChange, InterfaceSpec, Invalid, LimitChange, NeighbourSpec, Place, PolicyChange, PolicySpec,
@@ -23,6 +23,7 @@ use crate::conntrack::Timeout;
 use crate::conntrack::timeouts::LONGEST;
 use crate::control::api;
 use crate::ipvs::health::CheckSpec;
+use crate::l3::route::rib::Terms;
 use crate::nat::rule::Rule;
 use crate::refusal::Refusal;
 use crate::router::{CONNECTIONS_DEFAULT, CONNECTIONS_MAX, CONNECTIONS_MIN, Router, Tracking, timeout_kind};
@@ -41,6 +42,22 @@ pub(super) struct Tables {
     check: Vec<Spanned<api::CheckSet>>,
     ipvs: super::ipvs::Tables,
     conntrack: Option<Spanned<Conntrack>>,
+}
+
+impl Tables {
+    /// Takes in what stands in a piece of the file so many bytes further on. Of what there is once at most it has nothing:
+    /// that is cut out of no file.
+    pub(super) fn append(&mut self, other: Self, by: usize) {
+        self.neighbour.extend(other.neighbour.into_iter().map(|table| moved(table, by)));
+        self.route.extend(other.route.into_iter().map(|table| moved(table, by)));
+        self.policy.extend(other.policy.into_iter().map(|table| moved(table, by)));
+        let NatTables { masquerade, snat, publish, one_to_one } = other.nat;
+        self.nat.masquerade.extend(masquerade.into_iter().map(|table| moved(table, by)));
+        self.nat.snat.extend(snat.into_iter().map(|table| moved(table, by)));
+        self.nat.publish.extend(publish.into_iter().map(|table| moved(table, by)));
+        self.nat.one_to_one.extend(one_to_one.into_iter().map(|table| moved(table, by)));
+        self.ipvs.append(other.ipvs, by);
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -86,6 +103,8 @@ pub struct Layer3 {
     pub ipvs: IpvsConfig,
     /// Bounds and timeouts of connections.
     pub conntrack: ConntrackSpec,
+    /// What routes wait for, a line for people each.
+    pub waiting: Vec<String>,
 }
 
 /// Checks the tables of one array one by one. `what` names one for messages.
@@ -161,7 +180,7 @@ impl Layer3 {
                 PolicySpec::new(asked, &known)
             },
         )?;
-        let config = Self {
+        let mut config = Self {
             neighbours: checked(
                 source,
                 &["neighbour"],
@@ -196,8 +215,9 @@ impl Layer3 {
             ipvs: IpvsConfig::new(&tables.ipvs, source)?,
             conntrack: conntrack(tables, source)?,
             interfaces,
+            waiting: Vec::new(),
         };
-        config.rehearse()?;
+        config.waiting = config.rehearse()?.waiting_routes(config.routes.iter().map(|(_, route)| route));
         Ok(config)
     }
 
@@ -215,7 +235,8 @@ impl Layer3 {
             router.add_neighbour(*neighbour).map_err(|refusal| at.refuse(refusal))?;
         }
         let routes = self.routes.iter().map(|(_, route)| *route);
-        router.load_routes(routes, false).map_err(|(index, refusal)| self.route_at(index, &refusal))?;
+        let loaded = router.load_routes(routes, Terms::Kept, false);
+        loaded.map_err(|(index, refusal)| self.route_at(index, &refusal))?;
         self.add_rules(&mut router)?;
         for (at, dhcp) in &self.dhcp {
             router.set_dhcp(dhcp.clone()).map_err(|refusal| at.refuse(refusal))?;
@@ -430,6 +451,41 @@ mod tests {
         assert_eq!(layer3.conntrack.timeouts, [(Timeout::TcpEstablished, 86_400), (Timeout::Udp, 60)]);
         assert_eq!(layer3.checks[0].1.interval.as_secs(), 5);
         assert_eq!(layer3.routes[1].0.line, 17);
+    }
+
+    #[test]
+    fn a_route_that_names_its_interface_waits_for_its_gateway() {
+        let waiting = |rest: &str| {
+            Config::parse(&format!("{BASE}{rest}"), None)
+                .map(|config| config.layer3.waiting)
+                .map_err(|refusal| refusal.to_string())
+        };
+        let via = |via: &str| format!("[[route]]\nprefix = \"default\"\nvia = \"{via}\"\ndev = \"gw\"\n");
+        let lines = waiting(&via("10.0.4.9")).unwrap();
+        assert_eq!(lines.len(), 1);
+        assert!(
+            lines[0]
+                .starts_with("route 0.0.0.0/0 waits: gateway 10.0.4.9 is on no network of interface \"gw\""),
+            "{lines:?}"
+        );
+        let two = via("10.0.4.9") + "[[route]]\nprefix = \"10.7.0.0/16\"\nvia = \"10.0.4.9\"\ndev = \"gw\"\n";
+        assert!(waiting(&two).unwrap()[0].ends_with("; so do 1 more"));
+        // One that has become the switch's own, or the network's broadcast address.
+        for taken in ["10.0.3.1", "10.0.3.255"] {
+            assert_eq!(waiting(&via(taken)).unwrap().len(), 1, "{taken}");
+        }
+        // Beside the route that came with an address.
+        let beside = "[[route]]\nprefix = \"10.0.3.0/24\"\nvia = \"10.0.3.9\"\ndev = \"gw\"\n";
+        assert_eq!(waiting(beside), Ok(Vec::new()));
+        assert_eq!(waiting(&via("10.0.3.9")), Ok(Vec::new()));
+        for (strange, why) in
+            [("127.0.0.1", "is not the address of a host"), ("fd00::9", "is of another family")]
+        {
+            let refusal = waiting(&via(strange).replace("default", "10.7.0.0/16")).unwrap_err();
+            assert!(refusal.contains(why), "{refusal}");
+        }
+        let gone = waiting(&via("10.0.4.9").replace("\"gw\"", "\"gone\"")).unwrap_err();
+        assert!(gone.contains("interface \"gone\" does not exist"), "{gone}");
     }
 
     #[test]

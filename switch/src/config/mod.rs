@@ -9,6 +9,7 @@ pub mod file;
 pub mod ipvs;
 pub mod layer3;
 pub mod name;
+mod pieces;
 pub mod runtime;
 pub mod spec;
 

@@ -13,7 +13,7 @@ use super::work::{Farewell, Work};
 use super::{Container, Nic};
 use crate::config::document::Key;
 use crate::config::spec::{
-    AgentAddress, Attachment, ContainerId, ContainerRoute, ContainerSpec, NicSpec, Role, TapOpen,
+    AgentAddress, Attachment, ContainerId, ContainerRoute, ContainerSpec, NicPort, NicSpec, Role, TapOpen,
 };
 use crate::config::{Name, PortSpec};
 use crate::control::api;
@@ -191,39 +191,63 @@ impl Switch {
     }
 
     fn note_nic(&mut self, id: &ContainerId, spec: NicSpec, pending: bool) {
+        let port = NicPort::of(spec.device);
         if let Some(container) = self.containers.get_mut(id) {
-            container.nics.push(Nic { spec, pending, reserved: None });
+            container.nics.push(Nic { spec, pending, reserved: None, port });
         }
     }
 
     /// Makes the port of a NIC, ties it to the container's services, and reserves its address.
     fn connect_nic(&mut self, id: &ContainerId, name: Name) -> Result<(), Refusal> {
         let container = self.containers.find(id.as_str())?;
-        let Some(nic) = container.nic(&name).map(|nic| nic.spec.clone()) else { return Ok(()) };
-        let (bridge, role) = (container.spec.bridge, container.spec.role);
-        let vhost = nic.socket.is_some();
-        let attachment = match nic.socket.clone() {
-            Some(path) => Attachment::VhostUser { path, role },
-            None => Attachment::Netdev { netns: None, device: nic.device.to_string() },
-        };
-        let spec = PortSpec {
-            name: nic.device,
-            bridge,
-            attachment,
-            queues: nic.pairs(),
-            mtu: Some(nic.mtu).filter(|_| vhost),
-            mac: Some(nic.mac).filter(|_| vhost),
-            pins: Vec::new(),
-            guard: None,
-            allow: nic.addresses.iter().map(|network| IpNet::from(network.addr())).collect(),
-            limits: Default::default(),
-        };
+        let Some(nic) = container.nic(&name) else { return Ok(()) };
+        let device = nic.spec.device;
+        let spec = nic.port.over(own_port(&container.spec, &nic.spec));
         self.add_port(spec)?;
-        if let Some(number) = self.port_number(&nic.device) {
+        if let Some(number) = self.port_number(&device) {
             let scope = self.router.ipvs.ensure_container(id.as_str());
             self.router.ipvs.attach(number, Some(&scope));
         }
         self.tell_nic(id, name)
+    }
+
+    /// Takes account of what has changed at the port of a NIC, if it is one.
+    pub(crate) fn note_nic_port(&mut self, device: &Name) {
+        let Some(member) = self.ports.get(device) else { return };
+        let pins = member.pins.iter().map(|(queue, core)| (*queue, *core));
+        let Some((container, nic)) = self.containers.by_device(device) else { return };
+        let (id, name) = (container.spec.id.clone(), nic.spec.name);
+        let port = NicPort::between(&own_port(&container.spec, &nic.spec), &member.spec, pins);
+        if let Some(nic) = self.containers.nic_mut(&id, &name) {
+            nic.port = port;
+        }
+    }
+
+    /// Makes the port of a NIC what the NIC says and this on top.
+    ///
+    /// # Errors
+    /// No container has such a NIC, it has no such queue, or no worker is on a processor.
+    pub(crate) fn set_nic_port(&mut self, port: NicPort) -> Result<(), Refusal> {
+        let device = port.device;
+        let Some((container, nic)) = self.containers.by_device(&device) else {
+            return Err(Refusal::new(format!("device {device:?} is no NIC of any container")));
+        };
+        port.check(&nic.spec)?;
+        for &(_, core) in &port.pins {
+            self.worker_on(core)?;
+        }
+        let (id, name) = (container.spec.id.clone(), nic.spec.name);
+        let spec = port.over(own_port(&container.spec, &nic.spec));
+        self.touch(Key::Nic(device));
+        // One whose device is gone has none: it is kept for the next time.
+        if self.ports.contains_key(&device) && !self.alter_port(&device, spec) {
+            return Err(Refusal::new(format!("port {device:?} of container {id} does not take it")));
+        }
+        if let Some(nic) = self.containers.nic_mut(&id, &name) {
+            nic.port = port;
+        }
+        self.publish();
+        Ok(())
     }
 
     /// Has DHCP give a NIC its address, its MTU and its routes, where an interface of the bridge can.
@@ -252,9 +276,7 @@ impl Switch {
         let told = Told { mtu: Some(nic.spec.mtu), routes: routes.collect::<Vec<(Ipv4Net, Ipv4Addr)>>() };
         let reservation = Reservation { mac: nic.spec.mac, address, hostname: None, told: Some(told) };
         self.reserve(&interface, reservation)?;
-        if let Some(nic) =
-            self.containers.get_mut(id).and_then(|c| c.nics.iter_mut().find(|n| n.spec.name == name))
-        {
+        if let Some(nic) = self.containers.nic_mut(id, &name) {
             nic.reserved = Some(interface);
         }
         Ok(())
@@ -347,9 +369,11 @@ impl Switch {
                 return Err(refusal);
             }
         };
-        if let Some(nic) =
-            self.containers.get_mut(id).and_then(|c| c.nics.iter_mut().find(|n| n.spec.name == name))
-        {
+        // It may have been changed already.
+        if let Some(device) = self.containers.nic_mut(id, &name).map(|nic| nic.spec.device) {
+            self.touch(Key::Nic(device));
+        }
+        if let Some(nic) = self.containers.nic_mut(id, &name) {
             nic.pending = false;
             nic.spec.pci = path;
         }
@@ -380,6 +404,10 @@ impl Switch {
     /// Forgets a NIC, with its port, its routes and its reservation.
     pub(crate) fn drop_nic(&mut self, id: &ContainerId, name: Name) {
         self.touch(Key::Container(id.to_string()));
+        if let Some(device) = self.containers.nic_mut(id, &name).map(|nic| nic.spec.device) {
+            self.touch(Key::Nic(device));
+            self.forget_unmade(&Key::Nic(device));
+        }
         let Some(container) = self.containers.get_mut(id) else { return };
         let Some(at) = container.nics.iter().position(|nic| nic.spec.name == name) else { return };
         let Nic { spec, reserved, .. } = container.nics.remove(at);
@@ -398,5 +426,26 @@ impl Switch {
             guest_tap::forget(&spec.device);
         }
         tracing::info!("container {id}: NIC {name} removed");
+    }
+}
+
+/// The port of a NIC, as the NIC says.
+fn own_port(container: &ContainerSpec, nic: &NicSpec) -> PortSpec {
+    let vhost = nic.socket.is_some();
+    let attachment = match nic.socket.clone() {
+        Some(path) => Attachment::VhostUser { path, role: container.role },
+        None => Attachment::Netdev { netns: None, device: nic.device.to_string() },
+    };
+    PortSpec {
+        name: nic.device,
+        bridge: container.bridge,
+        attachment,
+        queues: nic.pairs(),
+        mtu: Some(nic.mtu).filter(|_| vhost),
+        mac: Some(nic.mac).filter(|_| vhost),
+        pins: Vec::new(),
+        guard: None,
+        allow: nic.addresses.iter().map(|network| IpNet::from(network.addr())).collect(),
+        limits: Default::default(),
     }
 }

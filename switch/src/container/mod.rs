@@ -20,7 +20,7 @@ pub(crate) mod work;
 use std::collections::BTreeMap;
 
 use crate::config::Name;
-use crate::config::spec::{ContainerId, ContainerSpec, NicSpec};
+use crate::config::spec::{ContainerId, ContainerSpec, NicPort, NicSpec};
 use crate::refusal::Refusal;
 
 /// A NIC of a container.
@@ -31,6 +31,8 @@ pub(crate) struct Nic {
     pending: bool,
     /// The interface that has its address reserved.
     reserved: Option<Name>,
+    /// What commands have changed at its port.
+    port: NicPort,
 }
 
 /// A container. The specification's own lists of NICs are not used: see [`Container::nics`].
@@ -92,15 +94,33 @@ impl Containers {
         self.by_id.get_mut(id)
     }
 
+    fn nic_mut(&mut self, id: &ContainerId, name: &str) -> Option<&mut Nic> {
+        self.get_mut(id)?.nics.iter_mut().find(|nic| nic.spec.name == *name)
+    }
+
     /// All of them, by ID.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Container> {
         self.by_id.values()
     }
 
+    /// The devices of all NICs.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = Name> {
+        self.by_id.values().flat_map(|container| container.nics.iter().map(|nic| nic.spec.device))
+    }
+
+    fn by_device(&self, device: &str) -> Option<(&Container, &Nic)> {
+        self.by_id.values().find_map(|container| {
+            Some((container, container.nics.iter().find(|nic| nic.spec.device == *device)?))
+        })
+    }
+
+    /// What commands have changed at the port of a NIC.
+    pub(crate) fn nic_port(&self, device: &str) -> Option<&NicPort> {
+        self.by_device(device).filter(|(_, nic)| !nic.pending).map(|(_, nic)| &nic.port)
+    }
+
     /// The container whose NIC a port is.
     pub(crate) fn owner(&self, port: &str) -> Option<(&ContainerId, &NicSpec)> {
-        self.by_id.iter().find_map(|(id, container)| {
-            container.nics.iter().find(|nic| nic.spec.device == *port).map(|nic| (id, &nic.spec))
-        })
+        self.by_device(port).map(|(container, nic)| (&container.spec.id, &nic.spec))
     }
 }

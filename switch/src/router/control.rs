@@ -12,7 +12,7 @@ use crate::config::spec::{
 };
 use crate::config::{Mac, Name};
 use crate::control::api::{self, NatKind};
-use crate::l3::route::rib::Which;
+use crate::l3::route::rib::{Terms, Which};
 use crate::nat::rule::Rule;
 use crate::policy::rule::Zone;
 use crate::refusal::Refusal;
@@ -215,12 +215,17 @@ impl Switch {
     ///
     /// # Errors
     /// The place in the list of the one that is refused, and why.
-    pub fn load_routes(&mut self, specs: Vec<RouteSpec>, replace: bool) -> Result<u64, (usize, Refusal)> {
+    pub fn load_routes(
+        &mut self,
+        specs: Vec<RouteSpec>,
+        terms: Terms,
+        replace: bool,
+    ) -> Result<u64, (usize, Refusal)> {
         if replace {
             self.touch_routes(&Which::default());
         }
         specs.iter().for_each(|spec| self.touch(Key::Route(spec.prefix, spec.metric)));
-        let loaded = self.router.load_routes(specs, replace)?;
+        let loaded = self.router.load_routes(specs, terms, replace)?;
         self.publish_router();
         Ok(loaded.removed as u64)
     }

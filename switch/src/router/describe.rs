@@ -104,6 +104,7 @@ impl Router {
             | Key::Port(_)
             | Key::Fdb(..)
             | Key::Container(_)
+            | Key::Nic(_)
             | Key::Check(_)
             | Key::Daemon(_) => None,
         }
@@ -209,6 +210,7 @@ impl Switch {
                 let nics = container.present();
                 Some(Entry::Container(describe::container(&container.spec, nics)))
             }
+            Key::Nic(device) => self.containers.nic_port(device).and_then(describe::nic).map(Entry::Nic),
             Key::Service(None, service) => {
                 let check = self.directors.checks().find(|(check, _)| check.service == *service);
                 self.router.describe(key, check.map(|(_, servers)| weights(&servers)).as_ref())
@@ -229,6 +231,7 @@ impl Switch {
         let keys = keys.chain(self.fixed_addresses(|_| true));
         let containers = self.containers.all().map(|container| container.spec.id.to_string());
         let keys = keys.chain(containers.map(Key::Container));
+        let keys = keys.chain(self.containers.devices().map(Key::Nic));
         for key in keys {
             let entry = self.describe(&key);
             document.set(key, entry);
@@ -266,11 +269,13 @@ impl Config {
             let entry = describe::port(port, port.pins.iter().copied());
             document.set(Key::Port(port.name), Some(Entry::Port(entry)));
         }
+        let of_ports = self.ports.iter().filter_map(|(_, port)| Some((port.name, port.mac?)));
+        let nics = self.containers.iter().flat_map(|(_, container)| &container.nics);
+        let of_nics = nics.filter(|nic| nic.socket.is_some()).map(|nic| (nic.device, nic.mac));
+        let macs: HashMap<Name, Mac> = of_ports.chain(of_nics).collect();
         for (_, fdb) in &self.fdb {
-            let own = |(_, port): &(_, crate::config::PortSpec)| {
-                port.name == fdb.port && port.mac == Some(fdb.mac) && fdb.vlan == 0
-            };
-            if !self.ports.iter().any(own) {
+            let own = macs.get(&fdb.port) == Some(&fdb.mac) && fdb.vlan == 0;
+            if !own {
                 let entry = describe::fdb(&fdb.bridge, fdb.vlan, fdb.mac, &fdb.port);
                 document.set(Key::Fdb(fdb.bridge, fdb.vlan, fdb.mac), Some(Entry::Fdb(entry)));
             }
@@ -278,6 +283,9 @@ impl Config {
         for (_, container) in &self.containers {
             let entry = Entry::Container(describe::container(container, container.nics.iter()));
             document.set(Key::Container(container.id.to_string()), Some(entry));
+        }
+        for (_, nic) in &self.nics {
+            document.set(Key::Nic(nic.device), describe::nic(nic).map(Entry::Nic));
         }
         for (_, check) in &self.layer3.checks {
             let key = Key::Check(check.service);

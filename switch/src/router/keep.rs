@@ -9,11 +9,12 @@ use super::reconcile::{Failed, Wanted};
 use crate::config::document::{Difference, Document, Entry, Key};
 use crate::config::file::UPLINK;
 use crate::config::{Config, Name};
+use crate::durable;
+#[cfg(test)]
+use crate::durable::disk::Disk;
+use crate::durable::disk::Kernel;
 use crate::l3::route::rib::Which;
 use crate::refusal::Refusal;
-#[cfg(test)]
-use crate::saved::disk::Disk;
-use crate::saved::disk::Kernel;
 use crate::saved::{self, Change, Saved, Store};
 use crate::switch::Switch;
 
@@ -167,7 +168,7 @@ impl Switch {
         let opened = match &directory {
             None => None,
             Some(path) => {
-                let lock = saved::lock(path).map_err(refuse(path))?;
+                let lock = durable::lock(path, saved::FILE).map_err(refuse(path))?;
                 Some(Store::open(Box::new(Kernel), path, Some(lock)).map_err(refuse(path))?)
             }
         };

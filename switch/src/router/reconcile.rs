@@ -12,8 +12,8 @@ use super::Tracking;
 use super::interface::own_mac;
 use crate::config::document::{Document, Entry, Key, Nat, Service};
 use crate::config::spec::{
-    BridgeSpec, ContainerSpec, DhcpChange, FdbSpec, InterfaceChange, InterfaceSpec, NeighbourSpec, Place,
-    PolicyChange, PolicySpec, RouteMatch, RouteSpec, container_id, ipvs_setting, sync_role,
+    BridgeSpec, ContainerSpec, DhcpChange, FdbSpec, InterfaceChange, InterfaceSpec, NeighbourSpec, NicPort,
+    Place, PolicyChange, PolicySpec, RouteMatch, RouteSpec, container_id, ipvs_setting, sync_role,
 };
 use crate::config::{Config, Name, PortSpec, RebalanceChange};
 use crate::control::api;
@@ -24,6 +24,7 @@ use crate::ipvs::settings::{Setting, Timeouts};
 use crate::ipvs::spec::DestinationSpec;
 use crate::ipvs::sync::DaemonSpec;
 use crate::l2::fdb::{Fdb, Key as Address};
+use crate::l3::route::rib::Terms;
 use crate::members::MEMBERS;
 use crate::nat::rule::Rule;
 use crate::refusal::Refusal;
@@ -85,7 +86,11 @@ impl Switch {
         let mut gone: Vec<Name> = Vec::new();
         for key in differing {
             let Key::Port(name) = key else { continue };
-            if self.ports.contains_key(name) && !self.alter_port(name, entry(key)) {
+            let spec = entry(key).and_then(|entry| match entry {
+                Entry::Port(asked) => PortSpec::try_from(asked).ok(),
+                _ => None,
+            });
+            if self.ports.contains_key(name) && !spec.is_some_and(|spec| self.alter_port(name, spec)) {
                 gone.push(*name);
             }
         }
@@ -101,7 +106,7 @@ impl Switch {
         }
         self.narrow(differing, wanted);
         let things = differing.iter().filter_map(|key| Some((key, entry(key)?)));
-        self.make_all(things, strict, &mut failed);
+        self.make_all(things, &mut failed);
         self.hold(false);
         self.publish_all();
         failed
@@ -120,6 +125,7 @@ impl Switch {
             (
                 Key::Rebalance
                 | Key::Port(_)
+                | Key::Nic(_)
                 | Key::Bridge(_)
                 | Key::Service(..)
                 | Key::Conntrack
@@ -151,9 +157,7 @@ impl Switch {
     }
 
     /// Makes a port what is wanted without taking it off; false if that cannot be.
-    fn alter_port(&mut self, name: &Name, wanted: Option<&Entry>) -> bool {
-        let Some(Entry::Port(asked)) = wanted else { return false };
-        let Ok(spec) = PortSpec::try_from(asked) else { return false };
+    pub(crate) fn alter_port(&mut self, name: &Name, spec: PortSpec) -> bool {
         let Some(member) = self.ports.get(name) else { return false };
         let old = &member.spec;
         let same = old.attachment == spec.attachment
@@ -197,6 +201,7 @@ impl Switch {
                 self.router.dhcp.remove(name);
             }
             Key::Container(id) => self.forget_container(&container_id("id", id)?),
+            Key::Nic(device) => self.set_nic_port(NicPort::of(*device))?,
             Key::IpvsTimeouts(of) => self.scope(of)?.settings().set_timeouts(Timeouts::default()),
             Key::IpvsSettings(of) => {
                 let scope = self.scope(of)?;
@@ -221,12 +226,7 @@ impl Switch {
     }
 
     /// Makes things, in the order of their keys; what fails is noted, and the others are made.
-    fn make_all<'a>(
-        &mut self,
-        things: impl Iterator<Item = (&'a Key, &'a Entry)>,
-        strict: bool,
-        failed: &mut Vec<Failed>,
-    ) {
+    fn make_all<'a>(&mut self, things: impl Iterator<Item = (&'a Key, &'a Entry)>, failed: &mut Vec<Failed>) {
         let mut services: BTreeMap<&Option<String>, Vec<(&Key, &Service)>> = BTreeMap::new();
         let mut routes: Vec<(&Key, RouteSpec)> = Vec::new();
         let mut later: Vec<(&Key, &Entry)> = Vec::new();
@@ -249,7 +249,7 @@ impl Switch {
                 _ => failed.extend(self.make(key, entry).err().map(|refusal| named(key, refusal))),
             }
         }
-        self.make_routes(&routes, strict, failed);
+        self.make_routes(&routes, failed);
         let is_last = |key: &Key| matches!(key, Key::Check(_) | Key::Daemon(_));
         for (key, entry) in later.iter().filter(|(key, _)| !is_last(key)) {
             failed.extend(self.make(key, entry).err().map(|refusal| named(key, refusal)));
@@ -262,18 +262,14 @@ impl Switch {
         }
     }
 
-    /// Many at once cost far less than one by one; where one is refused, they are tried one by one. Unless `strict`, one
-    /// whose gateway has lost its network since waits for it, as it did.
-    fn make_routes(&mut self, routes: &[(&Key, RouteSpec)], strict: bool, failed: &mut Vec<Failed>) {
-        if routes.is_empty() || self.router.load_routes(routes.iter().map(|(_, route)| *route), false).is_ok()
-        {
+    /// Many at once cost far less than one by one; where one is refused, they are tried one by one.
+    fn make_routes(&mut self, routes: &[(&Key, RouteSpec)], failed: &mut Vec<Failed>) {
+        let all = routes.iter().map(|(_, route)| *route);
+        if routes.is_empty() || self.router.load_routes(all, Terms::Kept, false).is_ok() {
             return;
         }
         for (key, route) in routes {
-            let made = match strict {
-                true => self.router.add_route(route),
-                false => self.router.add_route_again(route),
-            };
+            let made = self.router.add_kept_route(route);
             failed.extend(made.err().map(|refusal| named(key, refusal)));
         }
     }
@@ -363,6 +359,7 @@ impl Switch {
             }
             Entry::Dhcp(asked) => self.router.set_dhcp(DhcpChange::try_from(asked)?)?,
             Entry::Container(asked) => self.add_container(ContainerSpec::try_from(asked)?)?,
+            Entry::Nic(asked) => self.set_nic_port(NicPort::try_from(asked)?)?,
             Entry::IpvsTimeouts(asked) => {
                 let (Key::IpvsTimeouts(of), timeouts) = (key, Timeouts::try_from(asked)?) else {
                     return Ok(());

@@ -8,12 +8,14 @@ use super::{Interface, Router};
 use crate::config::spec::{RouteMatch, RouteSpec};
 use crate::config::{Name, RouteKind};
 use crate::control::api::{self, RouteProtocol};
-use crate::l3::route::rib::{Kind, Loaded, Protocol, Rib, Route, Which};
+use crate::l3::route::rib::{Kind, Loaded, Protocol, Rib, Route, Terms, Which};
 use crate::l3::route::view::{Listed, Standing};
 use crate::refusal::Refusal;
 
 /// How many routes an explanation names that are passed over.
 const NAMED: usize = 3;
+/// Gateways that are told of one by one where routes wait for them.
+const GATEWAYS_TOLD: usize = 16;
 
 impl Router {
     /// Adds a static route, or one more way of those that share prefix and metric.
@@ -23,13 +25,37 @@ impl Router {
     /// than those that share prefix and metric.
     pub fn add_route(&mut self, spec: &RouteSpec) -> Result<(), Refusal> {
         let route = completed(&self.interfaces, spec)?;
-        self.rib.add(route).map(drop)
+        self.rib.add(route, Terms::New).map(drop)
     }
 
-    /// As [`Self::add_route`] for a route that was there before: its gateway may have lost its network meanwhile.
-    pub(crate) fn add_route_again(&mut self, spec: &RouteSpec) -> Result<(), Refusal> {
+    /// Adds a route that was saved, or stands in a file: see [`Terms::Kept`].
+    ///
+    /// # Errors
+    /// As [`Self::add_route`], but for what it may wait for.
+    pub(crate) fn add_kept_route(&mut self, spec: &RouteSpec) -> Result<(), Refusal> {
         let route = completed(&self.interfaces, spec)?;
-        self.rib.add_again(route).map(drop)
+        self.rib.add(route, Terms::Kept).map(drop)
+    }
+
+    /// What routes wait for, as lines for people: of those that share a gateway one is named.
+    pub(crate) fn waiting_routes<'a>(&self, specs: impl IntoIterator<Item = &'a RouteSpec>) -> Vec<String> {
+        let mut lines: BTreeMap<(Option<IpAddr>, Option<Name>), (String, usize)> = BTreeMap::new();
+        for spec in specs {
+            let Ok(route) = completed(&self.interfaces, spec) else { continue };
+            let Some(why) = self.rib.doubt(route) else { continue };
+            let line = || (format!("route {} waits: {why}", spec.prefix), 0);
+            lines.entry((spec.via, spec.dev)).or_insert_with(line).1 += 1;
+        }
+        let gateways = lines.len();
+        let line = |(line, count)| match count {
+            1 => line,
+            more => format!("{line}; so do {} more", more - 1),
+        };
+        let mut lines: Vec<String> = lines.into_values().take(GATEWAYS_TOLD).map(line).collect();
+        if gateways > lines.len() {
+            lines.push(format!("routes by {} more gateways wait, too", gateways - lines.len()));
+        }
+        lines
     }
 
     /// Adds many routes, in the place of the static ones that are there if `replace`. All are added, or none.
@@ -39,10 +65,11 @@ impl Router {
     pub fn load_routes(
         &mut self,
         specs: impl IntoIterator<Item = RouteSpec>,
+        terms: Terms,
         replace: bool,
     ) -> Result<Loaded, (usize, Refusal)> {
         let Self { interfaces, rib, .. } = self;
-        rib.load(specs.into_iter().map(|spec| completed(interfaces, &spec)), replace)
+        rib.load(specs.into_iter().map(|spec| completed(interfaces, &spec)), terms, replace)
     }
 
     /// Removes the static routes that are meant; returns how many went.
@@ -390,12 +417,19 @@ mod tests {
         };
         let before = listed(&router);
         for bad in ["192.168.0.0/16 via 192.0.2.1", "10.9.0.0/16 via 10.0.0.9"] {
-            let (index, _) = router.load_routes(list(&["10.9.0.0/16 via 10.0.0.9", bad]), true).unwrap_err();
+            let (index, _) =
+                router.load_routes(list(&["10.9.0.0/16 via 10.0.0.9", bad]), Terms::New, true).unwrap_err();
             assert_eq!((index, &listed(&router)), (1, &before));
         }
-        assert_eq!(router.load_routes(list(&["10.9.0.0/16 via 10.0.0.9"]), false).unwrap().removed, 0);
+        assert_eq!(
+            router.load_routes(list(&["10.9.0.0/16 via 10.0.0.9"]), Terms::New, false).unwrap().removed,
+            0
+        );
         assert_eq!(listed(&router).len(), 2);
-        assert_eq!(router.load_routes(list(&["10.8.0.0/16 via 10.0.0.9"]), true).unwrap().removed, 2);
+        assert_eq!(
+            router.load_routes(list(&["10.8.0.0/16 via 10.0.0.9"]), Terms::New, true).unwrap().removed,
+            2
+        );
         assert_eq!(listed(&router).len(), 1);
     }
 

@@ -1,17 +1,14 @@
-//! The lines of a state file: a checksum, a blank, JSON.
+//! The lines of a state file.
 #![forbid(unsafe_code)]
-
-use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
 use super::Change;
 use crate::config::document::{Entry, Key};
+use crate::durable;
 
 /// The format that is written and read here.
 pub(super) const FORMAT: u32 = 2;
-/// What [`fnv`] begins with.
-pub(super) const SEED: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// A line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,14 +37,6 @@ pub(super) enum Line {
     },
 }
 
-/// FNV-1a over eight bytes at a time: against accidents, not against people.
-pub(super) fn fnv(seed: u64, bytes: &[u8]) -> u64 {
-    let step = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x100_0000_01b3).rotate_left(23);
-    let (words, rest) = bytes.as_chunks::<8>();
-    let hash = words.iter().fold(seed, |hash, word| step(hash, u64::from_le_bytes(*word)));
-    rest.iter().fold(step(hash, bytes.len() as u64), |hash, &byte| step(hash, byte.into()))
-}
-
 impl Line {
     /// Its text, with the line feed.
     pub(super) fn text(&self) -> String {
@@ -60,16 +49,11 @@ impl Line {
     pub(super) fn write(&self, to: &mut String) {
         // Texts, numbers and maps of them: there is nothing that JSON could not say.
         let json = serde_json::to_string(self).unwrap_or_default();
-        let _ = writeln!(to, "{:016x} {json}", fnv(SEED, json.as_bytes()));
+        durable::line::write(to, &json);
     }
 
     fn read(line: &[u8]) -> Option<Self> {
-        let (sum, json) = line.split_at_checked(17)?;
-        let sum = u64::from_str_radix(std::str::from_utf8(sum).ok()?.strip_suffix(' ')?, 16).ok()?;
-        if sum != fnv(SEED, json) {
-            return None;
-        }
-        serde_json::from_slice(json).ok()
+        serde_json::from_slice(durable::line::read(line)?).ok()
     }
 }
 

@@ -7,20 +7,17 @@
 //! damaged otherwise is set aside under another name, and what stands before the damage is gone on with.
 #![forbid(unsafe_code)]
 
-pub(crate) mod disk;
 pub(crate) mod line;
-#[cfg(test)]
-pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::document::{Document, Entry, Key};
-use disk::{Disk, Output};
+use crate::durable::disk::{Disk, Output};
+use crate::durable::{self, set_aside};
 use line::{Line, Read};
 
 /// The file's name in the state directory.
@@ -71,27 +68,11 @@ pub(crate) struct Store {
     reserved: u64,
 }
 
-/// Keeps the state directory for one daemon, as long as the file lives.
-///
-/// # Errors
-/// Another daemon has it, or it cannot be written to.
-pub(crate) fn lock(directory: &Path) -> io::Result<File> {
-    let path = directory.join(format!("{FILE}.lock"));
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-    file.try_lock().map_err(|error| match error {
-        std::fs::TryLockError::Error(error) => error,
-        std::fs::TryLockError::WouldBlock => {
-            io::Error::other("another shuntd uses it (shuntd --state-dir chooses)")
-        }
-    })?;
-    Ok(file)
-}
-
 /// What tells one configuration from another, against accidents: equal for files that describe the same.
 pub fn fingerprint(document: &Document) -> u64 {
-    document.entries.iter().fold(line::SEED, |hash, thing| {
+    document.entries.iter().fold(durable::line::SEED, |hash, thing| {
         // Texts, numbers and maps of them: there is nothing that JSON could not say.
-        line::fnv(hash, &serde_json::to_vec(&thing).unwrap_or_default())
+        durable::line::fnv(hash, &serde_json::to_vec(&thing).unwrap_or_default())
     })
 }
 
@@ -181,16 +162,14 @@ impl Store {
         for (key, entry) in &document.entries {
             Line::Thing(key.clone(), entry.clone()).write(&mut text);
         }
-        let beside = self.path.with_extension("new");
-        let mut file = self.disk.create(&beside)?;
-        file.append(text.as_bytes())?;
-        file.sync()?;
-        self.disk.rename(&beside, &self.path)?;
-        // From here on the old file is not to be written to, whether the new one's name is on the disk or not.
-        (self.file, self.replaced) = (None, true);
-        if let Some(directory) = self.path.parent() {
-            self.disk.sync_directory(directory)?;
-        }
+        let file = durable::replace(&*self.disk, &self.path, text.as_bytes()).map_err(|why| {
+            if why.renamed {
+                // The old file is not to be written to any more, whether the new one's name is on the disk or not.
+                (self.file, self.replaced) = (None, true);
+            }
+            why.error
+        })?;
+        self.replaced = true;
         self.base = base;
         (self.length, self.things, self.reserved) = (text.len() as u64, text.len() as u64, 0);
         self.file = Some(file);
@@ -311,37 +290,4 @@ pub(crate) fn read(bytes: &[u8]) -> Saved {
     saved.cut = saved.length < bytes.len() as u64;
     saved.document = Some(document);
     saved
-}
-
-/// Renames a file to one that is kept for people.
-fn set_aside(disk: &dyn Disk, path: &Path, kind: &str) -> io::Result<PathBuf> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let name = format!("{FILE}.{kind}-{}", timestamp(now));
-    let mut aside = path.with_file_name(&name);
-    let mut number = 1;
-    while disk.exists(&aside)? {
-        number += 1;
-        aside = path.with_file_name(format!("{name}-{number}"));
-    }
-    disk.rename(path, &aside)?;
-    if let Some(directory) = path.parent() {
-        disk.sync_directory(directory)?;
-    }
-    Ok(aside)
-}
-
-/// A moment as `20260131T235959Z` (ISO 8601). Days become dates as in the proleptic Gregorian calendar, counted in eras
-/// of 400 years that begin with March.
-fn timestamp(since_1970: Duration) -> String {
-    let seconds = since_1970.as_secs();
-    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let date = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = era * 400 + year + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}{month:02}{date:02}T{hour:02}{minute:02}{second:02}Z")
 }

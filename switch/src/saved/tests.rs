@@ -1,6 +1,7 @@
-use super::simulated::{Dice, Fault, Simulated};
 use super::*;
 use crate::control::api;
+use crate::durable::disk::Kernel;
+use crate::durable::simulated::{Allowed, Dice, Fault, Simulated};
 
 const DIR: &str = "/state";
 
@@ -18,23 +19,8 @@ fn with(document: &Document, change: Change) -> Document {
     document
 }
 
-/// What may be found after so many operations.
-#[derive(Default)]
-struct Allowed(Vec<Vec<Document>>);
-
-impl Allowed {
-    /// Until now `during`, and from now on `after`.
-    fn until(&mut self, ops: usize, during: &[Document], after: &[Document]) {
-        while self.0.len() < ops {
-            self.0.push(during.to_vec());
-        }
-        self.0.truncate(ops);
-        self.0.push(after.to_vec());
-    }
-}
-
 /// A life of a store on a disk that fails as it is told to: what may be found after each operation.
-fn live(disk: &Simulated) -> Allowed {
+fn live(disk: &Simulated) -> Allowed<Document> {
     let (mut store, _) = Store::open(Box::new(disk.clone()), Path::new(DIR), None).unwrap();
     let mut allowed = Allowed::default();
     let none = Document::default();
@@ -70,7 +56,7 @@ fn live(disk: &Simulated) -> Allowed {
     allowed
 }
 
-fn check(disk: &Simulated, allowed: &Allowed, seed: u64, what: &str) {
+fn check(disk: &Simulated, allowed: &Allowed<Document>, seed: u64, what: &str) {
     let mut dice = Dice(seed | 1);
     for (ops, allowed) in allowed.0.iter().enumerate() {
         for mode in 0..5 {
@@ -193,25 +179,10 @@ fn what_was_not_complete_is_cut_off() {
 }
 
 #[test]
-fn files_are_set_aside_under_names_of_their_own() {
-    let disk = Simulated::default();
-    for _ in 0..3 {
-        written(&disk, 1);
-        let (mut store, _) = Store::open(Box::new(disk.clone()), Path::new(DIR), None).unwrap();
-        store.set_aside("replaced").unwrap();
-    }
-    assert_eq!(disk.names().len(), 3, "{:?}", disk.names());
-    assert_eq!(timestamp(Duration::from_secs(0)), "19700101T000000Z");
-    assert_eq!(timestamp(Duration::from_secs(951_827_696)), "20000229T123456Z");
-    assert_eq!(timestamp(Duration::from_secs(1_798_761_599)), "20261231T235959Z");
-}
-
-#[test]
-fn a_real_directory_belongs_to_one_daemon() {
+fn a_real_directory_keeps_what_is_committed() {
     let dir = tempfile::tempdir().unwrap();
-    let held = lock(dir.path()).unwrap();
-    assert!(lock(dir.path()).unwrap_err().to_string().contains("another shuntd uses it"));
-    let (mut store, saved) = Store::open(Box::new(disk::Kernel), dir.path(), Some(held)).unwrap();
+    let held = durable::lock(dir.path(), FILE).unwrap();
+    let (mut store, saved) = Store::open(Box::new(Kernel), dir.path(), Some(held)).unwrap();
     assert!(saved.document.is_none());
     store.begin(None, &Document::default()).unwrap();
     store.reserve(1000).unwrap();
@@ -219,5 +190,5 @@ fn a_real_directory_belongs_to_one_daemon() {
     let found = read(&std::fs::read(dir.path().join(FILE)).unwrap()).document.unwrap();
     assert_eq!(found, with(&Document::default(), change(1)));
     drop(store);
-    lock(dir.path()).unwrap();
+    durable::lock(dir.path(), FILE).unwrap();
 }

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use super::Nat;
 use crate::config::spec::{
     AGEING_DEFAULT, Attachment, CONTAINER_BRIDGE, ContainerRoute, ContainerSpec, FDB_LIMIT_DEFAULT, Limits,
-    MTU_DEFAULT, NicSpec, Rate, TapOpen, check_view, nat_view, policy_view, server_entry, service_entry,
-    service_name,
+    MTU_DEFAULT, NicPort, NicSpec, Rate, TapOpen, check_view, nat_view, policy_view, server_entry,
+    service_entry, service_name,
 };
 use crate::config::{BridgeSpec, Mac, PortSpec, Rebalancing, Role};
 use crate::control::api::{self, NatKind};
@@ -49,13 +49,22 @@ pub fn bridge(spec: &BridgeSpec) -> api::BridgeAdd {
     }
 }
 
+/// A rate and its burst.
+fn rate(limit: Option<Rate>) -> (Option<i64>, Option<i64>) {
+    (limit.map(|rate| rate.bits.cast_signed()), limit.map(|rate| rate.burst.cast_signed()))
+}
+
+fn pin(queue: u16, core: u32) -> api::Pin {
+    api::Pin { queue: queue.into(), core: core.into() }
+}
+
 /// A port whose queues are bound to processors as `pins` says.
 pub fn port(spec: &PortSpec, pins: impl Iterator<Item = (u16, u32)>) -> api::PortAdd {
     // Whoever adds a field is told here what is missing.
     let PortSpec { name, bridge, attachment, queues, mtu, mac, pins: _, guard, allow, limits } = spec;
     let Limits { ingress, egress } = limits;
-    let bits = |rate: &Option<Rate>| rate.map(|rate| rate.bits.cast_signed());
-    let burst = |rate: &Option<Rate>| rate.map(|rate| rate.burst.cast_signed());
+    let (ingress_rate, ingress_burst) = rate(*ingress);
+    let (egress_rate, egress_burst) = rate(*egress);
     let mut port = api::PortAdd {
         name: name.to_string(),
         bridge: bridge.to_string(),
@@ -68,13 +77,13 @@ pub fn port(spec: &PortSpec, pins: impl Iterator<Item = (u16, u32)>) -> api::Por
         queues: unless(*queues, 1),
         mtu: mtu.map(i64::from),
         mac: mac.map(|mac| mac.to_string()),
-        pins: pins.map(|(queue, core)| api::Pin { queue: queue.into(), core: core.into() }).collect(),
+        pins: pins.map(|(queue, core)| pin(queue, core)).collect(),
         guard: *guard,
         allow_address: allow.iter().map(ToString::to_string).collect(),
-        ingress_rate: bits(ingress),
-        ingress_burst: burst(ingress),
-        egress_rate: bits(egress),
-        egress_burst: burst(egress),
+        ingress_rate,
+        ingress_burst,
+        egress_rate,
+        egress_burst,
     };
     port.pins.sort_by_key(|pin| pin.queue);
     match attachment {
@@ -263,6 +272,25 @@ pub fn container<'a>(spec: &ContainerSpec, nics: impl Iterator<Item = &'a NicSpe
         nic: nics.map(NicSpec::view).collect(),
         route: spec.routes.iter().map(ContainerRoute::view).collect(),
     }
+}
+
+/// What differs at the port of a NIC from what the NIC says; `None` if nothing does.
+pub fn nic(port: &NicPort) -> Option<api::NicPort> {
+    let NicPort { device, mtu, pins, guard, allow, limits } = port;
+    let (ingress_rate, ingress_burst) = rate(limits.ingress);
+    let (egress_rate, egress_burst) = rate(limits.egress);
+    let described = api::NicPort {
+        device: device.to_string(),
+        mtu: mtu.map(i64::from),
+        pins: pins.iter().map(|(queue, core)| pin(*queue, *core)).collect(),
+        guard: *guard,
+        allow_address: allow.as_ref().map(|list| list.iter().map(ToString::to_string).collect()),
+        ingress_rate,
+        ingress_burst,
+        egress_rate,
+        egress_burst,
+    };
+    (*port != NicPort::of(*device)).then_some(described)
 }
 
 /// A health check.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Document, Entry, Key, Service, describe};
+use crate::control::api::is_zero;
 
 /// What is to happen to a thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct Difference {
     /// Of a change: the fields.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<Field>,
+    /// How many more fields differ, where they are too many for an answer.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub further: u64,
 }
 
 impl Document {
@@ -68,7 +72,7 @@ impl Document {
                 (Some(from), Some(to)) => changed(&fields(from), &fields(to)),
                 _ => Vec::new(),
             };
-            Difference { change, kind: key.kind().to_owned(), name: key.name(), fields }
+            Difference { change, kind: key.kind().to_owned(), name: key.name(), fields, further: 0 }
         };
         self.differing(wanted).into_iter().map(one).collect()
     }
@@ -154,6 +158,9 @@ impl Difference {
                 }
                 (from, to) => write!(line, "{before} {name} {} -> {}", plain(from), plain(to)),
             };
+        }
+        if self.further > 0 {
+            let _ = write!(line, ", and {} more", self.further);
         }
         line
     }

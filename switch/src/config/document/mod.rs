@@ -58,6 +58,8 @@ pub enum Key {
     Dhcp(Name),
     /// A container with its NICs and routes, by its ID.
     Container(String),
+    /// What differs at the port of a container's NIC from what the NIC says, by its device.
+    Nic(Name),
     /// Timeouts of balanced connections, of a container's table or the global one.
     IpvsTimeouts(Option<String>),
     /// Settings of a table of services.
@@ -87,6 +89,7 @@ impl Key {
             Self::Forward => "forward",
             Self::Dhcp(_) => "dhcp",
             Self::Container(_) => "container",
+            Self::Nic(_) => "nic",
             Self::IpvsTimeouts(_) => "ipvs timeouts",
             Self::IpvsSettings(_) => "ipvs settings",
             Self::Service(..) => "ipvs service",
@@ -103,9 +106,11 @@ impl Key {
         };
         match self {
             Self::Rebalance | Self::Conntrack | Self::Forward => String::new(),
-            Self::Bridge(name) | Self::Port(name) | Self::Interface(name) | Self::Dhcp(name) => {
-                name.to_string()
-            }
+            Self::Bridge(name)
+            | Self::Port(name)
+            | Self::Interface(name)
+            | Self::Dhcp(name)
+            | Self::Nic(name) => name.to_string(),
             Self::Fdb(bridge, 0, mac) => format!("{mac} on {bridge}"),
             Self::Fdb(bridge, vlan, mac) => format!("{mac} on {bridge} vlan {vlan}"),
             Self::Neighbour(interface, address) => format!("{address} on {interface}"),
@@ -158,6 +163,8 @@ pub enum Entry {
     Dhcp(api::DhcpSet),
     /// A container.
     Container(api::ContainerAdd),
+    /// What differs at the port of a container's NIC.
+    Nic(api::NicPort),
     /// Timeouts of balanced connections.
     IpvsTimeouts(api::IpvsTimeouts),
     /// Settings of a table of services.

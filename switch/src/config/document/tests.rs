@@ -141,6 +141,26 @@ tap = "name"
 agent = "vsock:5:1024"
 nic = [{ device = "tap9", name = "eth0", hwAddr = "02:42:20:6f:a3:69", mtu = 1500, queues = 5, IPAddresses = [{ address = "172.16.0.3", mask = "16" }] }]
 route = [{ dest = "default", gateway = "172.16.0.1", device = "eth0" }]
+[[container]]
+id = "4567"
+bridge = "br1"
+nic = [{ device = "vnic1", name = "eth0", hwAddr = "02:42:20:6f:a3:70", mtu = 1500, queues = 2, vhostUserSocket = "/run/vnic1.sock" }]
+[[nic]]
+device = "vnic1"
+mtu = 1400
+pins = [{ queue = 1, core = 2 }]
+guard = false
+allow_address = []
+ingress_rate = 1000000
+egress_rate = 2000000
+egress_burst = 8
+[[nic]]
+device = "tap9"
+allow_address = ["172.16.0.0/16"]
+[[fdb]]
+bridge = "br1"
+mac = "52:54:00:00:00:77"
+port = "vnic1"
 [conntrack]
 capacity = 8192
 limit = 4096
@@ -212,7 +232,7 @@ fn what_is_written_is_read_as_the_same() {
     assert_eq!(again.to_toml().unwrap(), text);
     let mut kinds: Vec<&str> = document.entries.keys().map(Key::kind).collect();
     kinds.dedup();
-    assert_eq!(kinds.len(), 18, "a kind of thing is missing: {kinds:?}");
+    assert_eq!(kinds.len(), 19, "a kind of thing is missing: {kinds:?}");
     assert_eq!(parse("").entries.len(), 0);
 }
 

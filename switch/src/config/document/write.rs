@@ -38,6 +38,8 @@ struct File<'a> {
     conntrack: Option<&'a Conntrack>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     container: Vec<&'a api::ContainerAdd>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nic: Vec<&'a api::NicPort>,
     #[serde(skip_serializing_if = "IpvsTables::is_empty")]
     ipvs: IpvsTables<'a>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -138,6 +140,7 @@ impl Document {
                 Entry::Forward(forward) => file.forward = Some(forward),
                 Entry::Dhcp(dhcp) => file.dhcp.push(dhcp),
                 Entry::Container(container) => file.container.push(container),
+                Entry::Nic(nic) => file.nic.push(nic),
                 Entry::Check(check) => file.check.push(check),
                 Entry::Daemon(daemon) => file.ipvs.daemon.push(daemon),
                 Entry::IpvsTimeouts(_) | Entry::IpvsSettings(_) | Entry::Service(_) => {

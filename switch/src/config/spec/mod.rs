@@ -16,6 +16,7 @@ mod interface;
 mod ipvs;
 mod nat;
 mod neighbour;
+mod nic;
 mod policy;
 mod port;
 mod protocol;
@@ -49,6 +50,7 @@ pub use ipvs::{
 pub(crate) use ipvs::{SCHEDULERS, server_entry, service_entry};
 pub use nat::{nat_id, nat_kind, nat_view};
 pub use neighbour::NeighbourSpec;
+pub use nic::NicPort;
 pub use policy::{POLICY_ID_MAX, Place, PolicyChange, PolicySpec, policy_id, policy_view};
 pub use port::{Attachment, PortChange, PortSpec, Role};
 pub use protocol::{protocol, protocol_name};

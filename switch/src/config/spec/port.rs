@@ -123,10 +123,10 @@ pub struct PortChange {
     pub egress: RateChange,
 }
 
-const INGRESS: (&str, &str) = ("ingress_rate", "ingress_burst");
-const EGRESS: (&str, &str) = ("egress_rate", "egress_burst");
+pub(super) const INGRESS: (&str, &str) = ("ingress_rate", "ingress_burst");
+pub(super) const EGRESS: (&str, &str) = ("egress_rate", "egress_burst");
 
-fn pins(pins: &[api::Pin], queues: Option<u16>) -> Result<Vec<(u16, u32)>, Invalid> {
+pub(super) fn pins(pins: &[api::Pin], queues: Option<u16>) -> Result<Vec<(u16, u32)>, Invalid> {
     let mut checked: Vec<(u16, u32)> = Vec::new();
     for pin in pins {
         let last = queues.unwrap_or(DEVICE_QUEUES_MAX) - 1;
@@ -287,7 +287,7 @@ impl TryFrom<&api::PortSet> for PortChange {
 }
 
 /// Networks and addresses, none twice.
-fn networks(field: &'static str, texts: &[String]) -> Result<Vec<IpNet>, Invalid> {
+pub(super) fn networks(field: &'static str, texts: &[String]) -> Result<Vec<IpNet>, Invalid> {
     let mut networks = Vec::new();
     for text in texts {
         let network = prefix(field, text)?;

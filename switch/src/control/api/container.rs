@@ -8,6 +8,7 @@ use std::fmt;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::Pin;
 use crate::config::Name;
 
 parameters! {
@@ -36,6 +37,38 @@ parameters! {
         /// Routes inside.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub route: Vec<KataRoute>,
+    }
+
+    /// What differs at the port of a container's NIC from what the NIC says, as `port.set` changes it: a `[[nic]]` table
+    /// of the configuration file.
+    pub struct NicPort {
+        /// The NIC's device, after which its port is called.
+        pub device: String,
+        /// MTU in bytes, where it is not the NIC's, 46 to 9600.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub mtu: Option<i64>,
+        /// Queues to bind to the workers of certain cores.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub pins: Vec<Pin>,
+        /// Whether the port may send only from its own addresses; if not given, it is so once shunt has assigned it one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub guard: Option<bool>,
+        /// IP addresses, or networks of them, that it may send from beside those that shunt assigns; those of the NIC, if
+        /// not given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub allow_address: Option<Vec<String>>,
+        /// Bits per second that may reach the guest, 8 to 1,000,000,000,000; 0: no limit, as if not given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub ingress_rate: Option<i64>,
+        /// Bits of them that may come at once after a pause; a quarter of a second's, at least 524,288, if not given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub ingress_burst: Option<i64>,
+        /// Bits per second that may come from there, as `ingress_rate`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub egress_rate: Option<i64>,
+        /// Bits of them that may come at once after a pause.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub egress_burst: Option<i64>,
     }
 
     /// Forgets a container: its NICs are taken out of its QEMU if that still answers, and their ports, its routes and

@@ -5,7 +5,7 @@ use super::super::api::{self, Done, Flushed};
 use super::super::rpc::{Error, ErrorData};
 use super::{At, Handle};
 use crate::config::spec::{self, InterfaceChange, InterfaceSpec, NeighbourSpec, RouteMatch, RouteSpec};
-use crate::l3::route::rib::MAX_ROUTES;
+use crate::l3::route::rib::{MAX_ROUTES, Terms};
 use crate::refusal::Refusal;
 
 impl Handle for api::InterfaceAdd {
@@ -98,7 +98,7 @@ impl Handle for api::RouteLoad {
         let loaded = list.len() as u64;
         let removed = at
             .switch
-            .load_routes(list, self.replace)
+            .load_routes(list, Terms::New, self.replace)
             .map_err(|(index, refusal)| in_list(index, Error::from(refusal)))?;
         tracing::info!("{loaded} routes loaded, {removed} removed");
         Ok(api::RouteLoaded { waiting: 0, loaded, removed })

@@ -54,6 +54,7 @@ pub struct Dispatcher {
     /// Number of routes in them.
     loading: Cell<usize>,
     transactions: ipvs::Transactions,
+    parts: config::Parts,
     turns: container::Turns,
     /// Wishes for a planned restart.
     pub upgrades: Rc<Upgrades>,
@@ -82,6 +83,7 @@ impl Dispatcher {
             loads: RefCell::default(),
             loading: Cell::new(0),
             transactions: ipvs::Transactions::default(),
+            parts: config::Parts::default(),
             turns: container::Turns::default(),
             upgrades,
         }
@@ -109,6 +111,7 @@ impl Dispatcher {
         self.listings.forget(connection);
         self.take_load(connection);
         self.transactions.take(connection);
+        self.parts.forget(connection);
     }
 
     fn call(&self, connection: u64, head: &Head, line: &[u8]) -> Result<Vec<u8>, Error> {
@@ -150,7 +153,7 @@ fn is_question(method: &str) -> bool {
         "show" | "list" | "get" | "count" | "stats" | "timeouts" | "limits" | "settings" | "scopes"
     ) || matches!(
         verb,
-        "connections" | "daemons" | "leases" | "check" | "diff" | "zero" | "release" | "cleanup"
+        "connections" | "daemons" | "leases" | "check" | "diff" | "part" | "zero" | "release" | "cleanup"
     ) || matches!(method, "conntrack.flush" | "fdb.flush" | "neighbour.flush")
 }
 
@@ -184,7 +187,7 @@ mod tests {
         const PASSING: &[&str] = &["worker.rebalance", "config.apply", "daemon.upgrade"];
         const MAKES: &[(&str, &[&str])] = &[
             ("bridge", &["bridge"]),
-            ("port", &["port"]),
+            ("port", &["port", "nic"]),
             ("fdb", &["fdb"]),
             ("worker", &["rebalance"]),
             ("interface", &["interface"]),

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::hops::MAX_PATHS;
 use super::rib::{Link, MAX_ROUTES, Rib, host, listed, shown};
-use super::spec::{Kind, Protocol, Route};
+use super::spec::{Kind, Protocol, Route, Terms};
 use crate::l3::interface::{is_link_local_v6, unfit};
 use crate::refusal::Refusal;
 
@@ -16,8 +16,18 @@ use crate::refusal::Refusal;
 pub(super) type Gateways = HashMap<(IpAddr, Option<u16>, bool), u16>;
 
 impl Rib {
+    /// Why a route would wait, were it taken in on [`Terms::Kept`]; `None` if a command could ask for it.
+    pub fn doubt(&self, route: Route) -> Option<Refusal> {
+        self.check(route, Terms::New, None).err()
+    }
+
     /// Completes and judges a route.
-    pub(super) fn check(&self, mut route: Route, found: Option<&mut Gateways>) -> Result<Route, Refusal> {
+    pub(super) fn check(
+        &self,
+        mut route: Route,
+        terms: Terms,
+        found: Option<&mut Gateways>,
+    ) -> Result<Route, Refusal> {
         route.prefix = route.prefix.trunc();
         route.protocol = Protocol::Static;
         let prefix = route.prefix;
@@ -48,6 +58,9 @@ impl Rib {
             self.link(index)?;
         }
         match (route.kind, route.gateway) {
+            (Kind::Unicast, Some(gateway)) if terms == Terms::Kept && route.interface.is_some() => {
+                refuse_strange_gateway(&route, gateway)?;
+            }
             (Kind::Unicast, Some(gateway)) => {
                 let key = (gateway, route.interface, route.onlink);
                 let known = found.as_ref().and_then(|found| found.get(&key).copied());
@@ -77,12 +90,7 @@ impl Rib {
     /// The interface through which a route's gateway is reached.
     fn find_gateway(&self, route: &Route, gateway: IpAddr) -> Result<u16, Refusal> {
         let refuse = |why: String| Err(Refusal::new(format!("gateway {gateway} {why}")));
-        if gateway.is_ipv4() != route.prefix.addr().is_ipv4() {
-            return refuse(format!("is of another family than {}", route.prefix));
-        }
-        if let Some(why) = unfit(&host(gateway)) {
-            return refuse(why.into());
-        }
+        refuse_strange_gateway(route, gateway)?;
         for link in self.links.values() {
             if link.addresses.iter().any(|own| own.addr() == gateway) {
                 return refuse(format!("is the switch's own address, of interface {:?}", link.name.as_str()));
@@ -131,7 +139,7 @@ impl Rib {
     }
 
     /// Whether a route contradicts those that are there, or there are too many.
-    pub(super) fn refuse_conflict(&self, route: &Route) -> Result<(), Refusal> {
+    pub(super) fn refuse_conflict(&self, route: &Route, terms: Terms) -> Result<(), Refusal> {
         let family = if route.prefix.addr().is_ipv4() { self.v4.len() } else { self.v6.len() };
         if family >= MAX_ROUTES {
             return Err(Refusal::new(format!("there are {MAX_ROUTES} routes already, which is the limit")));
@@ -145,7 +153,8 @@ impl Rib {
             if same && record.protocol == Protocol::Static {
                 return Err(Refusal::new(format!("route {} exists already", self.describe(&other))));
             }
-            if record.protocol == Protocol::Kernel || other.kind != route.kind {
+            let kernel = record.protocol == Protocol::Kernel;
+            if (kernel && terms == Terms::New) || (!kernel && other.kind != route.kind) {
                 return Err(Refusal::new(format!(
                     "route {} has metric {} already: choose another metric",
                     self.describe(&other),
@@ -162,4 +171,14 @@ impl Rib {
         }
         Ok(())
     }
+}
+
+/// Refuses what is nobody's gateway, whatever addresses there are.
+fn refuse_strange_gateway(route: &Route, gateway: IpAddr) -> Result<(), Refusal> {
+    let family = format!("is of another family than {}", route.prefix);
+    let why = match gateway.is_ipv4() == route.prefix.addr().is_ipv4() {
+        true => unfit(&host(gateway)),
+        false => Some(family.as_str()),
+    };
+    why.map_or(Ok(()), |why| Err(Refusal::new(format!("gateway {gateway} {why}"))))
 }

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::check::Gateways;
 use super::hops::{Hops, HopsWriter};
-pub use super::spec::{Kind, Protocol, Route, Which};
+pub use super::spec::{Kind, Protocol, Route, Terms, Which};
 use super::table::{Full, Key, Record, Scene, Table};
 use super::trie::Builder;
 use super::view::Standing;
@@ -303,25 +303,11 @@ impl Rib {
     /// Adds a static route and returns it as it is now: the prefix without host bits, the interface found.
     ///
     /// # Errors
-    /// A gateway that is nobody's neighbour, an interface that does not exist, a route that exists or contradicts one
-    /// of the same metric, or no room. Nothing is changed then.
-    pub fn add(&mut self, route: Route) -> Result<Route, Refusal> {
-        let route = self.check(route, None)?;
-        self.enter_checked(route)
-    }
-
-    /// The same for a route that was there before: its gateway may have lost its network meanwhile, and it waits then.
-    ///
-    /// # Errors
-    /// As [`Self::add`].
-    pub fn add_again(&mut self, route: Route) -> Result<Route, Refusal> {
-        let waits = route.gateway.is_some() && route.interface.is_some();
-        let checked = self.check(Route { onlink: route.onlink || waits, ..route }, None)?;
-        self.enter_checked(Route { onlink: route.onlink, ..checked })
-    }
-
-    fn enter_checked(&mut self, route: Route) -> Result<Route, Refusal> {
-        self.refuse_conflict(&route)?;
+    /// Terms that it does not meet, an interface that does not exist, a route that exists or contradicts one of the same
+    /// metric, or no room. Nothing is changed then.
+    pub fn add(&mut self, route: Route, terms: Terms) -> Result<Route, Refusal> {
+        let route = self.check(route, terms, None)?;
+        self.refuse_conflict(&route, terms)?;
         self.insert(&route);
         self.enter(&[route], &[])?;
         Ok(route)
@@ -335,12 +321,13 @@ impl Rib {
     pub fn load(
         &mut self,
         routes: impl IntoIterator<Item = Result<Route, Refusal>>,
+        terms: Terms,
         replace: bool,
     ) -> Result<Loaded, (usize, Refusal)> {
         let mut found = Gateways::new();
         let mut checked = Vec::new();
         for (at, route) in routes.into_iter().enumerate() {
-            match route.and_then(|route| self.check(route, Some(&mut found))) {
+            match route.and_then(|route| self.check(route, terms, Some(&mut found))) {
                 Ok(route) => checked.push((place(route.prefix), at, route)),
                 Err(refusal) => return Err((at, refusal)),
             }
@@ -353,7 +340,7 @@ impl Rib {
         };
         let mut added = Vec::with_capacity(checked.len());
         for (_, at, route) in checked {
-            if let Err(refusal) = self.refuse_conflict(&route) {
+            if let Err(refusal) = self.refuse_conflict(&route, terms) {
                 self.withdraw(&added, &gone);
                 return Err((at, refusal));
             }

@@ -59,6 +59,17 @@ impl Protocol {
     }
 }
 
+/// What a route must be like to be taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terms {
+    /// Its gateway is somebody's neighbour, and no address has brought a route of its prefix and metric: for commands,
+    /// whose mistakes are told at once.
+    New,
+    /// If it names its interface, too, it may wait for its gateway or stand behind an address's route, as routes do
+    /// whose interface has got other addresses since: for what was saved, and for what files describe.
+    Kept,
+}
+
 /// A route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Route {

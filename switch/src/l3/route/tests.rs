@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::Path;
-use super::rib::{Kind, Loaded, Protocol, Rib, Route, Which};
+use super::rib::{Kind, Loaded, Protocol, Rib, Route, Terms, Which};
 use super::view::Standing;
 use crate::l3::interface::Address;
 
@@ -54,7 +54,7 @@ fn gateway(interface: u16, text: &str) -> Path {
 /// The refusal of an attempt, which must have changed nothing.
 fn refused(rib: &mut Rib, route: Route) -> String {
     let (before, generation) = (rib.list(&Which::default()), rib.fib().generation());
-    let refusal = rib.add(route).unwrap_err().to_string();
+    let refusal = rib.add(route, Terms::New).unwrap_err().to_string();
     assert_eq!(rib.list(&Which::default()), before);
     assert_eq!(rib.fib().generation(), generation);
     refusal
@@ -102,7 +102,7 @@ fn link_local_addresses_are_no_concern_of_the_table() {
     rib.add_address(2, net("fe80::1/64")).unwrap();
     assert_eq!(path(&rib, "fe80::1"), Path::NoRoute);
     let route = Route { interface: Some(2), ..via("2001:db8::/32", "fe80::7", 0) };
-    rib.add(route).unwrap();
+    rib.add(route, Terms::New).unwrap();
     assert_eq!(path(&rib, "2001:db8::1"), gateway(2, "fe80::7"));
     assert_eq!(
         refused(&mut rib, via("2001:db9::/32", "fe80::7", 0)),
@@ -189,22 +189,22 @@ fn routes_that_lead_nowhere_are_refused() {
         refused(&mut rib, via("10.0.3.0/24", "192.0.2.1", 0)),
         "route 10.0.3.0/24 dev lan proto kernel scope link src 10.0.3.1 has metric 0 already: choose another metric"
     );
-    rib.add(via("10.1.0.0/16", "10.0.3.2", 5)).unwrap();
+    rib.add(via("10.1.0.0/16", "10.0.3.2", 5), Terms::New).unwrap();
     assert_eq!(
         refused(&mut rib, via("10.1.7.7/16", "10.0.3.2", 5)),
         "route 10.1.0.0/16 via 10.0.3.2 dev lan proto static metric 5 exists already"
     );
     // What is on nobody's network may still be on the link, if the operator says so.
     let onlink = Route { interface: Some(2), onlink: true, ..via("0.0.0.0/0", "203.0.113.1", 0) };
-    rib.add(onlink).unwrap();
+    rib.add(onlink, Terms::New).unwrap();
     assert_eq!(path(&rib, "8.8.8.8"), gateway(2, "203.0.113.1"));
 }
 
 #[test]
 fn the_lowest_metric_that_is_up_is_used() {
     let mut rib = rib();
-    rib.add(via("0.0.0.0/0", "192.0.2.1", 10)).unwrap();
-    rib.add(via("0.0.0.0/0", "10.0.3.2", 20)).unwrap();
+    rib.add(via("0.0.0.0/0", "192.0.2.1", 10), Terms::New).unwrap();
+    rib.add(via("0.0.0.0/0", "10.0.3.2", 20), Terms::New).unwrap();
     assert_eq!(path(&rib, "8.8.8.8"), gateway(2, "192.0.2.1"));
     let generation = rib.fib().generation();
     rib.interface_state(2, false).unwrap();
@@ -238,11 +238,11 @@ fn packets_can_be_told_that_they_go_nowhere() {
         ("10.2.0.0/16", Kind::Unreachable, Path::Unreachable),
         ("fd01::/16", Kind::Prohibit, Path::Prohibit),
     ] {
-        rib.add(Route { kind, ..Route::to(net(prefix)) }).unwrap();
+        rib.add(Route { kind, ..Route::to(net(prefix)) }, Terms::New).unwrap();
         assert_eq!(path_at(&rib, net(prefix).broadcast(), 0), expected, "its last address");
     }
     // A longer prefix leads out of it.
-    rib.add(via("10.1.2.0/24", "10.0.3.2", 0)).unwrap();
+    rib.add(via("10.1.2.0/24", "10.0.3.2", 0), Terms::New).unwrap();
     assert_eq!(path(&rib, "10.1.2.3"), gateway(1, "10.0.3.2"));
     let standing: Vec<_> = rib.get(ip("10.1.2.3")).routes.iter().map(|listed| listed.standing).collect();
     assert_eq!(standing, [Standing::Active, Standing::LessSpecific]);
@@ -254,9 +254,9 @@ fn packets_can_be_told_that_they_go_nowhere() {
 fn flows_share_routes_of_one_metric() {
     let mut rib = rib();
     for last in 2..6 {
-        rib.add(via("10.1.0.0/16", &format!("10.0.3.{last}"), 7)).unwrap();
+        rib.add(via("10.1.0.0/16", &format!("10.0.3.{last}"), 7), Terms::New).unwrap();
     }
-    rib.add(via("10.1.0.0/16", "192.0.2.1", 8)).unwrap();
+    rib.add(via("10.1.0.0/16", "192.0.2.1", 8), Terms::New).unwrap();
     let taken = |rib: &Rib| -> BTreeMap<Path, usize> {
         let mut taken = BTreeMap::new();
         for n in 0..4000u32 {
@@ -279,7 +279,7 @@ fn flows_share_routes_of_one_metric() {
     // All that are left at once.
     assert_eq!(rib.del(&Which { prefix: Some(net("10.1.0.0/16")), ..Which::default() }).unwrap().len(), 4);
     for n in 0..16 {
-        rib.add(via("10.2.0.0/16", &format!("10.0.3.{}", n + 2), 0)).unwrap();
+        rib.add(via("10.2.0.0/16", &format!("10.0.3.{}", n + 2), 0), Terms::New).unwrap();
     }
     assert_eq!(
         refused(&mut rib, via("10.2.0.0/16", "10.0.3.99", 0)),
@@ -299,7 +299,7 @@ fn what_cannot_be_deleted_is_told() {
         rib.del(&which("0.0.0.0/0")).unwrap_err().as_str(),
         "no route to default: 'shuntctl route list' shows all"
     );
-    rib.add(via("0.0.0.0/0", "10.0.3.2", 3)).unwrap();
+    rib.add(via("0.0.0.0/0", "10.0.3.2", 3), Terms::New).unwrap();
     assert_eq!(
         rib.del(&Which { metric: Some(4), ..which("0.0.0.0/0") }).unwrap_err().as_str(),
         "no route to default has this gateway, interface, metric or kind: 'shuntctl route list' shows all"
@@ -310,7 +310,7 @@ fn what_cannot_be_deleted_is_told() {
 #[test]
 fn a_list_of_routes_is_loaded_whole_or_not_at_all() {
     let mut rib = rib();
-    rib.add(via("10.7.0.0/16", "10.0.3.2", 0)).unwrap();
+    rib.add(via("10.7.0.0/16", "10.0.3.2", 0), Terms::New).unwrap();
     let before = rib.list(&Which::default());
     let many = |bad: bool| {
         let mut routes: Vec<Route> =
@@ -318,18 +318,18 @@ fn a_list_of_routes_is_loaded_whole_or_not_at_all() {
         routes.push(via("2001:db8::/32", if bad { "fd00:9::1" } else { "fd00:3::9" }, 0));
         routes.into_iter().map(Ok)
     };
-    let (at, refusal) = rib.load(many(true), false).unwrap_err();
+    let (at, refusal) = rib.load(many(true), Terms::New, false).unwrap_err();
     assert_eq!(at, 250);
     assert!(refusal.as_str().starts_with("gateway fd00:9::1 is on no network"), "{refusal}");
     assert_eq!(rib.list(&Which::default()), before);
     assert_eq!(path(&rib, "10.8.0.1"), Path::NoRoute);
-    assert_eq!(rib.load(many(false), false), Ok(Loaded { added: 251, removed: 0 }));
+    assert_eq!(rib.load(many(false), Terms::New, false), Ok(Loaded { added: 251, removed: 0 }));
     assert_eq!(path(&rib, "10.8.0.1"), gateway(1, "10.0.3.3"));
     assert_eq!(path(&rib, "10.7.0.1"), gateway(1, "10.0.3.2"), "of the lower metric");
     let loaded = rib.list(&Which::default());
     // In the place of those that are there; what is refused leaves them.
     let twice = || ["10.7.0.0/16", "10.7.0.0/16"].map(|prefix| Ok(via(prefix, "10.0.3.4", 0)));
-    let (at, refusal) = rib.load(twice(), true).unwrap_err();
+    let (at, refusal) = rib.load(twice(), Terms::New, true).unwrap_err();
     assert_eq!(
         (at, refusal.as_str()),
         (1, "route 10.7.0.0/16 via 10.0.3.4 dev lan proto static exists already")
@@ -340,12 +340,16 @@ fn a_list_of_routes_is_loaded_whole_or_not_at_all() {
     };
     assert_eq!(sorted(rib.list(&Which::default())), sorted(loaded.clone()));
     assert_eq!(path(&rib, "10.8.0.1"), gateway(1, "10.0.3.3"));
-    assert_eq!(rib.load(twice().into_iter().take(1), true), Ok(Loaded { added: 1, removed: 252 }));
+    assert_eq!(
+        rib.load(twice().into_iter().take(1), Terms::New, true),
+        Ok(Loaded { added: 1, removed: 252 })
+    );
     assert_eq!((path(&rib, "10.7.0.1"), path(&rib, "10.8.0.1")), (gateway(1, "10.0.3.4"), Path::NoRoute));
     assert_eq!((rib.gateways().count(), rib.count()), (1, 4));
     assert_eq!((rib.flush(Some(2)), rib.flush(None), rib.gateways().count()), (0, 1, 0));
     rib.load(
         loaded.iter().map(|listed| listed.route).filter(|route| route.protocol == Protocol::Static).map(Ok),
+        Terms::New,
         false,
     )
     .unwrap();
@@ -401,10 +405,11 @@ proptest! {
             match step {
                 Step::Add(prefix, gateway, metric, blackhole) => {
                     let plain = Route { metric, ..Route::to(net(prefixes[prefix])) };
-                    let _ = rib.add(match blackhole {
+                    let route = match blackhole {
                         true => Route { kind: Kind::Blackhole, ..plain },
                         false => Route { gateway: Some(ip(gateways[gateway])), ..plain },
-                    });
+                    };
+                    let _ = rib.add(route, Terms::New);
                 }
                 Step::Del(prefix) => {
                     let _ = rib.del(&Which { prefix: Some(net(prefixes[prefix])), ..Which::default() });

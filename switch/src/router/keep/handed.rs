@@ -7,10 +7,11 @@
 use std::fs::File;
 
 use crate::config::document::Key;
+use crate::durable::{self, disk::Kernel};
 use crate::handover::message::{Kept, Things};
 use crate::refusal::Refusal;
 use crate::router::reconcile::Wanted;
-use crate::saved::{self, Store, disk::Kernel};
+use crate::saved::{FILE, Store};
 use crate::switch::Switch;
 
 impl Switch {
@@ -60,7 +61,7 @@ impl Switch {
         self.retry();
         let Some(directory) = self.state.clone() else { return };
         let opened = lock
-            .map_or_else(|| saved::lock(&directory), Ok)
+            .map_or_else(|| durable::lock(&directory, FILE), Ok)
             .and_then(|lock| Store::open(Box::new(Kernel), &directory, Some(lock)));
         let (mut store, mut saved) = match opened {
             Ok(opened) => opened,

@@ -11,7 +11,7 @@ use crate::config::document::Mark;
 use crate::config::{Poll, Workers};
 use crate::container::fake_qmp::Qmp;
 use crate::control::dispatch::Dispatcher;
-use crate::saved::simulated::{Dice, Fault, Simulated};
+use crate::durable::simulated::{Dice, Fault, Simulated};
 use crate::switch::Options;
 
 /// A daemon without its process.
@@ -72,6 +72,17 @@ impl Daemon {
         assert_eq!(lines, [""; 0], "not saved as it is after {what}");
     }
 
+    /// What is shown is a file that describes the same.
+    #[track_caller]
+    fn assert_describable(&self, what: &str) {
+        let document = self.configuration();
+        let text = document.to_toml().unwrap();
+        let again = Document::parse(&text, None).unwrap_or_else(|why| panic!("after {what}: {why}\n{text}"));
+        let difference = document.difference(&again);
+        let lines: Vec<String> = difference.iter().map(Difference::line).collect();
+        assert_eq!(lines, [""; 0], "not shown as it is after {what}");
+    }
+
     fn problems(&self) -> Vec<String> {
         self.switch.borrow().problems()
     }
@@ -105,6 +116,15 @@ fn command(dice: &mut Dice, dir: &Path) -> (String, String) {
         ("port.set", format!(r#"{{"name":"p{n}","mtu":{m}400,"allow_address":["10.{m}.0.0/16"]}}"#)),
         ("port.set", format!(r#"{{"name":"q{n}","guard":{on},"egress_rate":{m}000}}"#)),
         ("port.del", format!(r#"{{"name":"p{n}"}}"#)),
+        (
+            "port.set",
+            format!(
+                r#"{{"name":"nic{n}","egress_rate":{m}000,"mtu":{m}400,"allow_address":["10.{m}.0.0/16"]}}"#
+            ),
+        ),
+        ("port.set", format!(r#"{{"name":"nic{n}","guard":{on},"revoke_address":["10.{m}.0.0/16"]}}"#)),
+        ("port.set", format!(r#"{{"name":"nic{n}","revoke_address":["10.9.0.{n}/32"],"mtu":1500}}"#)),
+        ("fdb.add", format!(r#"{{"bridge":"b{m}","mac":"52:54:00:00:01:0{n}","port":"nic{n}","vlan":{m}}}"#)),
         ("fdb.add", format!(r#"{{"bridge":"b{m}","mac":"52:54:00:00:01:0{n}","port":"p{n}","vlan":{m}}}"#)),
         ("fdb.del", format!(r#"{{"bridge":"b{m}","mac":"52:54:00:00:01:0{n}","vlan":{m}}}"#)),
         (
@@ -116,6 +136,12 @@ fn command(dice: &mut Dice, dir: &Path) -> (String, String) {
             "interface.set",
             format!(r#"{{"name":"i{n}","add_address":["192.168.{n}.1/24"],"del_address":["fd0{n}::1/64"]}}"#),
         ),
+        ("interface.set", format!(r#"{{"name":"i{n}","del_address":["10.{n}.0.1/16"]}}"#)),
+        (
+            "interface.set",
+            format!(r#"{{"name":"i{n}","add_address":["10.{n}.0.{}/{}"]}}"#, m + 5, 16 + 8 * m),
+        ),
+        ("interface.set", format!(r#"{{"name":"i{n}","add_address":["172.{n}.0.1/16","172.3{n}.0.1/16"]}}"#)),
         ("interface.del", format!(r#"{{"name":"i{n}"}}"#)),
         ("route.add", format!(r#"{{"prefix":"default","via":"10.{n}.0.{}","metric":{m}}}"#, m + 5)),
         ("route.add", format!(r#"{{"prefix":"172.{n}.0.0/16","kind":"blackhole","metric":{m}}}"#)),
@@ -201,6 +227,13 @@ fn command(dice: &mut Dice, dir: &Path) -> (String, String) {
         ("check.set", format!(r#"{{"service":"{service}","kind":"tcp","port":80,"interval":86400}}"#)),
         ("check.del", format!(r#"{{"service":"{service}"}}"#)),
         ("container.add", format!(r#"{{"id":"c0ffee","bridge":"b{n}"}}"#)),
+        (
+            "container.add",
+            format!(
+                r#"{{"id":"a{n}","bridge":"b{m}","nic":[{{"device":"nic{n}","name":"eth0","hwAddr":"52:54:00:00:04:0{n}","mtu":1500,"queues":2,"vhostUserSocket":"{dir}/nic{n}.sock","IPAddresses":[{{"address":"10.9.0.{n}","mask":"16"}}]}}]}}"#
+            ),
+        ),
+        ("container.del", format!(r#"{{"id":"a{n}"}}"#)),
         ("worker.set", format!(r#"{{"auto":{on},"interval":{m}0}}"#)),
         ("worker.set", r#"{"auto":false,"interval":60}"#.to_owned()),
         ("ipvs.start-daemon", r#"{"role":"master","interface":"lo"}"#.to_owned()),
@@ -228,6 +261,9 @@ fn what_commands_make_is_saved_and_comes_back() {
             let (method, params) = command(&mut dice, &path);
             done += usize::from(daemon.ask(&method, &params).is_ok());
             daemon.assert_saved(&format!("{method} {params}"));
+            if number % 8 == 0 {
+                daemon.assert_describable(&format!("{method} {params}"));
+            }
             if number % 100 == 99 {
                 let before = daemon.configuration();
                 drop(daemon);
@@ -303,6 +339,60 @@ fn a_route_whose_gateway_has_lost_its_network_comes_back_as_it_was() {
     assert_eq!(daemon.problems(), [""; 0]);
     assert_eq!(before.difference(&daemon.configuration()), []);
     assert_eq!(daemon.says("route.list", "{}"), routes);
+}
+
+#[test]
+fn what_is_set_at_the_port_of_a_nic_is_kept_with_it() {
+    let (_dir, path) = scratch();
+    let disk = Simulated::default();
+    let daemon = Daemon::on(&disk, Some("[[bridge]]\nname = \"shunt0\"\n"));
+    let nic = |device: &str, socket: &str| {
+        format!(
+            r#"{{"device":"{device}","name":"eth0","hwAddr":"52:54:00:00:00:01","mtu":1500,"queues":2{socket}}}"#
+        )
+    };
+    let socket = format!(r#","vhostUserSocket":"{}/v.sock""#, path.display());
+    daemon.says("container.add", &format!(r#"{{"id":"c0ffee","nic":[{}]}}"#, nic("vnic", &socket)));
+    // One whose QEMU, and with that its device, is gone: it has no port, and still what was set.
+    daemon.says("container.add", &format!(r#"{{"id":"dead","nic":[{}]}}"#, nic("shuntgone0", "")));
+    let core = daemon.says("worker.list", "{}")[0]["core"].as_u64().unwrap();
+    daemon.says(
+        "port.set",
+        &format!(r#"{{"name":"vnic","mtu":1400,"egress_rate":80000,"pins":[{{"queue":1,"core":{core}}}]}}"#),
+    );
+    let text = daemon.configuration().to_toml().unwrap() + "[[nic]]\ndevice = \"shuntgone0\"\nguard = true\n";
+    let apply = |daemon: &Daemon, text: &str| {
+        daemon.ask("config.apply", &serde_json::json!({ "text": text }).to_string())
+    };
+    apply(&daemon, &text).unwrap();
+    daemon.assert_saved("config.apply");
+    let (before, port) = (daemon.configuration(), daemon.says("port.show", r#"{"name":"vnic"}"#));
+    assert_eq!((&port["mtu"], &port["pins"][0]["queue"]), (&Value::from(1400), &Value::from(1)));
+    drop(daemon);
+    let daemon = Daemon::on(&disk, None);
+    assert_eq!(daemon.problems(), [""; 0]);
+    assert_eq!(before.difference(&daemon.configuration()), []);
+    assert_eq!(daemon.says("port.show", r#"{"name":"vnic"}"#), port);
+    // A file that another switch begins with.
+    let text = daemon.configuration().to_toml().unwrap();
+    daemon.says("container.del", r#"{"id":"c0ffee"}"#);
+    let fresh = Daemon::on(&Simulated::default(), Some(&text));
+    assert_eq!(before.difference(&fresh.configuration()), []);
+    // What cannot be saved is undone, there and in what the port does.
+    disk.fail(None);
+    fresh.disk.fail(Some(Fault { from: fresh.disk.tried() + 1, count: 1, full: false }));
+    let refusal = fresh.ask("port.set", r#"{"name":"vnic","mtu":1300,"egress_rate":0}"#).unwrap_err();
+    fresh.disk.fail(None);
+    assert!(refusal.ends_with("it is undone"), "{refusal}");
+    assert_eq!(fresh.says("port.show", r#"{"name":"vnic"}"#), port);
+    // It goes with the NIC, and a queue that the NIC does not have is refused.
+    let wrong = apply(&fresh, &text.replace("queue = 1", "queue = 2")).unwrap_err();
+    assert!(wrong.contains("nic \"vnic\": pins: queue 2 does not exist"), "{wrong}");
+    fresh.says("container.del", r#"{"id":"c0ffee"}"#);
+    fresh.says("container.del", r#"{"id":"dead"}"#);
+    assert_eq!(fresh.configuration().entries.len(), 1);
+    fresh.assert_saved("container.del");
+    assert!(fresh.ask("bridge.del", r#"{"name":"shunt0"}"#).is_ok());
 }
 
 #[test]

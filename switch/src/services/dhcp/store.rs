@@ -1,15 +1,14 @@
 //! Leases over a restart: a file of lines, one for each change, each with its checksum.
 //!
 //! Changes are appended and synchronised before the client hears of them. When the file has grown to be mostly history
-//! it is written anew beside the old one and takes its place (write, fsync, rename, fsync of the directory), as it is
-//! at every start. A last line that was cut off by a crash was never promised to anybody and is left out; a file that
+//! it is written anew ([`durable::replace`]), as it is at every start. A last line that was cut off by a crash was never promised to anybody and is left out; a file that
 //! is damaged otherwise is set aside under another name, and what can be read of it is kept. A disk that takes no more
 //! does not keep the server from answering: that is said once, and everything is written when it takes some again.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,15 +17,15 @@ use serde::{Deserialize, Serialize};
 
 use super::leases::{Lease, State};
 use crate::config::Name;
+use crate::durable::disk::{Disk, Kernel, Output};
+use crate::durable::{self, line, set_aside};
 use crate::packet::ethernet::Mac;
 
 /// The file's name in the state directory.
 pub const FILE: &str = "dhcp-leases";
-const HEADER: &str = "shunt dhcp-leases 1";
+const HEADER: &str = "shunt dhcp-leases 2";
 /// Lines of history beyond which the file is written anew.
 const HISTORY: usize = 4096;
-/// Longest file that is read, in bytes: all leases of dozens of interfaces.
-const LONGEST: u64 = 256 << 20;
 /// Shortest time between two tries to write to a file that could not be written to.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -88,10 +87,12 @@ impl Clock {
 /// The leases of all interfaces, in memory and in the file.
 #[derive(Debug, Default)]
 pub struct Store {
-    path: Option<PathBuf>,
+    /// The disk, and the file's place on it; `None`: in memory only.
+    place: Option<(Box<dyn Disk>, PathBuf)>,
     /// Held while the store lives, so that two daemons do not share a file.
     _lock: Option<File>,
-    file: Option<File>,
+    /// `None`: it must be written anew before anything can be appended.
+    file: Option<Box<dyn Output>>,
     leases: BTreeMap<(Name, Ipv4Addr), SavedLease>,
     lines: usize,
     failed: Option<SystemTime>,
@@ -106,23 +107,32 @@ impl Store {
     /// The store of a state directory, with what it holds. Never fails: what is wrong is told to `tell`, a line for
     /// people each time.
     pub fn open(directory: &Path, clock: Clock, tell: &mut dyn FnMut(String)) -> Self {
-        let mut store = Self::default();
-        let path = directory.join(FILE);
-        let lock = match lock(&directory.join(format!("{FILE}.lock"))) {
-            Ok(lock) => lock,
+        match durable::lock(directory, FILE) {
+            Ok(lock) => Self::open_on(Box::new(Kernel), directory, Some(lock), clock, tell),
             Err(error) => {
+                let path = directory.join(FILE);
                 tell(format!("DHCP leases are not kept over a restart: {}: {error}", path.display()));
-                return store;
+                Self::default()
             }
-        };
-        (store.path, store._lock) = (Some(path.clone()), Some(lock));
-        match read(&path) {
+        }
+    }
+
+    /// The same on a file system that may be a test's own.
+    fn open_on(
+        disk: Box<dyn Disk>,
+        directory: &Path,
+        lock: Option<File>,
+        clock: Clock,
+        tell: &mut dyn FnMut(String),
+    ) -> Self {
+        let mut store = Self { _lock: lock, ..Self::default() };
+        let path = directory.join(FILE);
+        match disk.read(&path) {
             Ok(None) => {}
             Ok(Some(bytes)) => {
-                let damage = store.take_in(&bytes);
-                if let Some(damage) = damage {
+                if let Some(damage) = store.take_in(&bytes) {
                     let kept = store.leases.len();
-                    match set_aside(&path) {
+                    match set_aside(&*disk, &path, "damaged") {
                         Ok(aside) => tell(format!(
                             "{} is damaged ({damage}): kept as {}, {kept} leases could be read and stay in force",
                             path.display(),
@@ -137,6 +147,7 @@ impl Store {
             }
             Err(error) => tell(format!("DHCP leases of before cannot be read: {}: {error}", path.display())),
         }
+        store.place = Some((disk, path));
         store.write_anew(clock, tell);
         store
     }
@@ -186,10 +197,10 @@ impl Store {
                 Some(lease) => self.leases.insert((interface, address), lease.clone()),
                 None => self.leases.remove(&(interface, address)),
             };
-            lines.push_str(&line(&Saved { interface, address, lease }));
+            write_line(&mut lines, &Saved { interface, address, lease });
             self.lines += 1;
         }
-        if lines.is_empty() || self.path.is_none() {
+        if lines.is_empty() || self.place.is_none() {
             return;
         }
         if let Some(since) = self.failed
@@ -201,7 +212,7 @@ impl Store {
             return self.write_anew(clock, tell);
         }
         let written = match &mut self.file {
-            Some(file) => file.write_all(lines.as_bytes()).and_then(|()| file.sync_data()),
+            Some(file) => file.append(lines.as_bytes()).and_then(|()| file.sync()),
             None => return self.write_anew(clock, tell),
         };
         if let Err(error) = written {
@@ -221,7 +232,7 @@ impl Store {
 
     fn fail(&mut self, error: &io::Error, clock: Clock, tell: &mut dyn FnMut(String)) {
         self.file = None;
-        if let Some(path) = self.path.as_ref().filter(|_| self.failed.is_none()) {
+        if let Some((_, path)) = self.place.as_ref().filter(|_| self.failed.is_none()) {
             tell(format!("DHCP leases would be lost in a restart now: {}: {error}", path.display()));
         }
         self.failed = Some(clock.wall);
@@ -234,32 +245,20 @@ impl Store {
             let remembered = if lease.state == State::Bound { super::server::REMEMBERED } else { 0 };
             lease.expires.saturating_add(remembered) > now
         });
-        let Some(path) = self.path.clone() else { return };
-        match self.try_write_anew(&path) {
+        let Some((disk, path)) = &self.place else { return };
+        let mut text = format!("{HEADER}\n");
+        for (&(interface, address), lease) in &self.leases {
+            write_line(&mut text, &Saved { interface, address, lease: Some(lease.clone()) });
+        }
+        match durable::replace(&**disk, path, text.as_bytes()) {
             Ok(file) => {
                 (self.file, self.lines) = (Some(file), self.leases.len());
                 if self.failed.take().is_some() {
                     tell(format!("{}: DHCP leases are kept again", path.display()));
                 }
             }
-            Err(error) => self.fail(&error, clock, tell),
+            Err(why) => self.fail(&why.error, clock, tell),
         }
-    }
-
-    fn try_write_anew(&self, path: &Path) -> io::Result<File> {
-        let mut text = format!("{HEADER}\n");
-        for (&(interface, address), lease) in &self.leases {
-            text.push_str(&line(&Saved { interface, address, lease: Some(lease.clone()) }));
-        }
-        let beside = path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)?;
-        if let Some(directory) = path.parent() {
-            File::open(directory)?.sync_all()?;
-        }
-        Ok(file)
     }
 
     /// Reads a file's lines; what is wrong with it, if it is damaged.
@@ -290,59 +289,13 @@ impl Store {
     }
 }
 
-fn lock(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-    file.try_lock().map_err(|error| match error {
-        std::fs::TryLockError::Error(error) => error,
-        std::fs::TryLockError::WouldBlock => {
-            io::Error::other("another shuntd uses it (shuntd --state-dir chooses)")
-        }
-    })?;
-    Ok(file)
-}
-
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    let mut bytes = Vec::new();
-    file.take(LONGEST).read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
-}
-
-/// Renames a damaged file to the first name that is free.
-fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    for n in 1.. {
-        let aside = path.with_extension(format!("damaged-{n}"));
-        if !aside.try_exists()? {
-            std::fs::rename(path, &aside)?;
-            return Ok(aside);
-        }
-    }
-    Err(io::ErrorKind::AlreadyExists.into())
-}
-
-/// FNV-1a: against accidents, not against people.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
-}
-
-fn line(saved: &Saved) -> String {
+fn write_line(to: &mut String, saved: &Saved) {
     // Strings, numbers and a map of them: there is nothing that JSON could not say.
-    let text = serde_json::to_string(saved).unwrap_or_default();
-    format!("{:016x} {text}\n", checksum(text.as_bytes()))
+    line::write(to, &serde_json::to_string(saved).unwrap_or_default());
 }
 
 fn saved(line: &[u8]) -> Option<Saved> {
-    let (sum, text) = line.split_at_checked(17)?;
-    let sum = u64::from_str_radix(std::str::from_utf8(sum).ok()?.strip_suffix(' ')?, 16).ok()?;
-    if sum != checksum(text) {
-        return None;
-    }
-    serde_json::from_slice(text).ok()
+    serde_json::from_slice(line::read(line)?).ok()
 }
 
 mod hexadecimal {

@@ -65,6 +65,27 @@ impl Dice {
     }
 }
 
+/// What may be found after so many operations.
+#[derive(Debug)]
+pub(crate) struct Allowed<T>(pub(crate) Vec<Vec<T>>);
+
+impl<T> Default for Allowed<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Clone> Allowed<T> {
+    /// Until now `during`, and from now on `after`.
+    pub(crate) fn until(&mut self, ops: usize, during: &[T], after: &[T]) {
+        while self.0.len() < ops {
+            self.0.push(during.to_vec());
+        }
+        self.0.truncate(ops);
+        self.0.push(after.to_vec());
+    }
+}
+
 impl Simulated {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
