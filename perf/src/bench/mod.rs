@@ -20,6 +20,7 @@ mod table;
 mod takeover;
 mod tap;
 mod vhost;
+mod workers;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,6 +38,7 @@ pub use plan::{Arguments, Part};
 pub use rules::Rules;
 pub use table::TableCosts;
 pub use takeover::Takeover;
+pub use workers::{Case, Found, Placing};
 
 use crate::peers::{Kind, Site};
 
@@ -101,6 +103,8 @@ pub struct Results {
     pub idle: Option<Idle>,
     /// How long a port that comes and goes keeps others waiting.
     pub changes: Option<Changes>,
+    /// What two workers and several queues make of it.
+    pub workers: Vec<Found>,
     /// What new connections and a full table cost.
     pub connections: Option<Connections>,
     /// What thousands of rules cost to load.
@@ -149,6 +153,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         samples: Vec::new(),
         idle: None,
         changes: None,
+        workers: Vec::new(),
         connections: None,
         rules: None,
         applied: None,
@@ -195,6 +200,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             }
             Part::Changes if !kinds.contains(&Kind::Shunt) => Ok(()),
             Part::Changes => changes::run(&site, arguments, &mut results),
+            Part::Workers if !kinds.contains(&Kind::Shunt) => Ok(()),
+            Part::Workers => workers::run(arguments, &mut results),
             Part::Tap => tap::run(&shared, arguments, &kinds, &mut results),
             Part::Hotplug => hotplug::run(arguments, &kinds, &mut results),
             Part::Qemu => guests::run(&shared, arguments, &kinds, &mut results),

@@ -43,6 +43,8 @@ pub enum Part {
     Idle,
     /// A port that comes and goes beside two that are busy
     Changes,
+    /// Cycles a frame of two workers beside one, and of several queues beside one
+    Workers,
     /// TCP between two TAP devices
     Tap,
     /// TCP between two Linux guests in QEMU
@@ -52,7 +54,7 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::Vhost,
         Self::Packed,
         Self::Testpmd,
@@ -67,6 +69,7 @@ impl Part {
         Self::Table,
         Self::Idle,
         Self::Changes,
+        Self::Workers,
         Self::Tap,
         Self::Qemu,
         Self::Hotplug,

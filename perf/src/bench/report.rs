@@ -186,6 +186,9 @@ pub(super) fn markdown(results: &Results) -> String {
     if let Some(changes) = &results.changes {
         text.push_str(&super::changes::markdown(changes));
     }
+    if !results.workers.is_empty() {
+        text.push_str(&super::workers::markdown(&results.workers));
+    }
     if let Some(connections) = &results.connections {
         text.push_str(&super::connections::markdown(connections));
     }
