@@ -40,7 +40,7 @@ fn start() -> Instant {
 }
 
 /// The system's monotonic clock, which all processes share.
-fn monotonic() -> Duration {
+pub(crate) fn monotonic() -> Duration {
     // Only an unknown clock is refused.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }

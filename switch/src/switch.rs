@@ -10,6 +10,7 @@ mod publish;
 mod rebalance;
 mod workers;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use nix::sched::CpuSet;
 use tokio::sync::Notify;
 
 use crate::clock;
@@ -76,6 +78,8 @@ pub(crate) struct Member {
 pub struct Switch {
     pub(crate) shared: Arc<Shared>,
     pub(crate) workers: Vec<Arc<Handle>>,
+    /// The cores that they run on.
+    cores: Vec<usize>,
     pub(crate) baselines: Vec<Baseline>,
     threads: Vec<JoinHandle<()>>,
     pub(crate) bridges: BTreeMap<Name, Bridge>,
@@ -94,6 +98,8 @@ pub struct Switch {
     pub(crate) handed: Option<Handed>,
     /// The workers' snapshot is not of the ports that there are.
     stale: bool,
+    /// Where the control thread runs, since [`Switch::step_aside`].
+    pub(crate) aside: Cell<Option<CpuSet>>,
     pub(crate) guards: Guards,
     pub(crate) containers: Containers,
     pub(crate) rebalancer: Rebalancer,
@@ -109,7 +115,12 @@ impl Switch {
     pub fn start(options: Options) -> Result<Self, Refusal> {
         vhost_backend::sigbus::install()
             .map_err(|error| Refusal::new(format!("cannot install the guard against SIGBUS: {error}")))?;
-        let cores = choose_cores(&options.workers)?;
+        let allowed = match &options.handed {
+            Some(handed) => handed.cores.clone(),
+            None => workers::allowed_cores()
+                .map_err(|error| Refusal::new(format!("cannot learn which cores may be used: {error}")))?,
+        };
+        let cores = choose_cores(&options.workers, &allowed)?;
         let shared = Arc::new(Shared {
             tables: ArcSwap::from_pointee(Tables::empty(cores.len())),
             epochs: Arc::new(Epochs::new(cores.len() + 1)),
@@ -129,6 +140,7 @@ impl Switch {
         let mut switch = Self {
             shared,
             workers: Vec::new(),
+            cores,
             baselines: Vec::new(),
             threads: Vec::new(),
             bridges: BTreeMap::new(),
@@ -143,13 +155,14 @@ impl Switch {
             held: false,
             handed: options.handed,
             stale: false,
+            aside: Cell::new(None),
             guards: Guards::default(),
             containers: Containers::default(),
             rebalancer: Rebalancer::new(clock::seconds()),
             trimmer: Trimmer::default(),
             changes,
         };
-        for (id, &core) in cores.iter().enumerate() {
+        for (id, core) in switch.cores.clone().into_iter().enumerate() {
             // If one does not start, dropping the switch ends the others.
             switch.start_worker(id, core)?;
         }

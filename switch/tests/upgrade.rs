@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use shunt_switch::handover::message::{Hello, Kind};
+use shunt_switch::handover::message::{FORMAT, Hello, Kind};
 use shunt_switch::handover::wire::Wire;
 use tempfile::TempDir;
 
@@ -154,11 +154,15 @@ fn whatever_goes_wrong_the_old_process_goes_on() {
     assert!(text.contains("the other process has ended"), "{text}");
     let text = lineage.refused(&script(&dir, "echo this is no message of ours >&0; exec sleep 60"));
     assert!(text.contains("no message of a hand-over"), "{text}");
-    // Another version, as far as it can be told apart: format 2.
-    let hello = r#"{"format":2,"version":"9.9.9","pid":1}"#;
+    // Another version, as far as it can be told apart.
+    let other = FORMAT + 1;
+    let hello = format!(r#"{{"format":{other},"version":"9.9.9","pid":1}}"#);
     let header = format!(r"SHUH\001\000\000\000\{:03o}\000\000\000\000\000\000\000", hello.len());
     let text = lineage.refused(&script(&dir, &format!("printf '{header}%s' '{hello}' >&0; exec sleep 60")));
-    assert!(text.contains("9.9.9 hands over in format 2") && text.contains("restart"), "{text}");
+    assert!(
+        text.contains(&format!("9.9.9 hands over in format {other}")) && text.contains("restart"),
+        "{text}"
+    );
     // It says why itself.
     let shuntd = env!("CARGO_BIN_EXE_shuntd");
     let other = dir.path().join("other.sock");
@@ -197,7 +201,8 @@ fn a_new_process_that_fails() {
         let Ok(message) = wire.receive(deadline) else { return };
         let answer = match Kind::of(message.kind).unwrap() {
             Kind::Hello => (Kind::Hello, serde_json::to_vec(&Hello::own()).unwrap()),
-            Kind::Configure | Kind::Sync | Kind::Final | Kind::Go => (Kind::Done, b"null".to_vec()),
+            Kind::Configure | Kind::Sync | Kind::Final => (Kind::Done, b"null".to_vec()),
+            Kind::Go => (Kind::Runs, br#"{"since":0}"#.to_vec()),
             _ => continue,
         };
         if left == 0 {

@@ -3,8 +3,8 @@
 
 use std::{fs::File, io, mem::ManuallyDrop};
 
-pub(crate) use kernel::memory_file;
 use kernel::{Guarded, map, page_size, unmap};
+pub(crate) use kernel::{make_ready, memory_file};
 
 // Under the interpreter miri another module stands for the kernel.
 #[cfg_attr(miri, path = "mapping/heap.rs")]

@@ -18,7 +18,7 @@ use std::{
 };
 
 use crate::{
-    mapping::{MapError, Mapping},
+    mapping::{self, MapError, Mapping},
     sigbus,
 };
 use joined::{Joined, Piece};
@@ -321,6 +321,14 @@ impl GuestMap {
             (len <= rest && rest > 0).then(|| range.host.wrapping_add(offset as usize))
         });
         within_one.or_else(|| self.joined_range(user_addr, len))
+    }
+
+    /// Has the kernel map these bytes before they are used, as far as they are there; for rings: all of a guest's memory
+    /// would be far more than it uses.
+    pub(crate) fn make_ready(&self, user_addr: u64, len: u64) {
+        if let Some(at) = self.user_range(user_addr, len) {
+            mapping::make_ready(at, len);
+        }
     }
 
     #[cold]

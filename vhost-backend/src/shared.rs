@@ -105,6 +105,12 @@ impl Shared {
     /// A worker may see old and new entries side by side meanwhile; both name pairs that exist, and a ring that does
     /// not run takes nothing.
     pub(crate) fn publish(&self) {
+        self.steer_anew();
+        (self.changed)();
+    }
+
+    /// The first half of [`Shared::publish`].
+    pub(crate) fn steer_anew(&self) {
         let active: Vec<u16> = (0u16..)
             .zip(self.rings.chunks(2))
             .filter(|(_, pair)| pair[0].is_active())
@@ -114,7 +120,6 @@ impl Shared {
             let pair = if active.is_empty() { NOWHERE } else { active[i % active.len()] };
             entry.store(pair, Ordering::Relaxed);
         }
-        (self.changed)();
     }
 
     pub(crate) fn state(&self) -> (State, String) {

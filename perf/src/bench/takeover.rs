@@ -40,12 +40,19 @@ pub struct Takeover {
     pub rounds: usize,
     /// From the moment that the old process' workers stand still until the new one says that its workers run.
     pub pause_ms: (f64, f64),
-    /// The longest time in which a guest that is sent a frame every 50 us got none.
+    /// The longest time in which a guest that is sent a frame every 50 us got none. Its thread has real-time priority, as
+    /// it shares its core with everything but the switch's worker.
     pub gap_ms: (f64, f64),
+    /// The longest time in which the thread that plays these guests did not run itself: what it saw is no more exact.
+    pub absent_ms: (f64, f64),
     /// The command as a whole.
     pub command_ms: (f64, f64),
-    /// Frames between those guests that got lost in all rounds, and how many were sent.
-    pub lost: (u64, u64),
+    /// Frames that those guests had for each other, in all rounds.
+    pub sent: u64,
+    /// Of these, such that the sender's full ring had no room for: a guest's kernel would have kept them.
+    pub unplaced: u64,
+    /// Of the others, such that did not arrive.
+    pub lost: u64,
 }
 
 fn config(dir: &std::path::Path) -> String {
@@ -101,31 +108,51 @@ fn connect(client: &mut Guest, server: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-/// Sends a frame every [`PACE`] until told to stop; the longest time without one at the receiver, lost ones, all.
-fn watch(sender: &mut Guest, receiver: &mut Guest, stop: &AtomicBool) -> Result<(Duration, u64, u64)> {
+/// What the two guests saw that send each other frames.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// The longest time without a frame at the receiver.
+    gap: Duration,
+    /// The longest time in which their thread did not run itself.
+    absent: Duration,
+    /// Frames that the sender had.
+    sent: u64,
+    /// Such that its full ring had no room for.
+    unplaced: u64,
+    /// Frames that arrived.
+    arrived: u64,
+}
+
+/// Sends a frame every [`PACE`] until told to stop, and looks what arrives. In between it sleeps: others need the core.
+fn watch(sender: &mut Guest, receiver: &mut Guest, stop: &AtomicBool) -> Result<Seen> {
     let frame = frames::udp(2, 3, 64, 0);
-    let (mut longest, mut sent, mut got) = (Duration::ZERO, 0, 0);
+    let mut seen = Seen::default();
     let mut last = Instant::now();
-    let mut next = last;
+    let (mut before, mut next) = (last, last);
     let mut end = None;
     loop {
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
         let now = Instant::now();
-        let arrived = receiver.receive()?.len() as u64;
+        seen.absent = seen.absent.max(now - before);
+        before = now;
+        // Others are announcements of the switch.
+        let arrived = receiver.receive()?.iter().filter(|one| **one == frame).count() as u64;
         if arrived > 0 {
-            got += arrived;
-            longest = longest.max(now - last);
+            seen.arrived += arrived;
+            seen.gap = seen.gap.max(now - last);
             last = now;
         }
         match end {
-            None if stop.load(Ordering::Relaxed) => end = Some(now + Duration::from_millis(50)),
+            None if stop.load(Ordering::Relaxed) => end = Some(now + Duration::from_millis(500)),
             None if now >= next => {
-                // A full ring is as good as a lost frame.
-                sender.send(&[&frame])?;
-                sent += 1;
-                next = now + PACE;
+                seen.sent += 1;
+                seen.unplaced += u64::from(sender.send(&[&frame])? == 0);
             }
-            Some(end) if now > end || got >= sent => return Ok((longest, sent.saturating_sub(got), sent)),
+            Some(end) if now > end || seen.arrived >= seen.sent - seen.unplaced => return Ok(seen),
             _ => {}
+        }
+        while next <= now {
+            next += PACE;
         }
     }
 }
@@ -135,6 +162,7 @@ pub(super) fn run(site: &Site, arguments: &Arguments, results: &mut Results) -> 
     let dir = site.scratch.join("takeover");
     std::fs::create_dir_all(&dir)?;
     let (file, socket) = (dir.join("shunt.toml"), dir.join("control.sock"));
+    let log = dir.join("shuntd.log");
     std::fs::write(&file, config(&dir))?;
     let argv: Vec<String> = [
         site.programs.join("shuntd").display().to_string(),
@@ -145,13 +173,13 @@ pub(super) fn run(site: &Site, arguments: &Arguments, results: &mut Results) -> 
         "--cores".into(),
         site.switch_core.to_string(),
         "--log".into(),
-        "warn".into(),
+        "info".into(),
         "--config".into(),
         file.display().to_string(),
     ]
     .into();
     Process::adopt_orphans();
-    let mut process = Process::start("shuntd", &argv, &dir.join("shuntd.log"), None);
+    let mut process = Process::start("shuntd", &argv, &log, None);
     let options = Options { ring_size: arguments.ring, ..Options::default() };
     let mut guests = (0..PORTS)
         .map(|n| Guest::connect(dir.join(format!("v{n}")), &options))
@@ -169,13 +197,14 @@ pub(super) fn run(site: &Site, arguments: &Arguments, results: &mut Results) -> 
     ensure!(connections >= CONNECTIONS as u64, "{connections} connections");
 
     let rounds = if arguments.is_quick() { 3 } else { 20 };
-    let [mut pauses, mut gaps, mut commands] = [const { Vec::new() }; 3];
-    let mut lost = (0, 0);
+    let [mut pauses, mut gaps, mut absences, mut commands] = [const { Vec::new() }; 4];
+    let mut all = Seen::default();
     for _ in 0..rounds {
         let stop = AtomicBool::new(false);
         let (done, seen, taken) = std::thread::scope(|scope| {
             let watching = scope.spawn(|| {
                 crate::clock::pin(site.guest_core)?;
+                super::vhost::promote_self()?;
                 watch(sender, receiver, &stop)
             });
             std::thread::sleep(Duration::from_millis(100));
@@ -187,17 +216,24 @@ pub(super) fn run(site: &Site, arguments: &Arguments, results: &mut Results) -> 
             (done, watching.join(), taken)
         });
         let done = done.with_context(|| process.tail(20))?;
-        let (longest, missing, sent) =
-            seen.map_err(|_| anyhow::anyhow!("the watching thread panicked"))??;
+        let seen = seen.map_err(|_| anyhow::anyhow!("the watching thread panicked"))??;
         let pid =
             done["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).context("no process goes on")?;
         process.follow(pid);
         let kept = call("conntrack.count", json!({}))?["count"].as_u64().unwrap_or(0);
         ensure!(kept >= connections, "{kept} of {connections} connections are left");
         pauses.push(done["pause_microseconds"].as_f64().unwrap_or(f64::NAN) / 1e3);
-        gaps.push(longest.as_secs_f64() * 1e3);
+        gaps.push(seen.gap.as_secs_f64() * 1e3);
+        absences.push(seen.absent.as_secs_f64() * 1e3);
         commands.push(taken.as_secs_f64() * 1e3);
-        lost = (lost.0 + missing, lost.1 + sent);
+        all.sent += seen.sent;
+        all.unplaced += seen.unplaced;
+        all.arrived += seen.arrived;
+        for line in std::fs::read_to_string(&log)?.lines().rev().filter(|line| line.contains("us, ")).take(2)
+        {
+            say(line);
+        }
+        say(&format!("pause {:?} ms, {seen:?}", pauses.last()));
     }
     let summary = |times: Vec<f64>| (median(times.clone()), times.into_iter().fold(0.0, f64::max));
     let takeover = Takeover {
@@ -206,8 +242,11 @@ pub(super) fn run(site: &Site, arguments: &Arguments, results: &mut Results) -> 
         rounds,
         pause_ms: summary(pauses),
         gap_ms: summary(gaps),
+        absent_ms: summary(absences),
         command_ms: summary(commands),
-        lost,
+        sent: all.sent,
+        unplaced: all.unplaced,
+        lost: (all.sent - all.unplaced).saturating_sub(all.arrived),
     };
     say(&format!("takeover: {takeover:?}"));
     results.takeover = Some(takeover);
@@ -217,15 +256,17 @@ pub(super) fn run(site: &Site, arguments: &Arguments, results: &mut Results) -> 
 pub(super) fn markdown(takeover: &Takeover) -> String {
     let row = |what: &str, (median, most): (f64, f64)| format!("| {what} | {median:.2} | {most:.2} |\n");
     format!(
-        "\n## Planned restart: {} ports, {} connections, {} times\n\n| ms | median | most |\n|---|---|---|\n{}{}{}\n\
-         {} of {} frames between two guests got lost.\n",
+        "\n## Planned restart: {} ports, {} connections, {} times\n\n| ms | median | most |\n|---|---|---|\n{}{}{}{}\n\
+         Of {} frames between two guests {} got lost, and {} were not sent, since the sender's ring was full.\n",
         takeover.ports,
         takeover.connections,
         takeover.rounds,
         row("no packet carried, by the daemon's word", takeover.pause_ms),
         row("no frame at a guest that is sent one every 50 us", takeover.gap_ms),
+        row("the guest itself did not run", takeover.absent_ms),
         row("the command", takeover.command_ms),
-        takeover.lost.0,
-        takeover.lost.1
+        takeover.sent,
+        takeover.lost,
+        takeover.unplaced
     )
 }

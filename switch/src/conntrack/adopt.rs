@@ -126,5 +126,6 @@ impl<F: Family> Owner<F> {
         if table.set_balanced(slot, state, false) {
             self.shorten(table, slot, now);
         }
+        table.mark(slot);
     }
 }

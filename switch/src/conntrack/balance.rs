@@ -14,7 +14,7 @@ use zerocopy::FromZeros;
 use super::Conntrack;
 use super::key::Family;
 use super::shared::Shared;
-use super::table::{CHUNK, Ref, Slot, Table};
+use super::table::{Ref, Slot, Table};
 use crate::ipvs::states::{self, Way};
 use crate::packet::tuple::Tuple;
 
@@ -116,11 +116,6 @@ pub(super) fn places(halves: usize) -> usize {
     halves / 2
 }
 
-/// A connection's place in the array.
-fn place(slot: Slot) -> usize {
-    (slot.0 / (2 * CHUNK) * CHUNK + slot.0 % CHUNK) as usize
-}
-
 impl Record {
     /// Seconds that the connection lives without packets.
     pub(super) fn timeout(&self) -> u32 {
@@ -168,7 +163,7 @@ impl Shared {
 
 impl<F: Family> Table<F> {
     pub(super) fn record(&self, slot: Slot) -> &Record {
-        &self.records[place(slot)]
+        &self.records[slot.place() as usize]
     }
 
     /// What a balanced connection's record says; none if it is not balanced, or over.
@@ -322,5 +317,6 @@ impl<F: Family> Table<F> {
             let timeout = balancer.timeout(view.destination, view.protocol, view.state);
             self.record(slot).timeout.store(timeout, Ordering::Relaxed);
         });
+        self.mark(slot);
     }
 }

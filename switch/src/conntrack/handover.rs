@@ -1,7 +1,8 @@
 //! Connections that go on in another process: each as a record of fixed length, and back.
 //!
-//! A first copy is made while workers carry packets; [`Copies`] remembers a digest of each record's substance, by which
-//! [`Copies::changed`] finds, once they stand still, what has to be told again. What packets alone change (when a
+//! A first copy is made while workers carry packets; [`Copies`] remembers a digest of each record's substance. What has to
+//! be told again once they stand still is searched for among the connections that were marked since
+//! ([`super::marks`]), so that takes as long as there were changes. What packets alone change (when a
 //! connection was seen, how often, what it acknowledged) is as of the copy: it is at most a few seconds old, and made
 //! good by the next packet. Both processes share a clock ([`crate::clock::go_on_from`]), so seconds mean the same.
 #![forbid(unsafe_code)]
@@ -13,16 +14,18 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::balance::Balanced;
 use super::entry::Flags;
 use super::key::{Family, Key, V4, V6};
+use super::marks::GROUP;
 use super::owner::{NewConnection, Owner};
 use super::shared::Refused;
 use super::state::{Phase, State};
-use super::table::{CHUNK, Ref, Slot, Table};
+use super::table::{CHUNK, Ref, Slot, Standing, Table};
 use super::track::Begun;
 use super::{Conntrack, Local};
 use crate::rules::hash::mix;
 
-/// Places that are looked at in one go.
+/// Places that are looked at in one go: whole groups, as chunks are.
 const STEP: u32 = 512;
+const _: () = assert!(STEP.is_multiple_of(GROUP) && CHUNK.is_multiple_of(GROUP));
 /// How often a lock is tried that another worker has.
 const PATIENCE: u32 = 10_000;
 /// Set in the place of a connection of IPv6.
@@ -88,7 +91,7 @@ impl Kept {
         let (there, back) = (first.key(), second.key());
         let view = table.balance(slot.original());
         let mut kept = Self {
-            place: u64::from(place(slot)) | if F::V6 { WIDE } else { 0 },
+            place: u64::from(slot.place()) | if F::V6 { WIDE } else { 0 },
             bytes: [first.bytes(), second.bytes()],
             packets: [first.packets(), second.packets()],
             addresses: [there.source, there.destination, back.source, back.destination].map(F::to_bytes),
@@ -195,80 +198,69 @@ impl Kept {
     }
 }
 
-/// A slot's number without the gaps of second halves.
-fn place(slot: Slot) -> u32 {
-    slot.0 / (2 * CHUNK) * CHUNK + slot.0 % CHUNK
-}
-
-/// What was told of all connections.
+/// What was told of all connections: digests by place, 0 where nothing was.
 #[derive(Debug, Default)]
 pub struct Copies {
     v4: Vec<u64>,
     v6: Vec<u64>,
-}
-
-impl Copies {
-    fn of(&mut self, wide: bool) -> &mut Vec<u64> {
-        if wide { &mut self.v6 } else { &mut self.v4 }
-    }
+    /// All have been looked at once; from then on marks tell.
+    begun: bool,
 }
 
 impl Conntrack {
-    /// Shows all connections that were not told of, or have changed since, and then the places of those that are no
-    /// more. Workers may go on meanwhile; for a whole picture they must not. Stops where `show` says so.
+    /// Shows all connections that were not told of, or have changed since, and the places of those that are no more.
+    /// Workers may go on meanwhile; for a whole picture they must not. Stops where `show` or `gone` says so: `copies` are
+    /// of no use then. Marks can be taken once, so there can be one hand-over at a time.
     pub fn changed<E>(
         &self,
         copies: &mut Copies,
         mut show: impl FnMut(&Kept) -> Result<(), E>,
         mut gone: impl FnMut(u64) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.changed_of(&self.v4, copies, &mut show, &mut gone)?;
-        self.changed_of(&self.v6, copies, &mut show, &mut gone)
+        let all = !std::mem::replace(&mut copies.begun, true);
+        self.changed_of(&self.v4, &mut copies.v4, all, &mut show, &mut gone)?;
+        self.changed_of(&self.v6, &mut copies.v6, all, &mut show, &mut gone)
     }
 
     fn changed_of<F: Family, E>(
         &self,
         table: &Table<F>,
-        copies: &mut Copies,
+        told: &mut Vec<u64>,
+        all: bool,
         show: &mut impl FnMut(&Kept) -> Result<(), E>,
         gone: &mut impl FnMut(u64) -> Result<(), E>,
     ) -> Result<(), E> {
-        let told = copies.of(F::V6);
         let family = if F::V6 { WIDE } else { 0 };
+        let places = table.places();
+        told.resize(places as usize, 0);
+        let mut groups = Vec::with_capacity((STEP / GROUP) as usize);
         let mut found = Vec::with_capacity(STEP as usize);
-        let mut from = Some(0);
-        while let Some(start) = from {
-            let mut next = start;
-            from = self.seated(|| {
-                let go_on = table.scan(start, STEP, |slot| found.push(Kept::of(table, slot)));
-                next = go_on.unwrap_or_else(|| table.places());
-                go_on
+        for start in (0..places).step_by(STEP as usize) {
+            let step = start / GROUP..places.min(start + STEP) / GROUP;
+            // The mark first: what changes afterwards marks it again.
+            groups.extend(step.filter(|&group| table.marks.take(group) || all));
+            if groups.is_empty() {
+                continue;
+            }
+            self.seated(|| {
+                for place in groups.drain(..).flat_map(|group| group * GROUP..(group + 1) * GROUP) {
+                    let slot = Slot::at(place);
+                    let live = table.holder(slot).is(Standing::Live);
+                    found.push((place, live.then(|| Kept::of(table, slot))));
+                }
             });
-            if told.len() < next as usize {
-                told.resize(next as usize, 0);
-            }
-            let mut at = start as usize;
-            for kept in found.drain(..) {
-                let here = (kept.place & (WIDE - 1)) as usize;
-                for (between, digest) in told.iter_mut().enumerate().take(here).skip(at) {
-                    if std::mem::take(digest) != 0 {
-                        gone(between as u64 | family)?;
-                    }
-                }
-                at = here + 1;
-                let digest = kept.digest();
+            for (place, kept) in found.drain(..) {
+                let told = &mut told[place as usize];
                 // One that is just being removed has no state any more: it is gone.
-                if kept.check().is_err() {
-                    if std::mem::take(&mut told[here]) != 0 {
-                        gone(kept.place)?;
+                match kept.filter(|kept| kept.check().is_ok()) {
+                    Some(kept) => {
+                        let digest = kept.digest();
+                        if std::mem::replace(told, digest) != digest {
+                            show(&kept)?;
+                        }
                     }
-                } else if std::mem::replace(&mut told[here], digest) != digest {
-                    show(&kept)?;
-                }
-            }
-            for (between, digest) in told.iter_mut().enumerate().take(next as usize).skip(at) {
-                if std::mem::take(digest) != 0 {
-                    gone(between as u64 | family)?;
+                    None if std::mem::take(told) != 0 => gone(u64::from(place) | family)?,
+                    None => {}
                 }
             }
         }

@@ -20,6 +20,7 @@ mod index;
 mod keeper;
 pub mod key;
 mod listing;
+mod marks;
 pub mod owner;
 pub mod record;
 pub mod sequence;

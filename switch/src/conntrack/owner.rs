@@ -286,6 +286,7 @@ impl<F: Family> Owner<F> {
             timeout = table.record(slot).timeout();
         }
         table.set_holder(slot, Holder::new(new.port, self.worker, Standing::Live));
+        table.mark(slot);
         drop(stripes);
         self.wheel.schedule(table, slot, timeout.min(FIRST_LOOK), now);
         self.held += 1;

@@ -15,6 +15,7 @@ use super::entry::Half;
 use super::inbox::Inbox;
 use super::index::Index;
 use super::key::{Compact, Family, Key, Secret};
+use super::marks::Marks;
 use super::shared::Shared;
 use super::state::{Phase, State};
 use crate::memory::{self, Pages};
@@ -59,6 +60,15 @@ impl Ref {
 pub(super) struct Slot(pub(super) u32);
 
 impl Slot {
+    /// The slot of a [`Slot::place`].
+    pub(super) fn at(place: u32) -> Self {
+        Self(place / CHUNK * 2 * CHUNK + place % CHUNK)
+    }
+    /// Its number without the gaps that second halves are.
+    #[inline(always)]
+    pub(super) fn place(self) -> u32 {
+        self.0 / (2 * CHUNK) * CHUNK + self.0 % CHUNK
+    }
     pub(super) fn original(self) -> Ref {
         Ref(self.0)
     }
@@ -125,6 +135,8 @@ pub struct Table<F: Family> {
     /// What balanced connections have beyond that.
     pub(super) records: Pages<balance::Record>,
     pub(super) index: Index,
+    /// Which connections may have changed.
+    pub(super) marks: Marks,
     secret: Secret,
     /// Chunks handed out.
     handed: AtomicU32,
@@ -146,6 +158,7 @@ impl<F: Family> Table<F> {
             halves: Pages::new((chunks * CHUNK * 2) as usize),
             records: Pages::new(balance::places((chunks * CHUNK * 2) as usize)),
             index: Index::new(capacity as usize * 2),
+            marks: Marks::new(chunks),
             secret: Secret::new(),
             handed: AtomicU32::new(0),
             ready: AtomicU32::new(0),
@@ -181,6 +194,7 @@ impl<F: Family> Table<F> {
             make_ready(&self.halves[(from * 2 * CHUNK) as usize..(to * 2 * CHUNK) as usize], |half| {
                 half.cold.fetch_or(0, Ordering::Relaxed);
             });
+            self.marks.prepare(from..to);
             self.ready.store(to, Ordering::Relaxed);
         }
     }
@@ -284,9 +298,18 @@ impl<F: Family> Table<F> {
         let new = State::new(Phase::UdpStream, old.status() | State::ASSURED, old.note());
         let cell = &self.second(slot).cold;
         match cell.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => new,
+            Ok(_) => {
+                self.mark(slot);
+                new
+            }
             Err(other) => State(other),
         }
+    }
+
+    /// Something of a connection has changed that another process is to know: see [`Marks`].
+    #[inline(always)]
+    pub(super) fn mark(&self, slot: Slot) {
+        self.marks.set(slot.place());
     }
 
     /// Notes of a connection that nobody has seen yet what was known of it elsewhere.
@@ -362,6 +385,7 @@ impl<F: Family> Table<F> {
         if first.flags().balanced() {
             self.end_balanced(slot);
         }
+        self.mark(slot);
         Removed::Now(holder.owner())
     }
 
@@ -422,7 +446,7 @@ impl<F: Family> Table<F> {
         let end = self.handed.load(Ordering::Acquire) * CHUNK;
         let to = from.saturating_add(places).min(end);
         for place in from..to {
-            let slot = Slot(place / CHUNK * 2 * CHUNK + place % CHUNK);
+            let slot = Slot::at(place);
             if self.holder(slot).is(Standing::Live) {
                 seen(slot);
             }

@@ -213,6 +213,7 @@ impl<F: Family> Owner<F> {
         } else {
             self.update_by_protocol(table, half, packet, now)
         };
+        table.mark(half.slot());
         match fate {
             Fate::Accept => table.half(half).touch(now, packet.bytes),
             Fate::Invalid => table.shared.counters(self.worker()).invalid.add(1),

@@ -8,10 +8,11 @@
 //! | new | `Done` | it is configured; nothing of it runs |
 //! | old | `Records`, `Connections`, `Gone`, `Sync` | a first copy of what was learned; more than once |
 //! | new | `Done` | |
-//! | old | `Port`, `Records`, `Connections`, `Gone`, `Final` | it stands still; what has changed |
+//! | old | `Still` | it stands still; its workers' cores are the new one's |
+//! | old | `Port`, `Records`, `Connections`, `Gone`, `Final` | what has changed |
 //! | new | `Done` | it is ready |
 //! | old | `Go` | from here on everything is the new process' |
-//! | new | `Done` | it runs |
+//! | new | `Runs` | its workers carry packets |
 //!
 //! Either side may say `Refusal` instead, or end: until `Go` the old process goes on then as if nothing had been.
 //! Payloads are JSON objects whose unknown fields are refused, but for connections, which are records of fixed length
@@ -38,7 +39,7 @@ use crate::refusal::Refusal;
 use crate::services::KeptLease;
 
 /// The number of all that this file and what it names describes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Kinds of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub enum Kind {
     Final = 12,
     Go = 13,
     Things = 14,
+    Still = 15,
+    Runs = 16,
 }
 
 impl Kind {
@@ -80,6 +83,8 @@ impl Kind {
             Final,
             Go,
             Things,
+            Still,
+            Runs,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == number)
@@ -147,6 +152,8 @@ pub struct Numbers {
 pub struct Start {
     /// The numbers of what is configured.
     pub numbers: Numbers,
+    /// The cores that may be used, the workers' among them.
+    pub cores: Vec<usize>,
     /// What is kept in the state directory.
     pub kept: Kept,
     /// Servers that have failed their checks.
@@ -304,6 +311,14 @@ pub struct Final {
     pub ports: Vec<PortEnd>,
     /// What connections have announced.
     pub expectations: KeptExpectations,
+}
+
+/// The new process carries packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Runs {
+    /// Since when: nanoseconds of the system's monotonic clock.
+    pub since: u64,
 }
 
 /// Reads a payload.

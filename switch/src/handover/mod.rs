@@ -14,6 +14,7 @@
 //! of what was learned, [`predecessor`] and [`successor`] the two processes.
 
 mod hear;
+mod laps;
 pub mod message;
 pub mod port;
 pub mod predecessor;
@@ -41,6 +42,8 @@ use port::PortState;
 pub struct Handed {
     /// The numbers that ports and interfaces had there.
     pub(crate) numbers: Numbers,
+    /// Cores that may be used: the control thread keeps off the workers' from the beginning.
+    pub(crate) cores: Vec<usize>,
     /// Ports that are not made yet.
     pub(crate) ports: HashMap<Name, (PortState, Descriptors)>,
 }

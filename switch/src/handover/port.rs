@@ -121,7 +121,14 @@ pub fn resume(
     }
 }
 
-/// A port is this process' from now on, and runs.
+/// A port is this process' from now on: its rings run.
+pub fn start(attachment: &Attachment) {
+    if let Attachment::Vhost(device) = attachment {
+        device.start_rings();
+    }
+}
+
+/// What remains after [`start`], and wakes threads.
 pub fn own(attachment: &Attachment) {
     match attachment {
         Attachment::Vhost(device) => device.go_on(),

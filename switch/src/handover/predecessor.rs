@@ -9,13 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nix::sched::sched_setaffinity;
-use nix::unistd::Pid;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use vhost_backend::handover::Descriptors;
 
-use super::message::{self, Control, Hello, Kind, Numbers, Port, Reason, Start, Things};
+use super::laps::Laps;
+use super::message::{self, Control, Hello, Kind, Numbers, Port, Reason, Runs, Start, Things};
 use super::port::{self, PortState};
 use super::tell::{self, RECORDS, Told};
 use super::wire::Wire;
@@ -35,6 +34,10 @@ const START: Duration = Duration::from_secs(120);
 const COPY: Duration = Duration::from_secs(120);
 /// How long everything may stand still: then it is given up.
 const STILL: Duration = Duration::from_secs(2);
+/// Rounds of the first copy, at most. Each tells what has changed during the one before, which took less time each time.
+const ROUNDS: usize = 8;
+/// So few connections that have changed during a round are left for the standstill.
+const FEW: usize = 500;
 /// How long the control threads of ports have to come to a halt. One whose frontend is in the midst of a message is not
 /// waited for: that frontend has to connect anew.
 const HALT: Duration = Duration::from_millis(5);
@@ -134,6 +137,12 @@ impl Heir {
         self.expect(Kind::Done, deadline).map(drop)
     }
 
+    /// Waits until packets are carried again; since when they are, by the system's monotonic clock.
+    fn runs(&self, deadline: Instant) -> Result<Duration, Refusal> {
+        let runs: Runs = message::read("last word", &self.expect(Kind::Runs, deadline)?)?;
+        Ok(Duration::from_nanos(runs.since))
+    }
+
     /// Sends all, and waits until all is done.
     fn send_all(&self, messages: &[Outgoing], deadline: Instant) -> Result<(), Refusal> {
         messages.iter().try_for_each(|message| self.send(message, deadline))?;
@@ -160,12 +169,7 @@ pub async fn hand_over(
 ) -> Result<HandedOver, Refusal> {
     let mut told = Told::default();
     let start = start(socket, &switch.borrow(), &mut told)?;
-    let cores = switch.borrow().cores();
     let heir = apart(move || {
-        // Our threads keep off the workers' cores; the new process needs them for its own. It begins with what this
-        // thread, which ends, may use.
-        let stepped_in = cores.and_then(|cores| sched_setaffinity(Pid::from_raw(0), &cores));
-        stepped_in.map_err(|error| Refusal::new(format!("cores for the new process: {error}")))?;
         let heir = Heir::start(&binary)?;
         heir.send_all(&start, Instant::now() + START)?;
         Ok(heir)
@@ -178,29 +182,39 @@ pub async fn hand_over(
         let deadline = Instant::now() + COPY;
         let mut copies = Copies::default();
         records.iter().try_for_each(|message| heir.send(message, deadline))?;
-        // The second time around there is little, and so there will be when everything stands still.
-        for _ in 0..2 {
+        for round in 0..ROUNDS {
+            let mut told = 0;
             if let Some(conntrack) = &tracked {
-                connections(&heir, conntrack, &mut copies, deadline)?;
+                told = connections(&heir, conntrack, &mut copies, deadline)?;
             }
             heir.send_all(&[Outgoing::new(Kind::Sync, &(), Descriptors::default())?], deadline)?;
+            if round > 0 && told <= FEW {
+                break;
+            }
         }
         Ok((heir, copies))
     })
     .await?;
     let pid = heir.pid();
+    let mut laps = Laps::start();
     let mut still = Still { switch, since: None, heir: Some(heir) };
-    still.begin()?;
+    still.begin(&mut laps)?;
     let Some(heir) = still.heir.as_ref() else { return Err(Refusal::new("there is nobody to hand over to")) };
     let deadline = Instant::now() + STILL;
-    finish(heir, &switch.borrow(), &mut told, conntrack.as_deref(), &mut copies, deadline)?;
+    heir.send(&Outgoing::new(Kind::Still, &(), Descriptors::default())?, deadline)?;
+    let rest = Rest { told: &mut told, conntrack: conntrack.as_deref(), copies: &mut copies };
+    finish(heir, &switch.borrow(), rest, &mut laps, deadline)?;
     heir.send(&Outgoing::new(Kind::Go, &(), Descriptors::default())?, deadline)?;
+    still.step_back();
     // From here on nothing is ours. It says when it runs; if it cannot, nobody carries packets, and whoever started us
     // is to start another one.
-    let runs = heir.done(Instant::now() + START);
-    let pause = still.commit();
+    laps.lap("gone");
+    let runs = heir.runs(Instant::now() + START);
+    let since = still.commit();
+    laps.lap("it runs");
+    tracing::info!("stood still: {laps}");
     match runs {
-        Ok(()) => Ok(HandedOver { pid, pause }),
+        Ok(at) => Ok(HandedOver { pid, pause: at.saturating_sub(since) }),
         Err(refusal) => {
             tracing::error!("the new process {pid} has everything and says: {refusal}");
             std::process::exit(1);
@@ -233,8 +247,11 @@ fn start(socket: &ControlSocket, switch: &Switch, told: &mut Told) -> Result<Vec
         queues: switch.assignment().queues.iter().map(|list| list.iter().map(place).collect()).collect(),
     };
     let (kept, lock) = switch.kept_state();
+    let cores =
+        switch.cores().map_err(|error| Refusal::new(format!("cores for the new process: {error}")))?;
     let start = Start {
         numbers,
+        cores,
         kept,
         failed: switch.directors.health().failed(),
         rebalancing: switch.rebalancer.settings,
@@ -278,7 +295,7 @@ fn connections(
     conntrack: &crate::conntrack::Conntrack,
     copies: &mut Copies,
     deadline: Instant,
-) -> Result<(), Refusal> {
+) -> Result<usize, Refusal> {
     let send = |kind: Kind, bytes: &[u8]| {
         heir.send(&Outgoing { kind, payload: bytes.to_vec(), descriptors: Vec::new() }, deadline)
     };
@@ -290,15 +307,22 @@ fn connections(
     )
 }
 
+/// What was told so far, and of what there is more.
+struct Rest<'a> {
+    told: &'a mut Told,
+    conntrack: Option<&'a crate::conntrack::Conntrack>,
+    copies: &'a mut Copies,
+}
+
 /// Tells what has changed since the first copy, and the rest; everything stands still.
 fn finish(
     heir: &Heir,
     switch: &Switch,
-    told: &mut Told,
-    conntrack: Option<&crate::conntrack::Conntrack>,
-    copies: &mut Copies,
+    rest: Rest<'_>,
+    laps: &mut Laps,
     deadline: Instant,
 ) -> Result<(), Refusal> {
+    let Rest { told, conntrack, copies } = rest;
     let mut last = tell::last(switch);
     for (name, member) in &switch.ports {
         let attachment = member.port.attachment();
@@ -324,40 +348,58 @@ fn finish(
         }
         heir.send(&Outgoing::new(Kind::Port, &Port { name: *name, state }, descriptors)?, deadline)?;
     }
+    laps.lap("ports");
     records(told.changed(switch))?.iter().try_for_each(|message| heir.send(message, deadline))?;
+    laps.lap("records");
     if let Some(conntrack) = conntrack {
         connections(heir, conntrack, copies, deadline)?;
     }
-    heir.send_all(&[Outgoing::new(Kind::Final, &last, Descriptors::default())?], deadline)
+    laps.lap("connections");
+    heir.send_all(&[Outgoing::new(Kind::Final, &last, Descriptors::default())?], deadline)?;
+    laps.lap("it is ready");
+    Ok(())
 }
 
 /// Ports and workers that stand still; they go on when this is dropped, after the new process was ended.
 struct Still<'a> {
     switch: &'a Rc<RefCell<Switch>>,
-    since: Option<Instant>,
+    /// By the system's monotonic clock.
+    since: Option<Duration>,
     heir: Option<Heir>,
 }
 
 impl Still<'_> {
-    fn begin(&mut self) -> Result<(), Refusal> {
+    fn begin(&mut self, laps: &mut Laps) -> Result<(), Refusal> {
         let switch = self.switch.borrow();
         // Of a port that stands still nobody notices as long as its frontend says nothing.
         let deadline = Instant::now() + HALT;
-        self.since = Some(Instant::now());
+        self.since = Some(clock::monotonic());
         for member in switch.ports.values() {
             if let Attachment::Vhost(device) = member.port.attachment() {
                 device.halt(deadline);
             }
         }
-        self.since = Some(Instant::now());
-        switch.hold_workers()
+        laps.lap("control threads");
+        self.since = Some(clock::monotonic());
+        switch.hold_workers()?;
+        laps.lap("workers");
+        switch.use_workers_cores();
+        laps.lap("to their cores");
+        Ok(())
     }
 
-    /// Nothing goes on here any more.
+    /// The cores are the new process' workers', also while this one ends.
+    fn step_back(&self) {
+        let switch = self.switch.borrow();
+        switch.displace_workers();
+        switch.step_back();
+    }
+
+    /// Nothing goes on here any more; since when.
     fn commit(&mut self) -> Duration {
         // It sees by the socket when this process has ended: that stays open as long as this does.
         std::mem::forget(self.heir.take());
-        self.since.take().map_or(Duration::ZERO, |since| since.elapsed())
+        self.since.take().unwrap_or_default()
     }
 }
 
@@ -369,6 +411,7 @@ impl Drop for Still<'_> {
         }
         let switch = self.switch.borrow();
         switch.let_workers_go();
+        switch.step_back();
         for member in switch.ports.values() {
             if let Attachment::Vhost(device) = member.port.attachment() {
                 device.go_on();

@@ -12,7 +12,8 @@ use vhost_backend::handover::Descriptors;
 
 use super::Handed;
 use super::hear::Heard;
-use super::message::{self, Control, Hello, Kept, Kind, Port, Reason, Record, Start, Things};
+use super::laps::Laps;
+use super::message::{self, Control, Hello, Kept, Kind, Port, Reason, Record, Runs, Start, Things};
 use super::wire::{Message, Wire, WireError};
 use crate::clock;
 use crate::config::arguments::Settings;
@@ -85,11 +86,15 @@ impl Successor {
         let state = options.state.clone();
         let lock = self.told.lock.take();
         let taken = self.converse(settings, options);
-        let (mut socket, mut switch, heard, kept) = taken.map_err(|refusal| self.refuse(refusal))?;
+        let (mut socket, mut switch, heard, kept, mut laps) =
+            taken.map_err(|refusal| self.refuse(refusal))?;
         socket.own();
-        switch.go_on();
+        switch.go_on(|what| laps.lap(what));
         // Nobody is left who could be told of an error here.
-        let _ = say(&self.wire, Kind::Done, &());
+        let since = switch.workers_went_on().as_nanos().min(u128::from(u64::MAX)) as u64;
+        let _ = say(&self.wire, Kind::Runs, &Runs { since });
+        laps.lap("they run");
+        tracing::info!("took over: {laps}");
         if !self.wire.wait_for_end(Instant::now() + FAREWELL) {
             tracing::warn!("the old process does not end");
         }
@@ -107,7 +112,7 @@ impl Successor {
         &mut self,
         settings: &Settings,
         options: Options,
-    ) -> Result<(ControlSocket, Switch, Heard, Kept), Refusal> {
+    ) -> Result<(ControlSocket, Switch, Heard, Kept, Laps), Refusal> {
         let told = &mut self.told;
         let Some((control, mut descriptors)) = told.control.take() else {
             return Err(Refusal::new("the control socket was not handed over"));
@@ -122,7 +127,8 @@ impl Successor {
         let socket = ControlSocket::resume(&control.path, &mut descriptors)?;
         let ports = told.ports.drain(..).map(|(port, descriptors)| (port.name, (port.state, descriptors)));
         let numbers = std::mem::take(&mut told.start.numbers);
-        let handed = Handed { numbers, ports: ports.collect() };
+        let cores = std::mem::take(&mut told.start.cores);
+        let handed = Handed { numbers, cores, ports: ports.collect() };
         let mut switch = Switch::start(Options { handed: Some(handed), ..options })?;
         switch.step_aside();
         switch.rebalancer.settings = told.start.rebalancing;
@@ -134,6 +140,7 @@ impl Successor {
         }
         say(&self.wire, Kind::Done, &())?;
         let mut heard = Heard::new(switch.workers.len());
+        let mut laps = Laps::start();
         loop {
             let message = next(&self.wire)?;
             match Kind::of(message.kind) {
@@ -154,12 +161,21 @@ impl Successor {
                     heard.settle(&switch)?;
                     say(&self.wire, Kind::Done, &())?;
                 }
+                Some(Kind::Still) => {
+                    laps = Laps::start();
+                    switch.place_workers();
+                    switch.use_workers_cores();
+                    laps.lap("to the workers' cores");
+                }
                 Some(Kind::Final) => {
+                    laps.lap("changes");
                     switch.publish_handed();
                     heard.last(&switch, message::read("end", &message.payload)?)?;
                     say(&self.wire, Kind::Done, &())?;
+                    laps.lap("the end");
                     expect(&self.wire, Kind::Go)?;
-                    return Ok((socket, switch, heard, kept));
+                    laps.lap("go");
+                    return Ok((socket, switch, heard, kept, laps));
                 }
                 _ => return Err(unexpected(&message)),
             }

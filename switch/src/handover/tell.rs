@@ -149,17 +149,19 @@ fn servers(switch: &Switch, records: &mut Vec<Record>) {
     }
 }
 
-/// Connections that were not told, or have changed since, a message's worth at a time; then the places of those that are
-/// no more.
+/// Connections that were not told, or have changed since, a message's worth at a time, and the places of those that are
+/// no more; how many of both.
 pub(super) fn connections<E>(
     conntrack: &Conntrack,
     copies: &mut Copies,
     mut tell: impl FnMut(&[u8]) -> Result<(), E>,
     mut tell_gone: impl FnMut(&[u8]) -> Result<(), E>,
-) -> Result<(), E> {
+) -> Result<usize, E> {
+    let mut count = 0;
     let mut batch: Vec<Kept> = Vec::with_capacity(CONNECTIONS);
     let mut gone: Vec<u64> = Vec::new();
     let show = |kept: &Kept| {
+        count += 1;
         batch.push(*kept);
         if batch.len() < CONNECTIONS {
             return Ok(());
@@ -176,7 +178,10 @@ pub(super) fn connections<E>(
     for some in gone.chunks(CONNECTIONS * RECORD / 8) {
         tell_gone(some.as_bytes())?;
     }
-    if batch.is_empty() { Ok(()) } else { tell(batch.as_bytes()) }
+    if !batch.is_empty() {
+        tell(batch.as_bytes())?;
+    }
+    Ok(count + gone.len())
 }
 
 fn counted(totals: Totals) -> Counted {

@@ -269,7 +269,7 @@ fn servers_that_were_deleted_keep_what_they_carry() {
 fn another_format_is_refused_in_words() {
     let own = Hello::own();
     own.check().unwrap();
-    for format in [0, 2, u32::MAX] {
+    for format in [0, message::FORMAT - 1, message::FORMAT + 1, u32::MAX] {
         let text = Hello { format, version: "9.9.9".into(), pid: 1 }.check().unwrap_err().to_string();
         assert!(
             text.contains(&format!("9.9.9 hands over in format {format}")) && text.contains("restart"),

@@ -15,7 +15,7 @@ use crate::handover::message;
 use crate::handover::port;
 use crate::port::Port;
 use crate::refusal::Refusal;
-use crate::worker::Mode;
+use crate::worker::{Handle, Mode};
 
 /// A worker that does not come to a halt for so long does not.
 const HALT: Duration = Duration::from_millis(500);
@@ -45,6 +45,21 @@ impl Switch {
     pub(crate) fn let_workers_go(&self) {
         self.shared.mode.set(Mode::Run);
         self.workers.iter().for_each(|worker| worker.wake());
+    }
+
+    /// When all workers carried packets again, by the system's monotonic clock; now if one does not begin.
+    pub(crate) fn workers_went_on(&self) -> Duration {
+        let deadline = Instant::now() + HALT;
+        let went_on = |worker: &Arc<Handle>| loop {
+            match worker.held.went_on() {
+                // One that never stood still goes on from the beginning.
+                Some(at) if at.is_zero() => return clock::monotonic(),
+                Some(at) => return at,
+                None if Instant::now() > deadline => return clock::monotonic(),
+                None => std::thread::sleep(Duration::from_micros(10)),
+            }
+        };
+        self.workers.iter().map(went_on).max().unwrap_or_default()
     }
 
     /// Interfaces that are up: of a switch that goes on in another's place, those that were up there.
@@ -82,13 +97,22 @@ impl Switch {
         }
     }
 
-    /// Everything that was handed over is ours from now on, and workers begin.
-    pub fn go_on(&mut self) {
+    /// Everything that was handed over is ours from now on, and workers begin. `lap` hears what has been done.
+    pub fn go_on(&mut self, mut lap: impl FnMut(&'static str)) {
+        for member in self.ports.values() {
+            port::start(member.port.attachment());
+        }
+        lap("rings");
+        self.shared.seconds.store(clock::seconds(), Ordering::Relaxed);
+        self.let_workers_go();
+        // They need this core now.
+        self.step_back();
+        lap("workers");
+        // Afterwards, since each wakes a thread, and nobody waits for those.
         for member in self.ports.values() {
             port::own(member.port.attachment());
         }
-        self.shared.seconds.store(clock::seconds(), Ordering::Relaxed);
-        self.let_workers_go();
+        lap("the rest");
         self.handed = None;
         self.router.handed.clear();
         // What is up now may differ from what was.

@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, gettid};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Switch;
@@ -39,16 +40,21 @@ impl Switch {
             longest_turn: Maximum::default(),
             longest_update: Maximum::default(),
             held: Held::default(),
+            thread: AtomicI32::new(0),
         });
         let (ready, started) = std::sync::mpsc::sync_channel(1);
         let (worker_handle, shared) = (handle.clone(), self.shared.clone());
+        // What it does while it stands still is not to take time from another process' worker on this core.
+        let aside = self.handed.as_ref().and_then(|_| without(&self.cores));
         let thread = std::thread::Builder::new()
             .name(format!("shunt-w{id}"))
             .spawn(move || {
                 // Made on its own thread and core, so that its memory is near it. Raw pointers in it never travel.
-                let made = pin(core).and_then(|()| Worker::new(worker_handle, shared));
+                worker_handle.thread.store(gettid().as_raw(), Ordering::Relaxed);
+                let made = pin(0, core).and_then(|()| Worker::new(worker_handle, shared));
                 match made {
                     Ok(worker) => {
+                        let _ = aside.map(|aside| sched_setaffinity(Pid::from_raw(0), &aside));
                         let _ = ready.send(Ok(()));
                         worker.run();
                     }
@@ -82,23 +88,58 @@ impl Switch {
     /// Keeps the calling thread, and those that it makes from now on, off the workers' cores if there are others: a worker
     /// that loses its core to a port's control thread keeps everybody waiting for milliseconds.
     pub fn step_aside(&self) {
-        let Ok(mut set) = sched_getaffinity(Pid::from_raw(0)) else { return };
-        for worker in &self.workers {
-            let _ = set.unset(worker.core);
+        if let Some(aside) = without(&self.cores) {
+            self.aside.set(Some(aside));
+            self.step_back();
         }
-        if (0..CpuSet::count()).any(|core| set.is_set(core).unwrap_or(false)) {
-            // What cannot be changed is as it was.
+    }
+
+    /// Has the calling thread run where the workers do, who stand still, and nowhere else: whoever uses the other cores
+    /// need not be waited for. Nothing happens if it has stepped aside nowhere.
+    pub(crate) fn use_workers_cores(&self) {
+        if self.aside.get().is_some() {
+            let mut set = CpuSet::new();
+            for &core in &self.cores {
+                let _ = set.set(core);
+            }
             let _ = sched_setaffinity(Pid::from_raw(0), &set);
         }
     }
 
-    /// The cores that this process may use, before it stepped aside.
-    pub(crate) fn cores(&self) -> nix::Result<CpuSet> {
-        let mut set = sched_getaffinity(Pid::from_raw(0))?;
-        for worker in &self.workers {
-            set.set(worker.core)?;
+    /// Has the calling thread run where it did before [`Switch::use_workers_cores`].
+    pub(crate) fn step_back(&self) {
+        if let Some(aside) = self.aside.get() {
+            // What cannot be changed is as it was.
+            let _ = sched_setaffinity(Pid::from_raw(0), &aside);
         }
-        Ok(set)
+    }
+
+    /// Puts the workers, who stand still, on their cores.
+    pub(crate) fn place_workers(&self) {
+        for worker in &self.workers {
+            let placed = pin(worker.thread.load(Ordering::Relaxed), worker.core);
+            if let Err(error) = placed {
+                tracing::error!("worker {} is not on core {}: {error}", worker.id, worker.core);
+            }
+        }
+    }
+
+    /// Has the workers, who stand still and will carry nothing any more, end on other cores: it takes a while.
+    pub(crate) fn displace_workers(&self) {
+        if let Some(aside) = self.aside.get() {
+            for worker in &self.workers {
+                let _ = sched_setaffinity(Pid::from_raw(worker.thread.load(Ordering::Relaxed)), &aside);
+            }
+        }
+    }
+
+    /// The cores that this process may use, before it stepped aside.
+    pub(crate) fn cores(&self) -> nix::Result<Vec<usize>> {
+        let mut cores = allowed_cores()?;
+        cores.extend(&self.cores);
+        cores.sort_unstable();
+        cores.dedup();
+        Ok(cores)
     }
 
     /// Lets the counters of `worker list` begin anew.
@@ -121,19 +162,31 @@ impl Switch {
     }
 }
 
-fn pin(core: usize) -> std::io::Result<()> {
+/// Has a thread (0: the calling one) run on this core.
+fn pin(thread: i32, core: usize) -> std::io::Result<()> {
     let mut set = CpuSet::new();
     set.set(core)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+    Ok(sched_setaffinity(Pid::from_raw(thread), &set)?)
+}
+
+/// Where the calling thread may run, without these cores; none if nothing is left.
+fn without(cores: &[usize]) -> Option<CpuSet> {
+    let mut set = sched_getaffinity(Pid::from_raw(0)).ok()?;
+    for &core in cores {
+        let _ = set.unset(core);
+    }
+    (0..CpuSet::count()).any(|core| set.is_set(core).unwrap_or(false)).then_some(set)
+}
+
+/// The cores that the calling thread may use, in ascending order.
+pub(super) fn allowed_cores() -> nix::Result<Vec<usize>> {
+    let set = sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect())
 }
 
 /// The processors that the workers run on, one each. A number of workers takes the highest that this process may use:
 /// the lowest are where systems put everything else.
-pub(super) fn choose_cores(workers: &Workers) -> Result<Vec<usize>, Refusal> {
-    let set = sched_getaffinity(Pid::from_raw(0))
-        .map_err(|error| Refusal::new(format!("cannot learn which cores may be used: {error}")))?;
-    let allowed: Vec<usize> =
-        (0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect();
+pub(super) fn choose_cores(workers: &Workers, allowed: &[usize]) -> Result<Vec<usize>, Refusal> {
     let list = || allowed.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     match workers {
         Workers::Count(count) if *count > allowed.len() => Err(Refusal::new(format!(

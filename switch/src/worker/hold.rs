@@ -2,8 +2,9 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::Worker;
 use crate::clock;
@@ -57,6 +58,8 @@ pub type Job = Box<dyn FnOnce(&mut Stage) + Send>;
 #[derive(Default)]
 pub struct Held {
     still: AtomicBool,
+    /// When it last went on, in nanoseconds of the system's monotonic clock.
+    went_on: AtomicU64,
     jobs: Mutex<VecDeque<Job>>,
 }
 
@@ -64,6 +67,11 @@ impl Held {
     /// Whether the worker stands still.
     pub fn is_still(&self) -> bool {
         self.still.load(Ordering::Acquire)
+    }
+
+    /// When the worker last went on after it had stood still, by the system's monotonic clock; none while it does.
+    pub fn went_on(&self) -> Option<Duration> {
+        (!self.is_still()).then(|| Duration::from_nanos(self.went_on.load(Ordering::Relaxed)))
     }
 
     /// Has the worker do something, as soon as it stands still; it is to be woken then.
@@ -96,6 +104,8 @@ impl Worker {
                 None => self.sleeper.rest(LOOK),
             }
         }
+        let now = clock::monotonic().as_nanos().min(u128::from(u64::MAX)) as u64;
+        handle.held.went_on.store(now, Ordering::Relaxed);
         handle.held.still.store(false, Ordering::Release);
         shared.epochs.arrive(handle.id);
         // Kicks that came meanwhile have been taken notice of by nobody.

@@ -15,7 +15,7 @@ mod sleep;
 use std::sync::Arc;
 // The epochs take their atomics from here, so that their test can put others in their place.
 use std::sync::atomic;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 use vhost_backend::frame::Burst;
@@ -75,6 +75,8 @@ pub struct Handle {
     pub longest_update: Maximum,
     /// What it does while it carries nothing.
     pub held: Held,
+    /// The number of its thread; 0 before it runs.
+    pub thread: AtomicI32,
 }
 
 impl Handle {

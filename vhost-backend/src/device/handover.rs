@@ -150,8 +150,9 @@ impl Device {
         })
     }
 
-    /// Goes on after [`Device::halt`], or with what was handed over: its rings run when this returns.
-    pub fn go_on(&self) {
+    /// Starts the rings of a port that was handed over. Its control thread still stands still, and nobody is told that the
+    /// port has changed.
+    pub fn start_rings(&self) {
         self.turn.with(|serving| {
             let Some(serving) = serving else { return };
             if let Err(error) = lock(&serving.session).go_on() {
@@ -159,6 +160,11 @@ impl Device {
                 let _ = serving.connection.shutdown(Shutdown::Both);
             }
         });
+    }
+
+    /// Goes on after [`Device::halt`], or with what was handed over: its rings run when this returns.
+    pub fn go_on(&self) {
+        self.start_rings();
         self.turn.go_on();
     }
 }

@@ -38,6 +38,9 @@ pub(super) unsafe fn unmap(base: *mut libc::c_void, len: usize) {
     }
 }
 
+/// There is nothing to be made ready.
+pub(crate) fn make_ready(_: *mut u8, _: u64) {}
+
 /// An empty file whose length is all that matters.
 pub(crate) fn memory_file(name: &CStr) -> io::Result<File> {
     let path = std::env::temp_dir().join(format!("{}-{}", name.to_string_lossy(), std::process::id()));

@@ -41,6 +41,15 @@ pub(super) unsafe fn unmap(base: *mut libc::c_void, len: usize) {
     unsafe { libc::munmap(base, len) };
 }
 
+/// Has the kernel make the pages of `len` bytes at `at`, which lie in a mapping, ready for writing, so that nobody waits
+/// who touches them first. What it cannot make ready is no error: it is so for whoever touches it.
+pub(crate) fn make_ready(at: *mut u8, len: u64) {
+    let start = at as u64 / PAGE * PAGE;
+    let end = (at as u64).saturating_add(len).next_multiple_of(PAGE);
+    // SAFETY: whatever lies there, no byte of it changes, and pages that are gone are reported and not signalled.
+    unsafe { libc::madvise(start as *mut libc::c_void, (end - start) as usize, libc::MADV_POPULATE_WRITE) };
+}
+
 /// An empty file in memory.
 pub(crate) fn memory_file(name: &CStr) -> io::Result<File> {
     // SAFETY: a name that lives for the call.

@@ -31,7 +31,7 @@ use crate::{
     },
     inflight::{Inflight, Shape},
     memory::GuestMap,
-    ring::RingFault,
+    ring::{Ring, RingFault},
     shared::{Shared, ring_name},
 };
 
@@ -155,12 +155,24 @@ impl Session {
         for (index, ring) in (0u32..).zip(&state.rings) {
             let taken = session.take_ring(index, ring, descriptors)?;
             session.accepted(taken)?;
+            session.make_ready(ring, state.features);
         }
         if let Some(word) = state.features.filter(|word| word & !features::offered() != 0) {
             let names = features::names(word & !features::offered()).join(", ");
             return Err(HandoverError::Invalid(format!("features that are not offered: {names}")));
         }
         Ok(session)
+    }
+
+    /// Sees to it that a ring that ran is mapped already when it starts here: everybody waits then.
+    fn make_ready(&self, ring: &RingState, features: Option<u64>) {
+        let (Some([desc, avail, used]), true) = (ring.addresses, ring.running) else { return };
+        let size = u64::from(ring.size);
+        let (driver, device) =
+            if features.is_some_and(Ring::is_packed) { (4, 4) } else { (6 + 2 * size, 6 + 8 * size) };
+        for (at, len) in [(desc, 16 * size), (avail, driver), (used, device)] {
+            self.map.make_ready(at, len);
+        }
     }
 
     fn take_ring(
@@ -247,7 +259,7 @@ impl Session {
                 self.shared.rings()[index].control(|ring| ring.set_fault(fault));
             }
         }
-        self.shared.publish();
+        self.shared.steer_anew();
         Ok(())
     }
 }
