@@ -154,7 +154,8 @@ fn ports_without_a_frontend_and_of_the_other_role() {
     assert_eq!(next.state(), State::Up);
     drop(vmm);
     let (stream, _) = listener.accept().unwrap();
-    Vmm::new(stream, 2).boot();
+    let mut again = Vmm::new(stream, 2);
+    again.boot();
     assert_eq!(next.state(), State::Up);
 }
 
