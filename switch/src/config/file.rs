@@ -17,7 +17,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
 use super::layer3::{Layer3, Tables};
-use super::pieces::{self, Pieces, RUN, WHOLE};
+use super::pieces::{self, Pieces, RUN, TABLES, WHOLE};
 use super::spec::{ContainerSpec, FdbSpec, NicPort, NicSpec};
 use super::{BridgeSpec, Name, Poll, PortSpec, RebalanceChange, Workers};
 use crate::control::api::{BridgeAdd, ContainerAdd, FdbAdd, NicPort as NicTable, PortAdd, WorkerSet};
@@ -179,10 +179,13 @@ impl Config {
 
     /// The same with bounds of the pieces of a long one.
     fn parse_cut(text: &str, path: Option<&Path>, whole: usize, run: usize) -> Result<Self, Refusal> {
-        let Pieces { runs, rest, left } = pieces::cut(text, whole, run);
+        let Pieces { runs, rest, tables, left } = pieces::cut(text, whole, run);
         let rest = rest.as_deref().unwrap_or(text);
+        let start = Position { file: path.map(Arc::from), line: 1, column: 1 };
+        if tables > TABLES {
+            return Err(start.refuse(format_args!("the file has {tables} tables: at most {TABLES} are read")));
+        }
         if left > WHOLE {
-            let start = Position { file: path.map(Arc::from), line: 1, column: 1 };
             let rule = "beside routes, neighbours, rules, services and static addresses it may have 16 MiB";
             return Err(start.refuse(format_args!("the file is too long: {rule}, and has {left} bytes")));
         }
@@ -579,6 +582,12 @@ mod tests {
         let many = "# a comment\n".repeat((17 << 20) / 12);
         let refusal = refusal(&format!("[[bridge]]\nname = \"b\"\n{many}"));
         assert!(refusal.starts_with("/etc/s.toml:1:1: the file is too long: beside routes"), "{refusal}");
+    }
+
+    #[test]
+    fn a_file_has_six_million_tables_at_most() {
+        let refusal = refusal(&"[[route]]\n".repeat(TABLES + 1));
+        assert_eq!(refusal, "/etc/s.toml:1:1: the file has 6000001 tables: at most 6000000 are read");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::ops::Range;
 pub(super) const WHOLE: usize = 16 << 20;
 /// Bytes of a run from which on the next table begins another one; longer tables are none of many.
 pub(super) const RUN: usize = 1 << 20;
+/// Most tables in runs: more than all routes of both families and all virtual services with their servers.
+pub(super) const TABLES: usize = 6_000_000;
 /// Headers of the tables of which there are many.
 const MANY: &[&str] = &[
     "[[fdb]]",
@@ -31,22 +33,25 @@ pub(super) struct Pieces {
     pub(super) runs: Vec<Range<usize>>,
     /// The file with blanks in their place; `None`: there are no runs.
     pub(super) rest: Option<String>,
-    /// Bytes of it that are none of these blanks.
+    /// How many tables are in runs.
+    pub(super) tables: usize,
+    /// Bytes of the rest that are none of these blanks.
     pub(super) left: usize,
 }
 
 /// Cuts a file that is longer than `whole` into runs of about `run` bytes.
 pub(super) fn cut(text: &str, whole: usize, run: usize) -> Pieces {
     if text.len() <= whole {
-        return Pieces { runs: Vec::new(), rest: None, left: text.len() };
+        return Pieces { runs: Vec::new(), rest: None, tables: 0, left: text.len() };
     }
-    let mut runs: Vec<Range<usize>> = Vec::new();
+    let (mut runs, mut tables): (Vec<Range<usize>>, _) = (Vec::new(), 0);
     let mut headers = Headers { text: text.as_bytes(), at: 0 }.peekable();
     while let Some(start) = headers.next() {
         let end = headers.peek().copied().unwrap_or(text.len());
         if end - start > run || !is_many(&text[start..end]) {
             continue;
         }
+        tables += 1;
         match runs.last_mut() {
             Some(last) if last.end == start && last.len() < run => last.end = end,
             _ => runs.push(start..end),
@@ -59,7 +64,7 @@ pub(super) fn cut(text: &str, whole: usize, run: usize) -> Pieces {
         rest.extend(std::iter::repeat_n(' ', run.len()));
     }
     rest.push_str(&text[rest.len()..]);
-    Pieces { runs, rest: Some(rest), left }
+    Pieces { runs, rest: Some(rest), tables, left }
 }
 
 /// Whether a table is one of many, by its header.
@@ -171,7 +176,8 @@ mod tests {
         let text = format!(
             "{route}[b]\n[[ipvs.container.c-1.server]]\na = 1\n[[ipvs.container.\"c\".server]]\n[[policy]]\n{route}{route}{route}"
         );
-        let Pieces { runs, rest, left } = cut(&text, 10, 60);
+        let Pieces { runs, rest, tables, left } = cut(&text, 10, 60);
+        assert_eq!(tables, 6);
         let texts: Vec<&str> = runs.iter().map(|run| &text[run.clone()]).collect();
         let two = format!("[[policy]]\n{route}{route}");
         assert_eq!(texts, [route, "[[ipvs.container.c-1.server]]\na = 1\n", &two, route]);
@@ -192,7 +198,7 @@ mod tests {
             parts in prop::collection::vec("(\\[\\[route\\]\\]|\\[|\\]|\"|'''|\"\"\"|\\\\|\n|#|=|é| |a){0,12}", 0..40),
         ) {
             let text = parts.concat();
-            let Pieces { runs, rest, left } = cut(&text, 0, 20);
+            let Pieces { runs, rest, left, .. } = cut(&text, 0, 20);
             let rest = rest.unwrap_or_else(|| text.clone());
             prop_assert_eq!(rest.len(), text.len());
             let (mut from, mut kept) = (0, 0);
