@@ -140,10 +140,10 @@ impl Common {
         self.regions = [Region::NONE; 2];
     }
 
-    /// The region that was last used.
+    /// The regions that were last used.
     #[inline(always)]
-    pub(super) fn latest(&self) -> Region {
-        self.regions[0]
+    pub(super) fn at_hand(&self) -> [Region; 2] {
+        self.regions
     }
 
     /// Where `len` bytes at `addr` lie; null if they do not lie within one region.

@@ -113,8 +113,8 @@ impl Ring {
     }
 
     /// Of the descriptors that [`Ring::look`] is to read, those from number `seen` on up to the first that is not the
-    /// usual kind: offered, one buffer to read, in the region that was last used. How many, and that first one, which has
-    /// been read.
+    /// usual kind: offered, one buffer to read, in one of the regions that were last used. How many, and that first one,
+    /// which has been read.
     #[inline(always)]
     fn look_plain(
         &mut self,
@@ -126,7 +126,8 @@ impl Ring {
         let header_len = self.common.header_len;
         // The marks are the same up to the ring's end.
         let (usual, back) = (offered(at), used(at));
-        let region = self.common.latest();
+        // A large guest has memory below and above 4 GiB, and its buffers lie in both.
+        let [latest, before] = self.common.at_hand();
         // SAFETY: `set_map` has found memory and alignment for so many.
         let slots = unsafe { slots(self.desc, self.size) };
         let slots = &slots[usize::from(at.index) + seen..][..most - seen];
@@ -138,7 +139,8 @@ impl Ring {
             if desc.flags != usual || !fits(desc.len, header_len) {
                 return (i, Some((addr, rest)));
             }
-            let Some(data) = region.whole(addr, desc.len) else { return (i, Some((addr, rest))) };
+            let data = latest.whole(addr, desc.len).or_else(|| before.whole(addr, desc.len));
+            let Some(data) = data else { return (i, Some((addr, rest))) };
             *lent = Lent::single(rest, back);
             *piece = Piece { at: data, len: desc.len };
             prefetch_frame(data);
