@@ -35,7 +35,7 @@ pub mod track;
 mod wheel;
 
 use std::sync::{Arc, Mutex};
-// The index takes its atomics from here, so that its test can put others in their place.
+// The index and the inbox take their atomics from here, so that their test can put others in their place.
 use std::sync::atomic;
 use std::sync::atomic::AtomicU64;
 
@@ -59,6 +59,8 @@ const WAYS: usize = 8;
 const STRIPES: usize = 4096;
 /// How often one is tried.
 const LOCK_TRIES: usize = 200;
+/// Messages that an inbox has room for.
+const MESSAGES: u32 = 4096;
 
 /// A bucket of the index.
 #[derive(FromZeros)]

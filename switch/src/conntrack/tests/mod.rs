@@ -1,6 +1,7 @@
 //! Tests of connection tracking as its users see it.
 
 mod handover;
+mod inbox;
 mod index;
 mod lifetimes;
 mod limits;

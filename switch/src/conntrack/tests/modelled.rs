@@ -1,4 +1,4 @@
-//! The index and the epochs in every order that the memory model allows (by loom, with the sources as they are and
+//! The index, the inbox and the epochs in every order that the memory model allows (by loom, with the sources as they are and
 //! loom's atomics in place of the processor's).
 
 use loom::sync::Arc;
@@ -9,16 +9,21 @@ use loom::thread;
 #[path = "../../worker/epoch.rs"]
 #[allow(dead_code, unreachable_pub, clippy::duplicate_mod)]
 mod epoch;
+#[path = "../inbox.rs"]
+#[allow(dead_code, unreachable_pub, clippy::duplicate_mod)]
+mod inbox;
 #[path = "../index.rs"]
 #[allow(dead_code, unreachable_pub, clippy::duplicate_mod)]
 mod index;
 
 use epoch::Epochs;
+use inbox::Inbox;
 use index::Index;
 
 const WAYS: usize = 2;
 const STRIPES: usize = 4;
 const LOCK_TRIES: usize = 1;
+const MESSAGES: u32 = 4;
 
 struct Bucket([AtomicU64; WAYS]);
 
@@ -203,5 +208,22 @@ fn an_epoch_passes_when_all_seats_have_noted_it_or_are_away() {
         assert!(!epochs.passed(second), "seat 1 has not looked up");
         epochs.leave(1);
         assert!(epochs.passed(second));
+    });
+}
+
+#[test]
+fn a_box_that_is_not_full_takes_what_is_posted() {
+    loom::model(|| {
+        let inbox = Arc::new(Inbox::new());
+        let there = inbox.clone();
+        let other = thread::spawn(move || there.post(1));
+        let there = inbox.clone();
+        let owner = thread::spawn(move || there.take());
+        assert!(inbox.post(2));
+        assert!(other.join().expect("no panic"));
+        let taken = owner.join().expect("no panic");
+        let mut all: Vec<u32> = taken.into_iter().chain(std::iter::from_fn(|| inbox.take())).collect();
+        all.sort_unstable();
+        assert_eq!(all, [1, 2]);
     });
 }

@@ -22,9 +22,8 @@ pub(super) const ID: u64 = 0xffff << ID_SHIFT;
 /// Bytes were written: the length means something.
 pub(super) const WRITTEN: u64 = (F_WRITE as u64) << FLAGS_SHIFT;
 
-/// A descriptor as it lies in guest memory, little-endian: address, length, buffer number and flags.
+/// A descriptor as it was read: address, length, buffer number and flags.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(16))]
 pub(super) struct Descriptor {
     pub(super) addr: u64,
     pub(super) len: u32,
