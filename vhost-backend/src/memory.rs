@@ -6,7 +6,7 @@
 //! frontend's virtual ones (ring addresses), see "Memory region description" of the vhost-user specification.
 //!
 //! The other side is not trusted: it may send any numbers, any file, and shrink the file later ([`crate::sigbus`]).
-//! No Rust reference to guest memory ever exists, only raw pointers.
+//! No Rust reference to guest memory ever exists but to atomics, only raw pointers.
 
 use std::{
     fs::File,
