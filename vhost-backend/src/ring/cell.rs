@@ -15,8 +15,10 @@ use super::{Delivered, Ring, RingFault, Served};
 use crate::dirty::Logging;
 use crate::frame::Burst;
 
-/// How long a sender waits for others that send to the same ring: longer than the longest burst takes, 64 frames of 64 KiB.
-const LONGEST_WAIT: Duration = Duration::from_millis(1);
+/// How long a sender waits for others that send to the same ring. The longest burst, 64 frames of 64 KiB, takes less than a
+/// millisecond; this is for a holder that has lost its processor for some turns of the scheduler: a lost frame would cost
+/// TCP more, 200 ms if it was the last one.
+const LONGEST_WAIT: Duration = Duration::from_millis(20);
 
 /// What a worker that wants to sleep learns from a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
