@@ -431,26 +431,10 @@ fn nothing_is_lost_to_a_frontend_that_takes_bits_meanwhile() {
     let bytes = LOW.0 / PAGE / 8 + 8;
     let log = Log::new(bytes);
     log.use_for(&cell, queue.used);
-    let shared = {
-        use std::os::fd::AsRawFd;
-        let len = (OFFSET + bytes) as usize;
-        // SAFETY: a new mapping; the test leaks it.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                log.file.as_raw_fd(),
-                0,
-            )
-        };
-        assert_ne!(at, libc::MAP_FAILED);
-        at as usize + OFFSET as usize
-    };
+    let shared = Mapped::shared(&log.file, (OFFSET + bytes) as usize);
     let page = LOW.0 / PAGE;
-    // SAFETY: within the mapping just made, which is never unmapped.
-    let bits = unsafe { &*((shared + (page / 8) as usize) as *const AtomicU8) };
+    // SAFETY: within the mapping just made, which outlives it; touched only through atomics by this side.
+    let bits = unsafe { AtomicU8::from_ptr(shared.at.add((OFFSET + page / 8) as usize)) };
     let done = AtomicBool::new(false);
     let rounds: u16 = 20_000;
     // Frame's bytes 0 to 1 of the one buffer that is used again and again.

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -67,7 +68,7 @@ impl Dice {
 
 /// What may be found after so many operations.
 #[derive(Debug)]
-pub(crate) struct Allowed<T>(pub(crate) Vec<Vec<T>>);
+pub(crate) struct Allowed<T>(Vec<Vec<T>>);
 
 impl<T> Default for Allowed<T> {
     fn default() -> Self {
@@ -122,7 +123,7 @@ impl Simulated {
 
     /// What a machine may find that lost its power after so many operations. `mode` 0: only what had to be on the disk;
     /// 1: everything; others: something between, any of which a disk may choose.
-    pub(crate) fn after_power_loss(&self, ops: usize, mode: usize, dice: &mut Dice) -> Self {
+    fn after_power_loss(&self, ops: usize, mode: usize, dice: &mut Dice) -> Self {
         let state = self.state();
         let mut names: BTreeMap<PathBuf, usize> = BTreeMap::new();
         let mut files: Vec<Vec<u8>> = vec![Vec::new(); state.files.len()];
@@ -300,5 +301,56 @@ impl Disk for Simulated {
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
         Ok(self.state().names.contains_key(path))
+    }
+}
+
+/// Looks at every state that a loss of power during a life may leave behind: it must be one of those that are allowed.
+/// `found` is what there is on such a disk; the text says which it is.
+fn look<T: PartialEq + Debug>(
+    disk: &Simulated,
+    allowed: &Allowed<T>,
+    seed: u64,
+    what: &str,
+    found: &impl Fn(Simulated, &str) -> T,
+) {
+    let mut dice = Dice(seed | 1);
+    for (ops, allowed) in allowed.0.iter().enumerate() {
+        for mode in 0..5 {
+            let what = format!("{what}, {ops} operations, mode {mode}");
+            let found = found(disk.after_power_loss(ops, mode, &mut dice), &what);
+            assert!(allowed.contains(&found), "{what}: {found:?}\n{allowed:?}");
+        }
+    }
+}
+
+/// Has the power go at any moment of a life of a store, with so many seeds of chance.
+pub(crate) fn power_may_go<T: PartialEq + Debug>(
+    seeds: u64,
+    live: impl Fn(&Simulated) -> Allowed<T>,
+    found: impl Fn(Simulated, &str) -> T,
+) {
+    let disk = Simulated::default();
+    let allowed = live(&disk);
+    assert!(allowed.0.len() > 50, "{}", allowed.0.len());
+    for seed in 0..seeds {
+        look(&disk, &allowed, seed * 77, "no fault", &found);
+    }
+}
+
+/// Has any operation of a life fail, or several, for good or not, and the power go besides.
+pub(crate) fn any_operation_may_fail<T: PartialEq + Debug>(
+    live: impl Fn(&Simulated) -> Allowed<T>,
+    found: impl Fn(Simulated, &str) -> T,
+) {
+    let whole = Simulated::default();
+    live(&whole);
+    for from in 0..whole.tried() {
+        for (count, full) in [(1, false), (1, true), (3, false), (6, true), (1000, true), (1000, false)] {
+            let disk = Simulated::default();
+            let fault = Fault { from, count, full };
+            disk.fail(Some(fault));
+            let allowed = live(&disk);
+            look(&disk, &allowed, from as u64 * 31 + count as u64, &format!("{fault:?}"), &found);
+        }
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::control::api;
 use crate::durable::disk::Kernel;
-use crate::durable::simulated::{Allowed, Dice, Fault, Simulated};
+use crate::durable::simulated::{self, Allowed, Simulated};
 
 const DIR: &str = "/state";
 
@@ -56,46 +56,22 @@ fn live(disk: &Simulated) -> Allowed<Document> {
     allowed
 }
 
-fn check(disk: &Simulated, allowed: &Allowed<Document>, seed: u64, what: &str) {
-    let mut dice = Dice(seed | 1);
-    for (ops, allowed) in allowed.0.iter().enumerate() {
-        for mode in 0..5 {
-            let left = disk.after_power_loss(ops, mode, &mut dice);
-            let bytes = left.read(&Path::new(DIR).join(FILE)).unwrap();
-            let saved = bytes.as_ref().map(|bytes| read(bytes)).unwrap_or_default();
-            assert!(!saved.damaged, "{what}, {ops} operations, mode {mode}: {:?}", saved.problems);
-            let found = saved.document.unwrap_or_default();
-            assert!(
-                allowed.contains(&found),
-                "{what}, {ops} operations, mode {mode}: {found:?}\n{allowed:?}"
-            );
-        }
-    }
+/// What is in force after a loss of power.
+fn found(left: Simulated, what: &str) -> Document {
+    let bytes = left.read(&Path::new(DIR).join(FILE)).unwrap();
+    let saved = bytes.as_ref().map(|bytes| read(bytes)).unwrap_or_default();
+    assert!(!saved.damaged, "{what}: {:?}", saved.problems);
+    saved.document.unwrap_or_default()
 }
 
 #[test]
 fn power_may_go_at_any_moment() {
-    let disk = Simulated::default();
-    let allowed = live(&disk);
-    assert!(allowed.0.len() > 50, "{}", allowed.0.len());
-    for seed in 0..100 {
-        check(&disk, &allowed, seed * 77, "no fault");
-    }
+    simulated::power_may_go(100, live, found);
 }
 
 #[test]
 fn any_operation_may_fail() {
-    let whole = Simulated::default();
-    live(&whole);
-    for from in 0..whole.tried() {
-        for (count, full) in [(1, false), (1, true), (3, false), (6, true), (1000, true), (1000, false)] {
-            let disk = Simulated::default();
-            let fault = Fault { from, count, full };
-            disk.fail(Some(fault));
-            let allowed = live(&disk);
-            check(&disk, &allowed, from as u64 * 31 + count as u64, &format!("{fault:?}"));
-        }
-    }
+    simulated::any_operation_may_fail(live, found);
 }
 
 /// A store with some history.

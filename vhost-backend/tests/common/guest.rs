@@ -86,8 +86,8 @@ pub(crate) fn memfd(len: u64) -> File {
     file
 }
 
-struct Mapped {
-    at: *mut u8,
+pub(crate) struct Mapped {
+    pub(crate) at: *mut u8,
     len: usize,
 }
 
@@ -103,6 +103,11 @@ impl Mapped {
         if cfg!(miri) {
             return Self { at: under_test.wrapping_sub(PAGE), len };
         }
+        Self::shared(file, len)
+    }
+
+    /// A file's first bytes, shared with whoever else maps it.
+    pub(crate) fn shared(file: &File, len: usize) -> Self {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe {
             libc::mmap(

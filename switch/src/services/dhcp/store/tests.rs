@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::durable::simulated::{Allowed, Dice, Fault, Simulated};
+use crate::durable::simulated::{self, Allowed, Fault, Simulated};
 
 const DIR: &str = "/state";
 
@@ -242,44 +242,20 @@ fn live(disk: &Simulated) -> Allowed<Known> {
     allowed
 }
 
-fn check(disk: &Simulated, allowed: &Allowed<Known>, seed: u64, what: &str) {
-    let mut dice = Dice(seed | 1);
-    for (ops, allowed) in allowed.0.iter().enumerate() {
-        for mode in 0..5 {
-            let left = disk.after_power_loss(ops, mode, &mut dice);
-            let store = Store::open_on(Box::new(left), Path::new(DIR), None, clock(0), &mut |_| ());
-            let found = store.leases_of(name("lan"), clock(0));
-            assert!(
-                allowed.contains(&found),
-                "{what}, {ops} operations, mode {mode}: {found:?}\n{allowed:?}"
-            );
-        }
-    }
+/// Who has which address after a loss of power.
+fn found(left: Simulated, _: &str) -> Known {
+    let store = Store::open_on(Box::new(left), Path::new(DIR), None, clock(0), &mut |_| ());
+    store.leases_of(name("lan"), clock(0))
 }
 
 #[test]
 fn power_may_go_at_any_moment() {
-    let disk = Simulated::default();
-    let allowed = live(&disk);
-    assert!(allowed.0.len() > 50, "{}", allowed.0.len());
-    for seed in 0..40 {
-        check(&disk, &allowed, seed * 77, "no fault");
-    }
+    simulated::power_may_go(40, live, found);
 }
 
 #[test]
 fn any_operation_may_fail() {
-    let whole = Simulated::default();
-    live(&whole);
-    for from in 0..whole.tried() {
-        for (count, full) in [(1, false), (1, true), (3, false), (6, true), (1000, true), (1000, false)] {
-            let disk = Simulated::default();
-            let fault = Fault { from, count, full };
-            disk.fail(Some(fault));
-            let allowed = live(&disk);
-            check(&disk, &allowed, from as u64 * 31 + count as u64, &format!("{fault:?}"));
-        }
-    }
+    simulated::any_operation_may_fail(live, found);
 }
 
 proptest! {
