@@ -29,11 +29,24 @@ pub use migrate::{Migration, Moved};
 
 /// A boot takes three seconds on an idle machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
-/// How often a QEMU is started that dies of its own race.
+/// How often a guest is started whose QEMU dies of its own race, or whose Linux loses its clock.
 const TRIES: u32 = 3;
 /// An assertion of QEMU's emulation that fails now and then while a guest with several CPUs boots: one maps a device's memory
 /// while another runs on the old map.
 const RACE: &str = "iotlb_to_section";
+/// What Linux says when its clock has stopped: under emulation the timer of an idle processor gets lost now and then, mostly
+/// before there are drivers of any device.
+const STALL: &str = "rcu_preempt detected stalls";
+
+/// What became of a boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Boot {
+    Up,
+    /// QEMU is gone.
+    Ended,
+    /// The guest's clock has stopped.
+    Stalled,
+}
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable audit=0 \
                             random.trust_cpu=on net.ifnames=0";
 
@@ -260,7 +273,7 @@ impl Guest {
         for socket in self.spec.nics.iter().filter_map(Nic::listening_path) {
             let _ = std::fs::remove_file(socket);
         }
-        for file in ["agent.sock", "qmp.sock"] {
+        for file in ["agent.sock", "qmp.sock", "console.log"] {
             let _ = std::fs::remove_file(self.dir.path().join(file));
         }
         self.started = Instant::now();
@@ -278,15 +291,23 @@ impl Guest {
     }
 
     /// Waits until the guest takes commands, then sets its addresses. A QEMU that dies of its own race meanwhile has another
-    /// try.
+    /// try, and so has a Linux whose clock stops.
     #[track_caller]
     pub fn wait_booted(&mut self) {
         let mut tries = 1;
-        while !(self.open_channel() && self.has_booted(1)) {
-            let log = self.log();
-            assert!(tries < TRIES && log.contains(RACE), "QEMU of {} ended: {log}", self.spec.name);
-            progress!("QEMU of {} ended by an assertion of its own ({RACE}): started again", self.spec.name);
+        loop {
+            let boot = if self.open_channel() { self.booted(1) } else { Boot::Ended };
+            if boot == Boot::Up {
+                break;
+            }
+            let (name, log) = (&self.spec.name, self.log());
+            let known = boot == Boot::Stalled || log.contains(RACE);
+            assert!(tries < TRIES && known, "guest {name}: {boot:?} {log}");
+            progress!(
+                "guest {name}: {boot:?} by a fault of the emulation ({RACE} or a lost timer): started again"
+            );
             tries += 1;
+            self.kill();
             self.launch();
         }
         self.configure_all();
@@ -314,13 +335,22 @@ impl Guest {
         true
     }
 
-    /// Waits until the guest has come up so often; false if QEMU ended.
+    /// Waits until the guest has come up so often, or never will.
     #[track_caller]
-    fn has_booted(&mut self, boots: u64) -> bool {
+    fn booted(&mut self, boots: u64) -> Boot {
         let what = format!("guest {} to boot", self.spec.name);
-        wait_for(&what, BOOT_LIMIT, || match self.is_alive() {
-            true => (self.boots() >= boots).then_some(true),
-            false => Some(false),
+        let stalls = |path| {
+            std::fs::read(path).map_or(0, |text| String::from_utf8_lossy(&text).matches(STALL).count())
+        };
+        let before = stalls(self.console());
+        wait_for(&what, BOOT_LIMIT, || {
+            if !self.is_alive() {
+                Some(Boot::Ended)
+            } else if self.boots() >= boots {
+                Some(Boot::Up)
+            } else {
+                (stalls(self.console()) > before).then_some(Boot::Stalled)
+            }
         })
     }
 
@@ -389,7 +419,22 @@ impl Guest {
         let boots = self.boots();
         self.started = Instant::now();
         drop(self.start("reboot -f", Duration::from_secs(5)));
-        assert!(self.has_booted(boots + 1), "QEMU of {} ended: {}", self.spec.name, self.log());
+        let mut tries = 1;
+        loop {
+            let boot = self.booted(boots + 1);
+            if boot == Boot::Up {
+                break;
+            }
+            assert!(
+                tries < TRIES && boot == Boot::Stalled,
+                "guest {}: {boot:?} {}",
+                self.spec.name,
+                self.log()
+            );
+            progress!("guest {}: a lost timer while it boots: reset", self.spec.name);
+            tries += 1;
+            self.qmp("system_reset", serde_json::json!({}));
+        }
         self.configure_all();
     }
 

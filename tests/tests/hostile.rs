@@ -40,7 +40,9 @@ impl Stage {
     fn new() -> Self {
         let mut shuntd = Shuntd::new().arguments(&["--workers", "1"]);
         shuntd.launch();
-        let (one, other) = (shuntd.vhost_port("one", ""), shuntd.vhost_port("other", ""));
+        // Addresses that are assigned cannot be taken over by who sends with any source, as some attacks do.
+        let [one, other] = [("one", "02:5e:00:00:00:01"), ("other", "02:5e:00:00:00:02")]
+            .map(|(name, mac)| shuntd.vhost_port(name, &format!("--mac {mac}")));
         let sockets: Vec<_> = (0..PORTS).map(|n| shuntd.vhost_port(&format!("h{n}"), "")).collect();
         favour(&threads(shuntd.pid().unwrap_or_else(|| panic!("no shuntd"))));
         let neighbour = Neighbour::start(&one, &other);
