@@ -31,6 +31,7 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 
 fn main() -> ExitCode {
+    shunt_switch::memory::share_allocator();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(wrong) if wrong.use_stderr() => {
