@@ -19,6 +19,7 @@ mod rules;
 mod table;
 mod takeover;
 mod tap;
+mod testpmd;
 mod vhost;
 mod workers;
 
@@ -179,7 +180,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Part::Vhost => vhost::own_guests(&site, arguments, &kinds, &mut results),
             Part::Packed if !kinds.contains(&Kind::Shunt) => Ok(()),
             Part::Packed => vhost::packed_beside_split(&site, arguments, &mut results),
-            Part::Testpmd => vhost::testpmd_guests(&site, arguments, &kinds, &mut results),
+            Part::Testpmd => testpmd::run(&site, arguments, &kinds, &mut results),
             Part::Gso => vhost::large_frames(&site, arguments, &kinds, &mut results),
             Part::Route => layer3::route(&site, arguments, &kinds, &mut results),
             Part::Snat => layer3::snat(&site, arguments, &kinds, &mut results),

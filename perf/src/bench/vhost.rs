@@ -1,12 +1,12 @@
 #![forbid(unsafe_code)]
-//! Frames between two vhost-user ports: our own guests, testpmd's, and large segmentation frames.
+//! Frames between two vhost-user ports: our own guests, and large segmentation frames.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use super::{Arguments, Results, Sample, only, say, seconds};
+use super::{Arguments, Results, Sample, only, say, seconds, testpmd};
 use crate::generate::{Generator, Measured, Shape, Traffic};
 use crate::guest::{Answer, features};
-use crate::peers::{Kind, Running, Site, TestpmdGuests, Wiring, testpmd_available};
+use crate::peers::{Kind, Running, Site, Wiring};
 
 /// A 64 KiB segmentation frame: 45 segments of 1448 bytes and their headers.
 const LARGE: usize = 54 + 45 * 1448;
@@ -120,24 +120,38 @@ pub(super) fn adaptive_beside_busy(site: &Site, arguments: &Arguments, results: 
     rounds(site, arguments, &mut running, "adaptive", "forward", 1, &traffic, results)
 }
 
-/// shunt with guests that have packed rings, in order and not, beside split ones: the smallest and the largest frame.
+/// shunt with guests that have packed rings, in order and not, beside split ones: the smallest and the largest frame, our
+/// own guests and testpmd's.
 pub(super) fn packed_beside_split(site: &Site, arguments: &Arguments, results: &mut Results) -> Result<()> {
     let packed = features::RING_PACKED;
-    let mut running = Vec::new();
-    for (features, name) in [(0, "split"), (packed | features::IN_ORDER, "in-order"), (packed, "shunt")] {
-        let mut candidate = Kind::Shunt.launch(site, &Wiring::pair(1))?;
-        candidate.rename(name);
-        candidate.guests = features;
-        candidate.pause()?;
-        running.push(candidate);
-    }
-    for size in [64, 1514] {
+    let launch = || {
+        let layouts = [(0, "split"), (packed | features::IN_ORDER, "in-order"), (packed, "shunt")];
+        layouts.map(|(features, name)| {
+            let mut candidate = Kind::Shunt.launch(site, &Wiring::pair(1))?;
+            candidate.rename(name);
+            candidate.guests = features;
+            candidate.pause()?;
+            Ok(candidate)
+        })
+    };
+    let sizes = [64, 1514];
+    let mut running = launch().into_iter().collect::<Result<Vec<_>>>()?;
+    for size in sizes {
         for (answer, guests) in [(Answer::Forward, "forward"), (Answer::Credit, "credit")] {
             let traffic = traffic(arguments, size, 1, answer);
             rounds(site, arguments, &mut running, "packed", guests, 1, &traffic, results)?;
         }
     }
-    Ok(())
+    drop(running);
+    testpmd::with_guests(
+        site,
+        "packed",
+        launch().into_iter().collect::<Result<_>>()?,
+        1,
+        &sizes,
+        arguments,
+        results,
+    )
 }
 
 #[expect(clippy::too_many_arguments, reason = "one caller a part, each argument a column of the results")]
@@ -225,89 +239,4 @@ fn drive(site: &Site, generator: &mut Generator, warm_up: f64, length: f64) -> R
 pub(super) fn promote_self() -> Result<()> {
     let tid = nix::unistd::gettid().to_string();
     shunt_tests::process::run(&["chrt", "-f", "-p", "1", &tid]).map(drop).map_err(anyhow::Error::msg)
-}
-
-/// testpmd's virtio-user guests on each candidate in turn.
-pub(super) fn testpmd_guests(
-    site: &Site,
-    arguments: &Arguments,
-    kinds: &[Kind],
-    results: &mut Results,
-) -> Result<()> {
-    if !testpmd_available() {
-        say("SKIPPED testpmd's guests: dpdk-testpmd is not installed (dpdk-dev)");
-        results.absent.push("testpmd's guests: dpdk-testpmd is not installed".into());
-        return Ok(());
-    }
-    for queues in arguments.queues() {
-        let mut pairs = Vec::new();
-        for mut candidate in launch(site, kinds, &Wiring::pair(queues), results) {
-            candidate.resume()?;
-            let dir = site.scratch.join(format!("guests-{}-{queues}", candidate.kind.name()));
-            std::fs::create_dir_all(&dir)?;
-            let guests = TestpmdGuests::connect(site, &dir, candidate.sockets(), queues);
-            candidate.pause()?;
-            match guests {
-                Ok(guests) => pairs.push((candidate, guests)),
-                Err(why) => {
-                    let line = format!("testpmd's guests on {}: {why:#}", candidate.kind.name());
-                    say(&format!("FAILED {line}"));
-                    results.failures.push(line);
-                }
-            }
-        }
-        for size in arguments.sizes(queues) {
-            let first = results.samples.len();
-            for round in 0..arguments.most_rounds() {
-                if round >= arguments.rounds()
-                    && enough_near(&results.samples[first..], pairs.len(), arguments)
-                {
-                    break;
-                }
-                for (candidate, guests) in &mut pairs {
-                    let before = distance(arguments)?;
-                    let (mpps, busy_cycles) = measure_testpmd(arguments, candidate, guests, size)
-                        .with_context(|| format!("{} with testpmd's guests", candidate.kind.name()))?;
-                    let line_transfer = Some([before, distance(arguments)?]);
-                    note(
-                        results,
-                        Sample {
-                            part: "testpmd",
-                            candidate: candidate.kind.name(),
-                            guests: "testpmd",
-                            queues,
-                            size,
-                            round,
-                            mpps,
-                            gbps: mpps * size as f64 * 8.0 / 1e3,
-                            busy_cycles,
-                            line_transfer,
-                            generator_busy: None,
-                        },
-                    );
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn measure_testpmd(
-    arguments: &Arguments,
-    candidate: &mut Running,
-    guests: &mut TestpmdGuests,
-    size: usize,
-) -> Result<(f64, Option<f64>)> {
-    let length = arguments.seconds();
-    candidate.resume()?;
-    guests.start(size)?;
-    std::thread::sleep(seconds(length / 3.0));
-    candidate.reset()?;
-    guests.received()?;
-    std::thread::sleep(seconds(length));
-    let rates = guests.received()?;
-    let busy_cycles = candidate.busy_cycles()?;
-    guests.stop()?;
-    candidate.pause()?;
-    Ok(((rates[0] + rates[1]) / 2e6, busy_cycles))
 }

@@ -175,7 +175,7 @@ pub struct Running {
     /// What it is.
     pub kind: Kind,
     name: &'static str,
-    /// Feature bits that our own guests ask for on it, beside those of the traffic.
+    /// Feature bits that guests ask for on it, beside those of the traffic.
     pub guests: u64,
     inner: Box<dyn Candidate>,
     site: Site,

@@ -11,6 +11,7 @@ use shunt_tests::process::Process;
 
 use super::{Candidate, Site, Wiring, await_start, program, promote};
 use crate::frames::mac;
+use crate::guest::features;
 
 const PROGRAM: &str = "dpdk-testpmd";
 const LIMIT: Duration = Duration::from_secs(60);
@@ -132,16 +133,28 @@ pub struct TestpmdGuests {
 }
 
 impl TestpmdGuests {
-    /// Connects to two sockets. The candidate must be running meanwhile.
-    pub fn connect(site: &Site, dir: &Path, sockets: &[PathBuf], queues: u16) -> Result<Self> {
+    /// Connects to two sockets, with packed rings if `negotiated` has that bit, in order or not as it says. The candidate
+    /// must be running meanwhile.
+    pub fn connect(
+        site: &Site,
+        dir: &Path,
+        sockets: &[PathBuf],
+        queues: u16,
+        negotiated: u64,
+    ) -> Result<Self> {
         let [first, second] = sockets else { bail!("{} sockets for two guests", sockets.len()) };
+        let rings = if negotiated & features::RING_PACKED != 0 {
+            format!(",packed_vq=1,in_order={}", u8::from(negotiated & features::IN_ORDER != 0))
+        } else {
+            String::new()
+        };
         let text = |n: u8| mac(n).map(|b| format!("{b:02x}")).join(":");
         let devices: Vec<String> = [first, second]
             .iter()
             .enumerate()
             .map(|(n, path)| {
                 let mac = text(n as u8 + 1);
-                format!("--vdev=net_virtio_user{n},path={},queues={queues},mac={mac}", path.display())
+                format!("--vdev=net_virtio_user{n},path={},queues={queues},mac={mac}{rings}", path.display())
             })
             .chain(["--single-file-segments".to_owned()])
             .collect();
