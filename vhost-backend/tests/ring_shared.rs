@@ -68,14 +68,21 @@ fn a_sender_does_not_wait_for_one_that_lost_its_processor() {
 fn rate(threads: usize, shared: bool, len: usize) -> (f64, u64) {
     const BURST: usize = 32;
     let guests: Vec<_> = (0..threads).map(|_| Guest::new(&[(0, 0x20_0000)])).collect();
-    let rings: Vec<_> = guests.iter().map(receive_ring).collect();
+    // Side by side, as the cells of a port's rings are.
+    let (rings, cells): (Vec<_>, Vec<_>) = guests
+        .iter()
+        .map(|guest| {
+            let (queue, cell, wires) = receive_ring(guest);
+            ((queue, wires), cell)
+        })
+        .unzip();
     let (barrier, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
     let frame = vec![0x55; len];
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|n| {
                 let n = if shared { 0 } else { n };
-                let (guest, (queue, cell, _)) = (&guests[n], &rings[n]);
+                let (guest, (queue, _), cell) = (&guests[n], &rings[n], &cells[n]);
                 let (barrier, stop, frame) = (&barrier, &stop, &frame);
                 scope.spawn(move || {
                     let mut burst = Burst::new();
