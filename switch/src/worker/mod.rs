@@ -52,7 +52,9 @@ pub struct Shared {
     pub epochs: Arc<Epochs>,
 }
 
-/// What others may know and want of one worker.
+/// What others may know and want of one worker. On cache lines of its own, in pairs as processors fetch them: the worker
+/// writes its counters with each burst.
+#[repr(align(128))]
 pub struct Handle {
     /// Number, from 0.
     pub id: usize,

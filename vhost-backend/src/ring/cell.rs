@@ -33,8 +33,10 @@ pub enum Armed {
     MustPoll,
 }
 
-/// A slot for one ring, shared by workers and the control thread of its port.
+/// A slot for one ring, shared by workers and the control thread of its port. On cache lines of its own, in pairs as
+/// processors fetch them: what another worker does with the next ring must not cost this one.
 #[derive(Default)]
+#[repr(align(128))]
 pub struct RingCell {
     /// Odd while somebody holds the ring; counts up.
     lock: AtomicU32,

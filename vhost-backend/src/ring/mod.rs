@@ -179,7 +179,8 @@ enum Placed {
     TooSmall,
 }
 
-/// A running virtqueue.
+/// A running virtqueue. On cache lines of its own, as its [`RingCell`] is.
+#[repr(align(128))]
 pub struct Ring(Layout);
 
 /// The layout, and whether what is written is logged: a burst asks for both at once, so that a log costs nothing where
