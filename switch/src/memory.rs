@@ -12,7 +12,7 @@ const HUGE: usize = 2 << 20;
 
 /// Memory that is worth giving back, in bytes.
 #[cfg(target_env = "gnu")]
-const WORTH: usize = 8 << 20;
+const WORTH: i64 = 2 << 20;
 
 /// Has all threads of the process share one part of the allocator. To be called before others are started: each has a
 /// part of its own otherwise, or one with some others, and each part keeps what its worst moment took. No packet needs
@@ -29,10 +29,9 @@ pub fn share_allocator() {
 /// carried out, and something small that stays behind them keeps them all.
 #[derive(Default)]
 pub struct Trimmer {
-    /// Least memory that was resident and not in use, since some was given back last: tables, and what cannot be given
-    /// back.
+    /// The least of [`spare`] since memory was given back last: what cannot be given back.
     #[cfg(target_env = "gnu")]
-    floor: usize,
+    floor: i64,
 }
 
 impl Trimmer {
@@ -51,17 +50,19 @@ impl Trimmer {
     }
 }
 
-/// Bytes of the process's own resident memory that the allocator has not handed out.
+/// Bytes of the process's own resident memory that the allocator has not handed out. Tables of [`Pages`] count, and of
+/// large pieces, which have mappings of their own and go back when they are freed, what has not been written yet counts
+/// below zero: only changes mean something.
 #[cfg(target_env = "gnu")]
-fn spare() -> Option<usize> {
+fn spare() -> Option<i64> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let mut pages = text.split_whitespace().skip(1).map(|word| word.parse::<usize>().unwrap_or(0));
-    let own = pages.next()?.saturating_sub(pages.next()?);
+    let mut pages = text.split_whitespace().skip(1).map(|word| word.parse::<i64>().unwrap_or(0));
+    let own = pages.next()? - pages.next()?;
     // SAFETY: neither takes nor returns pointers, and the allocator guards itself.
-    let used = unsafe { libc::mallinfo2() }.uordblks;
+    let allocated = unsafe { libc::mallinfo2() };
     // SAFETY: no memory involved.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
-    Some((own * page).saturating_sub(used))
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    Some(own * page - (allocated.uordblks + allocated.hblkhd).cast_signed() as i64)
 }
 
 /// Asks for the cache line at which `value` begins, to be there soon.
