@@ -34,7 +34,7 @@ pub use daemon::Shuntd;
 pub use guest::{Guest, GuestSpec, Migration, Moved, boot_all};
 pub use host::{Host, Job, Output};
 pub use hugepages::Hugepages;
-pub use measure::{Iperf, MUCH, answers, copy_intact, iperf, pings, start_iperf, start_stream};
+pub use measure::{Iperf, MUCH, answers, copy_intact, iperf, pings, pings_once, start_iperf, start_stream};
 pub use netns::NetNs;
 pub use nic::Nic;
 pub use station::Station;

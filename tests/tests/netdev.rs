@@ -53,6 +53,8 @@ fn a_veth_is_a_port_and_is_given_back_as_it_was() {
     }
     let (host, outside) = (NetNs::new("host"), NetNs::new("outside"));
     host.veth("veth0", &outside, "eth0");
+    // The kernel says of new addresses that they are tentative, for a second or two.
+    host.sh("echo 0 >/proc/sys/net/ipv6/conf/veth0/accept_dad");
     host.up("veth0", Some("192.0.2.1/24"));
     outside.up("eth0", Some("10.0.0.9/24"));
     let before =

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use shunt_tests::{
-    Host, Knock, NetNs, Shuntd, Station, Web, answers, is_root, knock, pings, start_iperf, wait_for,
+    Host, Knock, NetNs, Shuntd, Station, Web, answers, is_root, knock, pings, pings_once, start_iperf,
+    wait_for,
 };
 
 const SOON: Duration = Duration::from_secs(15);
@@ -44,7 +45,7 @@ fn closed_by_default_open_as_the_rules_say() {
     shuntd.ctl("policy default forward drop");
     assert_eq!(knock(&r, "10.2.0.2", 80), Knock::Silent);
     assert_eq!(knock(&r, "fd02::2", 80), Knock::Silent);
-    assert_eq!(pings(&r, "10.2.0.2", 1, ""), 0);
+    assert_eq!(pings_once(&r, "10.2.0.2", 1, ""), 0);
     assert_eq!(pings(&r, "10.1.0.1", 1, ""), 1, "the gateway itself is not forwarded to");
 
     // What one side opens is answered; the other side may not open.
@@ -63,10 +64,10 @@ fn closed_by_default_open_as_the_rules_say() {
     assert_eq!(knock(&r, "10.2.0.2", 8080), Knock::Open);
     shuntd.ctl("policy add --id 70 --from 10.1.0.0/24 --proto icmp --icmp-type 8 --action accept");
     assert_eq!(pings(&r, "10.2.0.2", 3, ""), 3);
-    assert_eq!(pings(&r, "fd02::2", 1, ""), 0);
+    assert_eq!(pings_once(&r, "fd02::2", 1, ""), 0);
     shuntd.ctl("policy del 70");
     // An entry that was let in goes on until it ends; a new echo is another connection.
-    assert_eq!(pings(&r, "10.2.0.2", 1, ""), 0);
+    assert_eq!(pings_once(&r, "10.2.0.2", 1, ""), 0);
 
     // Counted where they were decided.
     assert!(rule(&shuntd, 50)["packets"].as_u64() >= Some(1));
@@ -164,9 +165,9 @@ fn isolation_closes_bridges_to_each_other_as_docker_does() {
     shuntd.ctl("policy isolation on");
     for address in ["10.2.0.2", "fd02::2"] {
         assert_eq!(knock(&r, address, 80), Knock::Silent);
-        assert_eq!(pings(&r, address, 1, ""), 0);
+        assert_eq!(pings_once(&r, address, 1, ""), 0);
     }
-    assert_eq!(pings(&b, "10.1.0.2", 1, ""), 0, "nor the other way round");
+    assert_eq!(pings_once(&b, "10.1.0.2", 1, ""), 0, "nor the other way round");
     assert!(shuntd.drops("r", "rx", "policy_isolation") >= 2, "{}", shuntd.port("r"));
     assert_eq!(
         pings(&r, "10.2.0.1", 1, ""),
@@ -274,7 +275,7 @@ fn a_port_with_a_leased_address_is_guarded_by_default() {
     let address = dhcp.address(&host);
     answers(&host, "10.5.0.1", SOON);
     host.ip("address add 10.5.0.9/24 dev eth0");
-    assert_eq!(pings(&host, "10.5.0.1", 1, "-I 10.5.0.9"), 0, "an address that was not given to it");
+    assert_eq!(pings_once(&host, "10.5.0.1", 1, "-I 10.5.0.9"), 0, "an address that was not given to it");
     assert_eq!(pings(&host, "10.5.0.1", 1, &format!("-I {}", address.trim_end_matches("/24"))), 1);
     let drops = shuntd.port("host")["rx"]["drops"].to_string();
     assert!(drops.contains("guard_address"), "{drops}");

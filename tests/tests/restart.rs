@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use shunt_tests::hostile::Neighbour;
 use shunt_tests::{
-    Guest, GuestSpec, Host, MUCH, Nic, Shuntd, answers, boot_all, copy_intact, iperf, pings, progress,
+    Guest, GuestSpec, Host, MUCH, Nic, Shuntd, answers, boot_all, copy_intact, iperf, pings_once, progress,
     start_iperf, start_stream, wait_for,
 };
 
@@ -64,7 +64,7 @@ fn guests_reboot_and_qemus_die_and_the_ports_take_them_back() {
 
     progress!("a stopped guest does not hold up the switch");
     b.qmp("stop", serde_json::json!({}));
-    assert_eq!(pings(&a, "10.0.0.2", 2, ""), 0);
+    assert_eq!(pings_once(&a, "10.0.0.2", 2, ""), 0);
     assert_eq!(shuntd.port("a")["state"], "up");
     b.qmp("cont", serde_json::json!({}));
     answers(&a, "10.0.0.2", SOON);
@@ -161,7 +161,7 @@ fn ports_come_and_go_under_traffic_of_others() {
     assert!(traffic.finish().bytes > MUCH);
     // The guest of a removed port waits; a port on the same path takes it again.
     shuntd.ctl("port del a");
-    assert_eq!(pings(&b, "10.0.0.1", 2, ""), 0);
+    assert_eq!(pings_once(&b, "10.0.0.1", 2, ""), 0);
     shuntd.vhost_port("a", "");
     answers(&b, "10.0.0.1", SOON);
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use shunt_tests::{GuestSpec, Host, MUCH, NetNs, Nic, Shuntd, answers, copy_intact, iperf, is_root, pings};
+use shunt_tests::{
+    GuestSpec, Host, MUCH, NetNs, Nic, Shuntd, answers, copy_intact, iperf, is_root, pings, pings_once,
+};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -43,7 +45,7 @@ fn a_guest_reaches_a_namespace_over_a_tap_with_two_queues() {
     outside.ip("link del tap0");
     shuntd.wait_state("out", "down", SOON);
     assert!(shuntd.port("out")["reason"].is_string(), "{}", shuntd.port("out"));
-    assert_eq!(pings(&guest, "10.0.0.9", 2, ""), 0);
+    assert_eq!(pings_once(&guest, "10.0.0.9", 2, ""), 0);
 
     // Made anew by command, it works again.
     shuntd.ctl("port del out");

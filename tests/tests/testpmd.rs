@@ -22,6 +22,13 @@ fn passes(shuntd: &Shuntd, shape: Shape) -> String {
         path
     });
     let mut testpmd = Testpmd::start([&sockets[0], &sockets[1]], shape);
+    // The driver does not wait for an answer to the last of what it says before it shows its prompt.
+    for port in ["x", "y"] {
+        wait_for("all queues to be up", LIMIT, || {
+            let shown = shuntd.port(port);
+            (shown["state"] == "up" && shown["reason"].is_null()).then_some(())
+        });
+    }
     testpmd.burst();
     // Everything arrives that one ring can hold.
     let sent = BURST * u64::from(shape.queues);

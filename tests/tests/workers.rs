@@ -36,8 +36,6 @@ impl Conversation {
             let mut sender = Vm::boot(&from)?;
             let mut receiver = Vm::boot(&to)?;
             let [from, to] = stations.map(mac);
-            // Everybody learns where the receiver is.
-            receiver.send(&frame(from, to, 0));
             let (mut sent, mut due) = (0, 0);
             let mut heard = Instant::now();
             loop {
@@ -114,8 +112,10 @@ fn load_shifts_and_queues_follow_by_themselves() {
     let first = cores(&shuntd)[0];
     let conversations: Vec<Conversation> = (0..PAIRS)
         .map(|n| {
-            let (from, to) =
-                (shuntd.vhost_port(&format!("from{n}"), ""), shuntd.vhost_port(&format!("to{n}"), ""));
+            let from = shuntd.vhost_port(&format!("from{n}"), "");
+            // Known from the start: it never sends, and what is flooded fills the others' rings.
+            let to =
+                shuntd.vhost_port(&format!("to{n}"), &format!("--mac 02:5e:00:00:00:{:02x}", 11 + 2 * n));
             // All work is at one worker, and nothing keeps it there.
             shuntd.ctl(&format!("port set from{n} --worker 0={first}"));
             shuntd.ctl(&format!("port set from{n} --worker 0=any"));

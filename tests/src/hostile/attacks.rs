@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::neighbour::mac;
 use super::vm::{
@@ -51,6 +52,8 @@ fn receive_into(vm: &mut Vm, addr: u64, len: u32, flags: u16) {
     for slot in 0..RING {
         vm.descriptor(desc(RX), slot, addr, len, flags, 0);
     }
+    // Those that were used meanwhile.
+    while vm.receive().is_some() {}
 }
 
 /// A frame's worth of sound memory.
@@ -271,9 +274,12 @@ pub const CIRCUMSTANCES: &[Attack] = &[
         }
     }, Broken("")),
     ("memory taken away and given back", |vm| {
+        let event = memfd_free_event();
+        let _ = vm.set_event(request::SET_VRING_ERR, TX, event.as_fd().as_raw_fd());
         let _ = vm.memory.set_len(0);
         vm.kick(TX);
-        std::thread::sleep(Duration::from_millis(50));
+        // Until the switch says that the ring is broken: it may look at it late.
+        let _ = poll(&mut [PollFd::new(event.as_fd(), PollFlags::POLLIN)], PollTimeout::from(10_000u16));
         let _ = vm.memory.set_len(MEMORY);
         send_for_a_while(vm);
     }, Broken("taken away")),
