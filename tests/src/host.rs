@@ -6,6 +6,9 @@ use std::process::Child;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
 use crate::wait::poll_for;
 
 /// Time limit of [`Host::sh`] and [`Host::run`].
@@ -44,6 +47,7 @@ impl Job {
         Self { what, limit, inner: Inner::Guest(answer) }
     }
 
+    /// Of a process that leads a group.
     pub(crate) fn child(what: String, limit: Duration, child: Child, output: File) -> Self {
         Self { what, limit, inner: Inner::Child(child, output) }
     }
@@ -76,7 +80,10 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         if let Inner::Child(child, _) = &mut self.inner {
-            let _ = child.kill();
+            // With what it has started: it leads a group.
+            if matches!(child.try_wait(), Ok(None)) {
+                let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+            }
             let _ = child.wait();
         }
     }

@@ -1,5 +1,6 @@
 //! Network namespaces of this machine as hosts beside the switch, and as a place for a daemon of its own.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -76,6 +77,7 @@ impl Host for NetNs {
             .stdin(Stdio::null())
             .stdout(stream())
             .stderr(stream())
+            .process_group(0)
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start a command in {}: {e}", self.name));
         Job::child(format!("{}: `{script}`", self.name), limit, child, output)
