@@ -158,13 +158,14 @@ pub struct Fdb {
 impl Fdb {
     /// A table for `limit` entries that forgets after `ageing` seconds (0: never), for port numbers below `ports`.
     pub fn new(limit: u32, ageing: u32, ports: usize) -> Self {
-        // Twice the room: with two buckets of four to choose from, an insertion then practically never fails early.
-        let buckets = (limit as usize * 2 / WAYS).next_power_of_two().max(2);
+        // Twice the room: with two buckets of four to choose from, an insertion then practically never fails early. In
+        // a very small table it would by mere chance.
+        let buckets = (limit as usize * 2 / WAYS).next_power_of_two().max(64);
         let random = RandomState::new();
         Self {
             buckets: <[Bucket]>::new_box_zeroed_with_elems(buckets)
                 .expect("memory for the forwarding database"),
-            secret: [random.hash_one(0u8) | 1, random.hash_one(1u8)],
+            secret: [random.hash_one(0u8) | 1, random.hash_one(1u8) | 1],
             limit,
             ageing,
             writer: Mutex::new(Writer {
@@ -209,12 +210,14 @@ impl Fdb {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// The two buckets of a key. Keyed and mixed by one wide multiplication: a guest cannot aim at a bucket, and if it
-    /// could, it would win two full buckets, not a slow table.
+    /// The two buckets of a key. Keyed and mixed by wide multiplications: a guest cannot aim at a bucket, and if it
+    /// could, it would win two full buckets, not a slow table. Two of them: after one, the buckets of addresses that
+    /// follow each other hang together with some secrets, and both are full while half of the table is free.
     #[inline]
     fn places(&self, key: Key) -> (usize, usize) {
-        let wide = u128::from(key.0 ^ self.secret[1]) * u128::from(self.secret[0]);
-        let hash = (wide >> 64) as u64 ^ wide as u64;
+        let fold = |wide: u128| (wide >> 64) as u64 ^ wide as u64;
+        let hash = fold(u128::from(key.0 ^ self.secret[1]) * u128::from(self.secret[0]));
+        let hash = fold(u128::from(hash ^ self.secret[0]) * u128::from(self.secret[1]));
         let mask = self.buckets.len() - 1;
         (hash as usize & mask, (hash >> 32) as usize & mask)
     }
@@ -575,6 +578,15 @@ mod tests {
                 assert_eq!(fdb.len(), limit);
                 assert_eq!(fdb.lookup(key(limit + 1), 0), Some(2));
             }
+        }
+    }
+
+    #[test]
+    fn addresses_in_a_row_fit_whatever_the_secret_is() {
+        for table in 0..500 {
+            let fdb = Fdb::new(1024, 300, 2);
+            let learned = (0..1024).filter(|&n| fdb.learn(key(n), 1, 0) == Learned::New).count();
+            assert_eq!(learned, 1024, "table {table}");
         }
     }
 
