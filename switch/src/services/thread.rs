@@ -574,7 +574,7 @@ impl State {
         while let Some(due) = self.probes.iter().position(|probe| probe.at <= milliseconds) {
             let Probe { interface: index, address, left, .. } = self.probes[due];
             if left > 0 {
-                self.ask(due);
+                self.ask(due, milliseconds);
                 continue;
             }
             self.probes.swap_remove(due);
@@ -598,11 +598,12 @@ impl State {
         self.announcements.retain(|one| one.left > 0);
     }
 
-    /// Sends a probe and notes when to go on.
-    fn ask(&mut self, probe: usize) {
+    /// Sends a probe and notes when to go on: whoever has the address gets the whole time for an answer, also if this
+    /// thread comes late.
+    fn ask(&mut self, probe: usize, milliseconds: u64) {
         let Probe { interface: index, address, ref mut left, ref mut at } = self.probes[probe];
         *left -= 1;
-        *at += PROBES.1;
+        *at = milliseconds + PROBES.1;
         if let Some(interface) = self.interfaces.get(&index) {
             let frame = Arp::probe(interface.mac, address.to_bits()).frame(None).to_vec();
             self.todo.frames.push(Outgoing { interface: index, port: None, frame });
@@ -627,7 +628,7 @@ impl State {
             Outcome::Probe(address) => {
                 self.probes.retain(|probe| (probe.interface, probe.address) != (index, address));
                 self.probes.push(Probe { interface: index, address, left: PROBES.0, at: milliseconds });
-                self.ask(self.probes.len() - 1);
+                self.ask(self.probes.len() - 1, milliseconds);
             }
             Outcome::Silence(
                 silence @ (Silence::Exhausted | Silence::PortLimit | Silence::Relayed | Silence::Elsewhere),
