@@ -356,8 +356,15 @@ fn what_is_busy_on_one_worker_is_spread_by_what_it_costs() {
 
     let frames = |from, to| (0..PAIRS).map(|flow| frames::udp(from, to, 96, flow)).collect();
     let conversation = Conversation::start(a, b, frames(1, 2), frames(2, 1));
-    conversation.wait_for(20_000).expect("frames");
-    let plan = world.switch.plan_rebalance();
+    // A worker that lost its processor in the midst of a queue's turn thinks that queue dear; the next ones tell.
+    let end = Instant::now() + LOST;
+    let plan = loop {
+        conversation.wait_for(20_000).expect("frames");
+        let plan = world.switch.plan_rebalance();
+        if (3..=5).contains(&plan.moves.len()) || Instant::now() > end {
+            break plan;
+        }
+    };
     let moved = world.switch.workers().iter().map(|w| w.queues.len()).collect::<Vec<_>>();
     assert_eq!(moved, [8, 0], "a plan moves nothing");
     world.switch.carry_out(&plan);
@@ -415,7 +422,15 @@ fn a_port_with_128_queue_pairs_goes_over_one_to_eight_workers() {
                 }
             }
         }
-        let carried: Vec<u64> = world.switch.workers().iter().map(|worker| worker.packets).collect();
+        // A worker counts what it has carried after the guest may have seen it.
+        let end = Instant::now() + LOST;
+        let carried = loop {
+            let carried: Vec<u64> = world.switch.workers().iter().map(|worker| worker.packets).collect();
+            if carried.iter().sum::<u64>() >= 6 * u64::from(MANY) || Instant::now() > end {
+                break carried;
+            }
+            std::thread::yield_now();
+        };
         assert_eq!(carried.iter().sum::<u64>(), 6 * u64::from(MANY), "{carried:?}");
         assert!(
             carried.iter().all(|&frames| frames >= 6 * u64::from(MANY) / workers as u64 - 12),

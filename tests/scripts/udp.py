@@ -1,8 +1,9 @@
 """Programs that speak UDP, for the scenarios: each is called by its name, with its arguments.
 
   tell ADDRESS:PORT...        a server at each of these that answers a datagram with the port it came from
-  map PORT ADDRESS:PORT...    sends to each from PORT, prints the answer of each, then waits for one datagram from
-                              anybody (5 s) and prints it, or "nobody"
+  map PORT SECONDS ADDRESS:PORT...
+                              sends to each from PORT, prints the answer of each, then waits so long for one datagram
+                              from anybody and prints it, or "nobody"
   poke PORT ADDRESS:PORT      sends one datagram from PORT
   resolve ADDRESS COUNT       asks a server as a stub resolver does: each question from a port of its own, with an
                               identifier that the answer must have; prints how many were answered rightly
@@ -36,13 +37,14 @@ def tell(*places):
             ready.sendto(str(peer[1]).encode(), peer)
 
 
-def map_(port, *places):
+def map_(port, seconds, *places):
     s = udp()
     s.bind(("", int(port)))
-    s.settimeout(5)
+    s.settimeout(30)
     for to in map(place, places):
         s.sendto(b"who am I", to)
         print(s.recvfrom(2048)[0].decode(), flush=True)
+    s.settimeout(float(seconds))
     try:
         print(s.recvfrom(2048)[0].decode(), flush=True)
     except TimeoutError:
@@ -92,7 +94,7 @@ def resolve(address, count):
                 if s.recv(8192) == reply(query):
                     good += 1
                     break
-            except TimeoutError:
+            except (TimeoutError, ConnectionRefusedError):
                 pass
             finally:
                 s.close()

@@ -12,7 +12,7 @@ use crate::netns::NetNs;
 use crate::tools::repository;
 
 /// How long a packet may take through the switch.
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A namespace that has no addresses of its own and a scapy that plays its hosts.
 pub struct Station {

@@ -106,7 +106,9 @@ fn an_endpoint_independent_mapping_is_everybodys() {
     }
     let server = serve_udp(outside, "tell 10.0.2.2:7000 10.0.2.3:7001", 7000);
     // Both guests use one port, so one of them cannot keep it.
-    let mapped = |from: &NetNs| from.start(&udp("map 5555 10.0.2.2:7000 10.0.2.3:7001"), SOON);
+    let mapped = |from: &NetNs, seconds: u32| {
+        from.start(&udp(&format!("map 5555 {seconds} 10.0.2.2:7000 10.0.2.3:7001")), 2 * SOON)
+    };
     let told = |job: Job| job.wait().text.lines().map(str::to_owned).collect::<Vec<_>>();
     let shown = |source: &str| {
         let all = shuntd.connections(&format!("--proto udp --source {source}"));
@@ -121,7 +123,7 @@ fn an_endpoint_independent_mapping_is_everybodys() {
     };
 
     let id = rule("--endpoint-independent");
-    let (first, second) = (mapped(web), mapped(other));
+    let (first, second) = (mapped(web, 60), mapped(other, 60));
     for (guest, job) in [("172.18.0.10", first), ("172.18.0.20", second)] {
         let (one, two) = wait_for("both connections", SOON, || shown(guest));
         assert_eq!(one, two, "one mapping towards everybody");
@@ -134,7 +136,7 @@ fn an_endpoint_independent_mapping_is_everybodys() {
     shuntd.ctl(&format!("nat masquerade del {id}"));
     shuntd.ctl("conntrack flush");
     rule("");
-    let job = mapped(web);
+    let job = mapped(web, 5);
     let (port, _) = wait_for("both connections", SOON, || shown("172.18.0.10"));
     outside.sh(&udp(&format!("poke 9998 10.0.2.15:{port}")));
     assert_eq!(told(job).last().map(String::as_str), Some("nobody"));

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use shunt_tests::{
-    Guest, GuestSpec, Host, Knock, NetNs, Shuntd, Web, is_root, knock, pings, progress, start_iperf, wait_for,
+    Guest, GuestSpec, Host, Knock, NetNs, Shuntd, Web, is_root, knock, pings, poll_for, progress,
+    start_iperf, wait_for,
 };
 
 const ID: &str = "6ec7a98d1f7e4b0b9d0b0c6f5d8b3a2e6ec7a98d1f7e4b0b9d0b0c6f5d8b3a2e";
@@ -243,11 +244,17 @@ fn sixty_four_nics_come_and_go_without_a_trace() {
         nothing_left(&shuntd, &guest);
         // The first rounds fill caches, among them those of the allocator.
         if round == 3 {
-            before = Some((held(daemon), held(qemu)));
+            // When the last command's connections are closed: two looks that agree.
+            before = Some(wait_for("everything to be closed", PATIENCE, || {
+                let [one, other] = [(); 2].map(|()| (held(daemon), held(qemu)));
+                ((one.0.0, one.1.0) == (other.0.0, other.1.0)).then_some(other)
+            }));
         }
     }
     let ((fds, threads, memory), (qemu_fds, ..)) = before.unwrap();
-    wait_for("threads to end", PATIENCE, || (held(daemon).1 <= threads).then_some(()));
+    // What is compared below; connections of the last command are closed a little later than it ends.
+    let gone = || held(daemon).0 <= fds && held(daemon).1 <= threads && held(qemu).0 <= qemu_fds;
+    let _ = poll_for(PATIENCE, || gone().then_some(()));
     let (after, qemu_after) = (held(daemon), held(qemu));
     progress!(
         "after {} NICs: daemon {fds} -> {} descriptors, {threads} -> {} threads, {memory} -> {} KiB; QEMU {qemu_fds} -> {} descriptors",
@@ -257,9 +264,9 @@ fn sixty_four_nics_come_and_go_without_a_trace() {
         after.2,
         qemu_after.0
     );
-    assert_eq!(after.0, fds, "descriptors");
+    assert!(after.0 <= fds && after.1 <= threads, "descriptors or threads are left");
     assert!(after.2 < memory + 2048, "{memory} KiB became {}", after.2);
-    assert_eq!(qemu_after.0, qemu_fds, "QEMU's descriptors");
+    assert!(qemu_after.0 <= qemu_fds, "QEMU's descriptors");
 }
 
 #[test]

@@ -57,8 +57,15 @@ fn a_veth_is_a_port_and_is_given_back_as_it_was() {
     host.sh("echo 0 >/proc/sys/net/ipv6/conf/veth0/accept_dad");
     host.up("veth0", Some("192.0.2.1/24"));
     outside.up("eth0", Some("10.0.0.9/24"));
-    let before =
-        [host.sh("ip -o address show dev veth0"), host.sh("ip route"), host.sh("ip -o link show veth0")];
+    let shown = || {
+        // The kernel gives it an address of its own a little after it is up.
+        wait_for("the device to be up", SOON, || {
+            let up = host.sh("ip -o link show veth0").contains("state UP");
+            (up && !host.sh("ip -o -6 address show dev veth0 scope link").is_empty()).then_some(())
+        });
+        [host.sh("ip -o address show dev veth0"), host.sh("ip route"), host.sh("ip -o link show veth0")]
+    };
+    let before = shown();
     let shuntd = Shuntd::start_within(&host);
     let socket = shuntd.vhost_port("guest", "");
     shuntd.ctl("port add out --bridge shunt0 --netdev veth0");
@@ -77,7 +84,5 @@ fn a_veth_is_a_port_and_is_given_back_as_it_was() {
     assert!(!duplicates.contains("DUP"), "own transmissions came back: {duplicates}");
 
     shuntd.ctl("port del out");
-    let after =
-        [host.sh("ip -o address show dev veth0"), host.sh("ip route"), host.sh("ip -o link show veth0")];
-    assert_eq!(after, before, "the device is to be as it was");
+    assert_eq!(shown(), before, "the device is to be as it was");
 }

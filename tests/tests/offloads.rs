@@ -42,8 +42,8 @@ fn every_mix_of_offloads_delivers_every_byte() {
     }
     // A wrong checksum would be counted by the receiver that verifies it.
     for guest in &guests {
-        let errors = guest.sh("awk '/^Tcp:/ && $2 ~ /[0-9]/ { print $14 }' /proc/net/snmp");
-        assert_eq!(errors, "0", "{}: TCP segments with errors", guest.name());
+        let errors = guest.sh("awk '/^Tcp:/ && $2 ~ /[0-9]/ { print $16 }' /proc/net/snmp");
+        assert_eq!(errors, "0", "{}: TCP segments with wrong checksums", guest.name());
     }
     for port in ["all", "no-tso", "none"] {
         assert_eq!(shuntd.drops(port, "tx", "offload_failed"), 0);

@@ -188,7 +188,8 @@ fn workers_schedule_while_everything_changes_and_counts_end_where_they_began() {
             threads.spawn(move || {
                 let mut open: Vec<(u32, bool)> = Vec::new();
                 let (mut turn, mut scheduled) = (seed, 0_u64);
-                while !done.load(Ordering::Relaxed) {
+                // Some in any case: the changes may be over before this thread has had a processor.
+                while scheduled <= 100 || !done.load(Ordering::Relaxed) {
                     turn = turn.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                     let key = nth(turn >> 8 & 7);
                     if let Some(service) = ipvs.global().table.get(&key)
