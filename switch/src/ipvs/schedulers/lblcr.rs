@@ -18,7 +18,8 @@ const MEMBERS: usize = 16;
 /// The servers of an address.
 #[derive(Debug)]
 struct Set {
-    /// In the order in which they came; there is room for as many as there may be.
+    /// In the order in which they came; there is room for as many as there may be. Servers that were deleted stay until
+    /// the next tick, in case they are added again, and take no room from others.
     members: Vec<Arc<Destination>>,
     /// When a server came or went.
     changed: u32,
@@ -49,9 +50,11 @@ impl Set {
         most.map(|(at, _)| at)
     }
 
-    fn insert(&mut self, server: &Arc<Destination>, now: u32) {
+    /// Adds a server to a set that may have `room` of them.
+    fn insert(&mut self, server: &Arc<Destination>, room: usize, now: u32) {
         let known = self.members.iter().any(|member| Arc::ptr_eq(member, server));
-        if !known && self.members.len() < self.members.capacity() {
+        let there = self.members.iter().filter(|member| member.is_available()).count();
+        if !known && there < room && self.members.len() < self.members.capacity() {
             self.members.push(Arc::clone(server));
             self.changed = now;
         }
@@ -85,7 +88,8 @@ impl Lblcr {
     pub(super) fn inherit(&mut self, old: Self) {
         let room = self.room;
         self.cache.inherit(old.cache, |mut set| {
-            set.members.reserve(room.saturating_sub(set.members.len()));
+            // Which of its servers are deleted is known a little later.
+            set.members.reserve(room);
             set
         });
     }
@@ -112,7 +116,7 @@ impl Lblcr {
             let server = self.least.choose(servers, board)?;
             if let Some(members) = self.spare.pop() {
                 let mut set = Set { members, changed: now };
-                set.insert(server, now);
+                set.insert(server, self.room, now);
                 self.cache.enter(address, now, set);
             }
             return Some(Arc::clone(server));
@@ -129,7 +133,7 @@ impl Lblcr {
             return least;
         }
         let server = self.least.choose(servers, board)?;
-        set.insert(server, now);
+        set.insert(server, self.room, now);
         Some(Arc::clone(server))
     }
 }
