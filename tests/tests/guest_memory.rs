@@ -55,6 +55,8 @@ fn slots_come_and_go_under_traffic() {
     let neighbour = Neighbour::start(&one, &other);
     let mut vm = Vm::boot(&socket).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(vm.wire.ask(request::GET_MAX_MEM_SLOTS, &[]), Ok(SLOTS));
+    // Receives what is sent: whoever pings has no room for all of it when the worker comes back from a pause.
+    let mut sink = Vm::boot(&sink).unwrap_or_else(|e| panic!("{e}"));
     let before = neighbour.seen();
     let footprint = Footprint::of(pid);
     let regions = regions();
@@ -64,9 +66,6 @@ fn slots_come_and_go_under_traffic() {
     let mut slowest = Duration::ZERO;
     let mut all = 0;
     // A frame in the guest's first memory, or at the end of a region.
-    // Received by a guest that does nothing else: whoever pings has no room for all of them when the worker comes back
-    // from a pause.
-    let mut sink = Vm::boot(&sink).unwrap_or_else(|e| panic!("{e}"));
     let mut send = |vm: &mut Vm, from: Option<[u64; 4]>| {
         sent += 1;
         while sink.receive().is_some() {}
