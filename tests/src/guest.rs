@@ -37,6 +37,8 @@ const RACE: &str = "iotlb_to_section";
 /// What Linux says when its clock has stopped: under emulation the timer of an idle processor gets lost now and then, mostly
 /// before there are drivers of any device.
 const STALL: &str = "rcu_preempt detected stalls";
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable audit=0 \
+                            random.trust_cpu=on net.ifnames=0";
 
 /// What became of a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +49,6 @@ enum Boot {
     /// The guest's clock has stopped.
     Stalled,
 }
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable audit=0 \
-                            random.trust_cpu=on net.ifnames=0";
 
 /// What a guest is made of.
 #[derive(Debug, Clone)]
@@ -300,17 +300,22 @@ impl Guest {
             if boot == Boot::Up {
                 break;
             }
-            let (name, log) = (&self.spec.name, self.log());
-            let known = boot == Boot::Stalled || log.contains(RACE);
-            assert!(tries < TRIES && known, "guest {name}: {boot:?} {log}");
-            progress!(
-                "guest {name}: {boot:?} by a fault of the emulation ({RACE} or a lost timer): started again"
-            );
-            tries += 1;
+            self.count_fault(boot, &mut tries);
             self.kill();
             self.launch();
         }
         self.configure_all();
+    }
+
+    /// Counts a boot that failed by a fault of the emulation, after which there is another try; any other failure, or one
+    /// too many, is the test's.
+    #[track_caller]
+    fn count_fault(&self, boot: Boot, tries: &mut u32) {
+        let (name, log) = (&self.spec.name, self.log());
+        let known = boot == Boot::Stalled || log.contains(RACE);
+        assert!(*tries < TRIES && known, "guest {name}: {boot:?} {log}");
+        progress!("guest {name}: {boot:?} by a fault of the emulation ({RACE} or a lost timer): once more");
+        *tries += 1;
     }
 
     fn is_alive(&mut self) -> bool {
@@ -425,13 +430,7 @@ impl Guest {
             if boot == Boot::Up {
                 break;
             }
-            let (name, log) = (&self.spec.name, self.log());
-            let known = boot == Boot::Stalled || log.contains(RACE);
-            assert!(tries < TRIES && known, "guest {name}: {boot:?} {log}");
-            progress!(
-                "guest {name}: {boot:?} by a fault of the emulation ({RACE} or a lost timer): once more"
-            );
-            tries += 1;
+            self.count_fault(boot, &mut tries);
             if boot == Boot::Stalled {
                 self.qmp("system_reset", serde_json::json!({}));
             } else {

@@ -1,15 +1,18 @@
 #![forbid(unsafe_code)]
 //! Frames of many flows through a router, plain and with their source translated.
 
+use std::path::Path;
+
 use anyhow::Result;
 
+use super::testpmd::connected;
 use super::vhost::{distance, enough_near, launch, note, promote_self};
 use super::{Arguments, Results, Sample, only, say, seconds};
 use crate::flows::{FlowGenerator, Measured, Traffic};
 use crate::frames::mac;
 use crate::guest::Flows;
 use crate::peers::layer3::{self, GATEWAYS};
-use crate::peers::{Flowgen, Kind, Running, Site, Task, Wiring, testpmd_available};
+use crate::peers::{Flowgen, Kind, Running, Site, Task, Wiring};
 
 /// Bytes of a frame without FCS.
 const SIZE: usize = 64;
@@ -213,28 +216,11 @@ fn flowgen(
     task: Task,
     results: &mut Results,
 ) -> Result<()> {
-    if !testpmd_available() {
-        say("SKIPPED testpmd's flowgen: dpdk-testpmd is not installed (dpdk-dev)");
-        results.absent.push("testpmd's flowgen: dpdk-testpmd is not installed".into());
-        return Ok(());
-    }
-    let mut entrants = Vec::new();
     let kinds = only(kinds, |kind| kind != Kind::Testpmd);
-    for mut running in launch(site, &kinds, &Wiring::layer3(task), results) {
-        running.resume()?;
-        let dir = site.scratch.join(format!("flowgen-{part}-{}", running.kind.name()));
-        std::fs::create_dir_all(&dir)?;
-        let guests = Flowgen::connect(site, &dir, running.sockets(), 1024);
-        running.pause()?;
-        match guests {
-            Ok(guests) => entrants.push((running, guests)),
-            Err(why) => {
-                let line = format!("flowgen on {}: {why:#}", running.kind.name());
-                say(&format!("FAILED {line}"));
-                results.failures.push(line);
-            }
-        }
-    }
+    let candidates = launch(site, &kinds, &Wiring::layer3(task), results);
+    let connect = |dir: &Path, running: &Running| Flowgen::connect(site, dir, running.sockets(), 1024);
+    let what = format!("flowgen-{part}");
+    let Some(mut entrants) = connected(site, &what, candidates, connect, results)? else { return Ok(()) };
     let first = results.samples.len();
     for round in 0..arguments.most_rounds() {
         if round >= arguments.rounds() && enough_near(&results.samples[first..], entrants.len(), arguments) {

@@ -1,6 +1,8 @@
 #![forbid(unsafe_code)]
 //! Frames between testpmd's virtio-user guests.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 
 use super::vhost::{distance, enough_near, launch, note};
@@ -27,27 +29,11 @@ pub(super) fn with_guests(
     arguments: &Arguments,
     results: &mut Results,
 ) -> Result<()> {
-    if !testpmd_available() {
-        say("SKIPPED testpmd's guests: dpdk-testpmd is not installed (dpdk-dev)");
-        results.absent.push("testpmd's guests: dpdk-testpmd is not installed".into());
-        return Ok(());
-    }
-    let mut pairs = Vec::new();
-    for mut candidate in candidates {
-        candidate.resume()?;
-        let dir = site.scratch.join(format!("guests-{part}-{}-{queues}", candidate.name()));
-        std::fs::create_dir_all(&dir)?;
-        let guests = TestpmdGuests::connect(site, &dir, candidate.sockets(), queues, candidate.guests);
-        candidate.pause()?;
-        match guests {
-            Ok(guests) => pairs.push((candidate, guests)),
-            Err(why) => {
-                let line = format!("testpmd's guests on {}: {why:#}", candidate.name());
-                say(&format!("FAILED {line}"));
-                results.failures.push(line);
-            }
-        }
-    }
+    let connect = |dir: &Path, candidate: &Running| {
+        TestpmdGuests::connect(site, dir, candidate.sockets(), queues, candidate.guests)
+    };
+    let what = format!("guests-{part}-{queues}");
+    let Some(mut pairs) = connected(site, &what, candidates, connect, results)? else { return Ok(()) };
     for &size in sizes {
         let first = results.samples.len();
         for round in 0..arguments.most_rounds() {
@@ -79,6 +65,40 @@ pub(super) fn with_guests(
         }
     }
     Ok(())
+}
+
+/// Each of these candidates, which are paused, with a testpmd that plays its guests; `None` if there is no testpmd. Those
+/// that cannot be connected are left out.
+pub(super) fn connected<G>(
+    site: &Site,
+    what: &str,
+    candidates: Vec<Running>,
+    connect: impl Fn(&Path, &Running) -> Result<G>,
+    results: &mut Results,
+) -> Result<Option<Vec<(Running, G)>>> {
+    if !testpmd_available() {
+        let why = format!("testpmd's {what}: dpdk-testpmd is not installed (dpdk-dev)");
+        say(&format!("SKIPPED {why}"));
+        results.absent.push(why);
+        return Ok(None);
+    }
+    let mut pairs = Vec::new();
+    for mut candidate in candidates {
+        candidate.resume()?;
+        let dir = site.scratch.join(format!("{what}-{}", candidate.name()));
+        std::fs::create_dir_all(&dir)?;
+        let guests = connect(&dir, &candidate);
+        candidate.pause()?;
+        match guests {
+            Ok(guests) => pairs.push((candidate, guests)),
+            Err(why) => {
+                let line = format!("testpmd's {what} on {}: {why:#}", candidate.name());
+                say(&format!("FAILED {line}"));
+                results.failures.push(line);
+            }
+        }
+    }
+    Ok(Some(pairs))
 }
 
 fn measure(

@@ -124,34 +124,23 @@ pub(super) fn adaptive_beside_busy(site: &Site, arguments: &Arguments, results: 
 /// own guests and testpmd's.
 pub(super) fn packed_beside_split(site: &Site, arguments: &Arguments, results: &mut Results) -> Result<()> {
     let packed = features::RING_PACKED;
-    let launch = || {
-        let layouts = [(0, "split"), (packed | features::IN_ORDER, "in-order"), (packed, "shunt")];
-        layouts.map(|(features, name)| {
-            let mut candidate = Kind::Shunt.launch(site, &Wiring::pair(1))?;
-            candidate.rename(name);
-            candidate.guests = features;
-            candidate.pause()?;
-            Ok(candidate)
-        })
-    };
+    let mut running = Vec::new();
+    for (features, name) in [(0, "split"), (packed | features::IN_ORDER, "in-order"), (packed, "shunt")] {
+        let mut candidate = Kind::Shunt.launch(site, &Wiring::pair(1))?;
+        candidate.rename(name);
+        candidate.guests = features;
+        candidate.pause()?;
+        running.push(candidate);
+    }
     let sizes = [64, 1514];
-    let mut running = launch().into_iter().collect::<Result<Vec<_>>>()?;
     for size in sizes {
         for (answer, guests) in [(Answer::Forward, "forward"), (Answer::Credit, "credit")] {
             let traffic = traffic(arguments, size, 1, answer);
             rounds(site, arguments, &mut running, "packed", guests, 1, &traffic, results)?;
         }
     }
-    drop(running);
-    testpmd::with_guests(
-        site,
-        "packed",
-        launch().into_iter().collect::<Result<_>>()?,
-        1,
-        &sizes,
-        arguments,
-        results,
-    )
+    // Our own guests have left: the ports take others.
+    testpmd::with_guests(site, "packed", running, 1, &sizes, arguments, results)
 }
 
 #[expect(clippy::too_many_arguments, reason = "one caller a part, each argument a column of the results")]

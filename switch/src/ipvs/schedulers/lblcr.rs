@@ -52,9 +52,11 @@ impl Set {
 
     /// Adds a server to a set that may have `room` of them.
     fn insert(&mut self, server: &Arc<Destination>, room: usize, now: u32) {
-        let known = self.members.iter().any(|member| Arc::ptr_eq(member, server));
+        if self.members.iter().any(|member| Arc::ptr_eq(member, server)) {
+            return;
+        }
         let there = self.members.iter().filter(|member| member.is_available()).count();
-        if !known && there < room && self.members.len() < self.members.capacity() {
+        if there < room && self.members.len() < self.members.capacity() {
             self.members.push(Arc::clone(server));
             self.changed = now;
         }
